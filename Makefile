@@ -1,0 +1,37 @@
+# `make demo` and `make test` set up what they need in .venv; PYTHON=python3.12 chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := data/demo
+DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
+	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
+
+.PHONY: setup demo test lint format clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	touch $@
+
+demo: setup
+	$(RUN) demo.py --out $(DEMO)
+	$(RUN) train.py --recipe demo $(DEMO_FLAGS) --overwrite
+	$(RUN) predict.py $(DEMO_FLAGS)
+	@echo "The graphs are in graph/, the run is in runs/demo, the generated images are in $(DEMO)."
+
+test: setup
+	$(RUN) -m pytest
+
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) cache data/demo runs/demo .pytest_cache .ruff_cache .mypy_cache

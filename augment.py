@@ -1,0 +1,88 @@
+"""Random views of a batch, on the batch's own device: draw the parameters of each image, then apply them.
+
+Drawing takes a generator and no pixels, applying takes no chance: the same views of the same images are the
+same pixels, on any number of processes. Both classes go through the same views.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MAX_SHIFT = 0.1  # of the image's side, each way
+SCALE = (0.8, 1.25)  # size of the lesion against the original, log-uniform
+BRIGHTNESS = CONTRAST = 0.2  # factors from 1 - this to 1 + this
+COLOUR = 0.1  # each channel's own factor, from 1 - this to 1 + this: a shift of the white balance
+
+
+@dataclass(frozen=True)
+class Views:
+    """How each of B images is to be shown.
+
+    affine : float32 (B, 2, 3), output position to input position, both in -1..1 (x, y), as in F.affine_grid
+    gain : float32 (B, 3), factor of each colour channel
+    contrast : float32 (B,), factor of the distance from the image's mean
+    """
+
+    affine: Tensor
+    gain: Tensor
+    contrast: Tensor
+
+    def __getitem__(self, rows: slice) -> Views:
+        """Return the views of some of the images."""
+        return Views(self.affine[rows], self.gain[rows], self.contrast[rows])
+
+    def to(self, device: torch.device) -> Views:
+        """Return the views on a device, without waiting for the copy."""
+        affine, gain, contrast = (
+            part.to(device, non_blocking=True) for part in (self.affine, self.gain, self.contrast)
+        )
+        return Views(affine, gain, contrast)
+
+
+def draw_views(n: int, generator: torch.Generator) -> Views:
+    """Draw the views of n images: flip, turn by any angle, scale, shift, brightness, contrast, colour."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(n, *shape, generator=generator) * (high - low) + low
+
+    angle = uniform(-math.pi, math.pi)
+    flip = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1.0
+    zoom = torch.exp(-uniform(math.log(SCALE[0]), math.log(SCALE[1])))
+    # the range is -1..1, two units wide: a shift by a share of the side is twice that
+    shift = uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT, 2)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    # a turn with one flip reaches every mirror image: a flip up-down is a flip left-right turned by half
+    affine = torch.stack([flip * cos, -flip * sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
+    brightness = uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, 1)
+    gain = brightness * uniform(1 - COLOUR, 1 + COLOUR, 3)
+    return Views(affine, gain, uniform(1 - CONTRAST, 1 + CONTRAST))
+
+
+def apply_views(images: Tensor, views: Views) -> Tensor:
+    """Return the views of images; what lies outside an image is its mirror image at the border.
+
+    Parameters
+    ----------
+    images : float tensor of shape (B, 3, S, S), in 0..1
+    views : of the same B images, on the same device
+
+    Returns
+    -------
+    float tensor of shape (B, 3, S, S), in 0..1, channels-last memory
+    """
+    grid = F.affine_grid(views.affine.to(images.dtype), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    scale = (views.gain * views.contrast[:, None])[:, :, None, None].to(images.dtype)
+    mean = (moved.mean(dim=(2, 3)) * views.gain).mean(dim=1)[:, None, None, None]  # of the brightened image
+    offset = mean * (1 - views.contrast)[:, None, None, None].to(images.dtype)
+    return torch.addcmul(offset, moved, scale).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Return uint8 images (B, S, S, 3) as float32 (B, 3, S, S) in 0..1, in channels-last memory (no copy)."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)

@@ -1,0 +1,301 @@
+"""All settings, in one place: edit the paths below, then run `python train.py` and `python predict.py`.
+
+Every field is also a flag (`train_image` is `--train-image`), so a setting can be changed for one run without
+an edit; `python train.py --help` lists them with their defaults. Precedence, weakest first: the defaults below,
+`--config FILE`, `--recipe NAME`, the other flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class InputError(ValueError):
+    """The user's input (a file, a flag, a setting) is wrong; the message says what, where and what to do.
+
+    Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback.
+    """
+
+
+Allowed = tuple[str, Callable[[Any], bool]]  # in words for the error message, and as a test
+
+
+def between(low: float, high: float) -> Allowed:
+    """Allow numbers from low to high, both included."""
+    return f"from {low} to {high}", lambda value: low <= value <= high
+
+
+POSITIVE: Allowed = ("a finite number above 0", lambda value: 0 < value < math.inf)
+ZERO_OR_MORE: Allowed = ("0 or more", lambda value: value >= 0)
+ONE_OR_MORE: Allowed = ("1 or more", lambda value: value >= 1)
+
+
+def opt(
+    default: Any,
+    help: str,
+    *,
+    machine: bool = False,
+    choices: Sequence[str] | None = None,
+    allowed: Allowed | None = None,
+) -> Any:
+    """Return a dataclass field whose help text is also the text of its flag.
+
+    `machine` marks a field that belongs to this machine (paths, device) rather than to the experiment:
+    `predict.py` takes the experiment from the checkpoint and only the machine's fields from here.
+    """
+    if choices:
+        allowed = ("one of " + ", ".join(choices), lambda value: value in choices)
+    metadata = {"help": help, "machine": machine, "choices": choices, "allowed": allowed}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of one run.
+
+    With the defaults (recipe `baseline`, the published outline's hyperparameters) and ISIC 2020, an epoch has
+    52,066 pairs; README.md states what the recipes reach and how long they take.
+    """
+
+    # Where things are on this machine: edit these.
+    train_image: Path = opt(Path("data/train"), "folder holding <image_name>.jpg", machine=True)
+    train_labels: Path = opt(
+        Path("data/ISIC_2020_Training_GroundTruth.csv"),
+        "CSV with image_name and target or diagnosis",
+        machine=True,
+    )
+    test_image: Path = opt(
+        Path("data/test"), "folder of the challenge's test images (no labels)", machine=True
+    )
+    test_labels: Path = opt(
+        Path("data/ISIC_2020_Test_Metadata.csv"), "CSV naming the test images", machine=True
+    )
+    duplicates: Path | None = opt(
+        None,
+        "ISIC_2020_Training_Duplicates.csv: one image of each pair is kept (none: all are kept)",
+        machine=True,
+    )
+    cache_dir: Path = opt(Path("cache"), "decoded images are kept here", machine=True)
+    run_dir: Path = opt(Path("runs/siamese"), "checkpoints, log and predictions of this run", machine=True)
+    graph_dir: Path = opt(Path("graph"), "figures are written here", machine=True)
+
+    # How this machine is used.
+    device: str = opt(
+        "auto", "cuda, cuda:1, mps or cpu; auto takes the first of these that is there", machine=True
+    )
+    workers: int = opt(
+        0, "threads that decode images (0: one for each core)", machine=True, allowed=ZERO_OR_MORE
+    )
+    skip_unreadable: bool = opt(False, "leave images out that cannot be decoded", machine=True)
+
+    # What is trained: the experiment, stored in its checkpoint.
+    image_size: int = opt(128, "side in pixels to which every image is resized", allowed=between(32, 1024))
+    embedding_dim: int = opt(
+        128, "length of the embedding vector", allowed=("2 or more", lambda value: value >= 2)
+    )
+    margin: float = opt(0.5, "distance past which unlike pairs add no loss", allowed=POSITIVE)
+    batch_size: int = opt(256, "pairs in a training step", allowed=ONE_OR_MORE)
+    learning_rate: float = opt(1e-4, "step size of Adam", allowed=POSITIVE)
+    epochs: int = opt(12, "passes over all pairs", allowed=ONE_OR_MORE)
+    split: str = opt(
+        "patient",
+        "patient: 5 folds with no patient on two sides; published: by image, to reproduce published figures",
+        choices=("patient", "published"),
+    )
+    fold: int = opt(
+        0,
+        "patient split: fold k tests, fold k+1 validates, the other three train (0 to 4)",
+        allowed=between(0, 4),
+    )
+    split_seed: int = opt(
+        0, "seed of the split, apart from the seed of the training", allowed=between(0, 2**32 - 1)
+    )
+    backbone: str = opt("conv3", "embedding network", choices=("conv3",))
+    augment: bool = opt(True, "show each image through a random view (both classes alike)")
+    precision: str = opt(
+        "auto",
+        "float32, or bfloat16 autocast; auto: bfloat16 where the device computes it natively",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    seed: int = opt(0, "seed of weights, pairs and views", allowed=between(0, 2**63 - 1))
+
+    def __post_init__(self) -> None:
+        problems = []
+        kinds = _types()
+        for item in dataclasses.fields(self):
+            value, allowed = getattr(self, item.name), item.metadata["allowed"]
+            if not _is_a(value, kinds[item.name]):
+                problems.append(f"{item.name} is {value!r}: it must be of type {_name(kinds[item.name])}")
+            elif allowed and not allowed[1](value):
+                problems.append(f"{item.name} is {value!r}: it must be {allowed[0]}")
+        if self.split == "published" and self.fold != 0:
+            problems.append(f"fold is {self.fold!r}: it must be 0 with the published split")
+        if problems:
+            raise InputError("; ".join(problems))
+
+
+# A recipe is a named set of overrides. `baseline` is the published outline's own hyperparameters.
+RECIPES: dict[str, dict[str, Any]] = {
+    "baseline": {
+        "image_size": 128,
+        "embedding_dim": 128,
+        "margin": 0.5,
+        "batch_size": 256,
+        "learning_rate": 1e-4,
+        "epochs": 12,
+        "backbone": "conv3",
+    },
+    # Small pictures, few of them, a fast start: for generated images (`make demo`).
+    "demo": {"image_size": 64, "batch_size": 64, "learning_rate": 1e-3, "epochs": 20},
+}
+
+
+def is_machine(name: str) -> bool:
+    """Whether a field belongs to the machine (True) or to the experiment (False)."""
+    return bool(Config.__dataclass_fields__[name].metadata["machine"])
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the settings as JSON values (paths as text)."""
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(config).items()
+    }
+
+
+def from_dict(values: Mapping[str, Any], source: str) -> Config:
+    """Return the settings that `to_dict` or a JSON file gave; `source` names it in errors.
+
+    Raises
+    ------
+    InputError : a name that is no setting, or a value of the wrong type or range
+    """
+    kinds = _types()
+    unknown = sorted(set(values) - set(kinds))
+    if unknown:
+        raise InputError(f"{source}: unknown settings {', '.join(unknown)}")
+    parsed = {}
+    for name, value in values.items():
+        if isinstance(value, str) and Path in _members(kinds[name]):
+            value = Path(value)
+        elif kinds[name] is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)  # JSON has one kind of number
+        parsed[name] = value
+    try:
+        return Config(**parsed)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def experiment(config: Config) -> dict[str, Any]:
+    """Return the fields that define the experiment, as JSON values."""
+    return {name: value for name, value in to_dict(config).items() if not is_machine(name)}
+
+
+def with_machine(stored: Mapping[str, Any], machine: Config, source: str) -> Config:
+    """Return the stored experiment on this machine: its paths and device come from `machine`."""
+    here = {name: value for name, value in to_dict(machine).items() if is_machine(name)}
+    return from_dict({**stored, **here}, source)
+
+
+def add_flags(parser: argparse.ArgumentParser, only_machine: bool = False) -> None:
+    """Add a flag for each field (`only_machine`: for the machine's fields alone), `--config` and `--recipe`."""
+    if not only_machine:
+        parser.add_argument("--recipe", choices=sorted(RECIPES), help="named set of overrides")
+        parser.add_argument("--config", type=Path, metavar="FILE", help="config.json of an earlier run")
+    kinds = _types()
+    for item in dataclasses.fields(Config):
+        if only_machine and not item.metadata["machine"]:
+            continue
+        settings: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": f"{item.metadata['help']} (default: {_text(item.default)})".replace("%", "%%"),
+        }
+        if kinds[item.name] is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        else:
+            settings["type"] = _reader(kinds[item.name])
+            settings["choices"] = item.metadata["choices"]
+            settings["metavar"] = None if item.metadata["choices"] else _name(kinds[item.name]).upper()
+        parser.add_argument(f"--{item.name.replace('_', '-')}", **settings)
+
+
+def from_flags(arguments: argparse.Namespace) -> Config:
+    """Return the settings that the parsed command line asks for."""
+    kinds = _types()
+    flags = {name: value for name, value in vars(arguments).items() if name in kinds}
+    base: dict[str, Any] = {}
+    if getattr(arguments, "config", None):
+        base = _read_json(arguments.config)
+    if getattr(arguments, "recipe", None):
+        base |= RECIPES[arguments.recipe]
+    merged = from_dict(base, str(arguments.config)) if base else Config()
+    return dataclasses.replace(merged, **flags)
+
+
+def run_script(main: Callable[[], None]) -> typing.NoReturn:
+    """Run a script's `main` and exit: 0, or 2 with one line on standard error for bad input."""
+    try:
+        main()
+    except (InputError, FileNotFoundError) as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--config {path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} holds no settings: pass a run's config.json")
+    return values
+
+
+def _types() -> dict[str, Any]:
+    return typing.get_type_hints(Config)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _is_a(value: Any, annotation: Any) -> bool:
+    for kind in _members(annotation):
+        if kind is Path and isinstance(value, Path):
+            return True
+        if type(value) is kind:  # exactly: True is no int here
+            return True
+    return False
+
+
+def _name(annotation: Any) -> str:
+    names = [kind.__name__.replace("NoneType", "none") for kind in _members(annotation)]
+    return " or ".join(names).lower()
+
+
+def _reader(annotation: Any) -> Callable[[str], Any]:
+    if Path not in _members(annotation):
+        return annotation
+    optional = type(None) in _members(annotation)
+
+    def path(text: str) -> Path | None:
+        return None if optional and text.lower() in ("", "none") else Path(text)
+
+    return path
+
+
+def _text(default: Any) -> str:
+    return str(default).lower() if default is None or isinstance(default, bool) else str(default)

@@ -1,0 +1,437 @@
+"""Who is where and who meets whom: label table, duplicates, split, balanced pairs.
+
+`python dataset.py` prints the summary of what config.py points at (`--json`: as JSON).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from config import Config, InputError, add_flags, from_flags, run_script
+from images import ImageCache, find_images
+
+PARTS = ("train", "validation", "test")
+N_FOLDS = 5
+PUBLISHED_TEST_SHARE = 0.2
+PUBLISHED_VALIDATION_SHARE = 0.125  # of the training part: a tenth of all images
+PUBLISHED_LEAST = 20  # of each class: two in validation
+
+
+# --- label table ---
+
+
+def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
+    """Read a label CSV: one row an image, in the file's order.
+
+    Understands the ISIC 2020 ground truth, its v2, the Kaggle train.csv, and any CSV with `image_name` plus
+    `target` (0 or 1) or `diagnosis` (melanoma or anything else).
+
+    Returns
+    -------
+    columns image_name (str), patient_id (str; an image without one is its own patient), label (int, 1 melanoma),
+    sex, site (str, "" where blank), age (float, NaN where blank)
+
+    Raises
+    ------
+    InputError : no such file, missing column, no rows, bad names or labels; the message names the rows
+    """
+    table = _read_csv(path, argument)
+    where = f"{argument} {path}"
+    if "image_name" not in table:
+        raise InputError(f"{where} has no column image_name: its columns are {', '.join(table.columns)}")
+    if table.empty:
+        raise InputError(f"{where} has no rows")
+    names = table["image_name"]
+    _refuse_rows(
+        where,
+        "image_name is not a plain file name",
+        names,
+        names.str.contains(r"[/\\\x00]") | names.isin(["", ".", ".."]),
+    )
+    labels = _labels(table, where)
+    _refuse_rows(
+        where, "rows of one image_name differ in label", names, labels.groupby(names).transform("nunique") > 1
+    )
+    blank = pd.Series("", index=table.index)
+    patients = table.get("patient_id", blank)
+    result = pd.DataFrame(
+        {
+            "image_name": names,
+            "patient_id": patients.where(patients != "", "image:" + names),
+            "label": labels,
+            "sex": table.get("sex", blank),
+            "age": pd.to_numeric(table.get("age_approx", blank), errors="coerce").astype(float),
+            "site": table.get("anatom_site_general_challenge", blank),
+        }
+    )
+    return result.drop_duplicates("image_name").reset_index(drop=True)
+
+
+def read_duplicates(path: Path) -> list[tuple[str, str]]:
+    """Read the pairs of duplicate images (columns image_name_1, image_name_2)."""
+    table = _read_csv(path, "duplicates")
+    missing = [name for name in ("image_name_1", "image_name_2") if name not in table]
+    if missing:
+        raise InputError(f"duplicates {path} has no column {' and no '.join(missing)}")
+    return list(zip(table["image_name_1"], table["image_name_2"], strict=True))
+
+
+def drop_duplicates(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Keep one image, the first in the table, of each group that the pairs connect."""
+    position = {name: i for i, name in enumerate(table["image_name"])}
+    known = np.array([(position[a], position[b]) for a, b in pairs if a in position and b in position])
+    if not len(known):
+        return table
+    links = coo_array((np.ones(len(known)), known.T), shape=(len(table), len(table)))
+    group = pd.Series(connected_components(links, directed=False)[1], index=table.index)
+    return table[~group.duplicated()].reset_index(drop=True)
+
+
+def _read_csv(path: Path, argument: str) -> pd.DataFrame:
+    """Read a CSV as text, blank cells as "", surrounding spaces stripped."""
+    if not path.is_file():
+        flag = argument.replace("_", "-")
+        raise InputError(f"{argument} {path} does not exist: edit config.py or pass --{flag}")
+    try:
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False
+        )
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{argument} {path} is empty") from None
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise InputError(f"{argument} {path} is not a CSV: {error}") from None
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{argument} {path} is not a CSV: its rows have more fields than its header")
+    table.columns = table.columns.str.strip()
+    if table.columns.has_duplicates:
+        raise InputError(f"{argument} {path} has two columns of one name: {', '.join(table.columns)}")
+    table = table.apply(lambda column: column.str.strip())
+    return table[(table != "").any(axis=1)]  # without blank lines; the index still tells the line
+
+
+def _labels(table: pd.DataFrame, where: str) -> pd.Series:
+    """Return int labels from target, from diagnosis, or from both where they agree."""
+    names = table["image_name"]
+    if "target" not in table and "diagnosis" not in table:
+        raise InputError(f"{where} has no column target and no diagnosis: one of them is needed")
+    if "diagnosis" in table:
+        melanoma = table["diagnosis"].str.lower().str.startswith("melanoma")
+    if "target" not in table:
+        _refuse_rows(where, "diagnosis is blank", names, table["diagnosis"] == "")
+        return melanoma.astype(int)
+    target = pd.to_numeric(table["target"], errors="coerce")
+    _refuse_rows(where, "target is neither 0 nor 1", names, ~target.isin([0, 1]))
+    if "diagnosis" in table:
+        told = ~table["diagnosis"].str.lower().isin(["", "unknown"])
+        _refuse_rows(where, "target and diagnosis contradict", names, told & (melanoma != (target == 1)))
+    return target.astype(int)
+
+
+def _refuse_rows(where: str, problem: str, names: pd.Series, bad: pd.Series) -> None:
+    if bad.any():
+        # the header is line 1
+        rows = [f"line {i + 2} ({names[i]!r})" for i in names.index[bad][:5]]
+        more = f" and {bad.sum() - 5} more" if bad.sum() > 5 else ""
+        raise InputError(f"{where}: {problem} in {', '.join(rows)}{more}")
+
+
+# --- split ---
+
+
+def split_patients(table: pd.DataFrame, fold: int, seed: int) -> np.ndarray:
+    """Split by patient: of 5 stratified folds, `fold` tests, the next one validates, the other three train.
+
+    Returns
+    -------
+    part of each row, str of shape (N,): train, validation or test; no patient is in two parts
+
+    Raises
+    ------
+    InputError : a class with fewer than 5 patients, or a part that one class is absent from
+    """
+    for label, name in ((1, "melanoma"), (0, "benign")):
+        patients = table.loc[table["label"] == label, "patient_id"].nunique()
+        if patients < N_FOLDS:
+            raise InputError(f"{patients} patients have {name} images: a split by patient needs {N_FOLDS}")
+    folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
+    held_out = [test for _, test in folds.split(table, table["label"], groups=table["patient_id"])]
+    parts = np.full(len(table), "train", dtype="<U10")
+    parts[held_out[fold]] = "test"
+    parts[held_out[(fold + 1) % N_FOLDS]] = "validation"
+    return parts
+
+
+def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
+    """Split by image as the published outline did: 80 % train, 20 % test, stratified by class.
+
+    One patient can be on both sides, so this reproduces published figures and estimates nothing. Validation is
+    cut from the training part, an eighth of it. Returns and raises as `split_patients`.
+    """
+    fewest = int(min((table["label"] == 0).sum(), (table["label"] == 1).sum()))
+    if fewest < PUBLISHED_LEAST:
+        raise InputError(
+            f"one class has {fewest} images: a split by image needs {PUBLISHED_LEAST} of each class"
+        )
+    rows = np.arange(len(table))
+    labels = table["label"].to_numpy()
+    train, test = train_test_split(rows, test_size=PUBLISHED_TEST_SHARE, stratify=labels, random_state=seed)
+    _, validation = train_test_split(
+        train, test_size=PUBLISHED_VALIDATION_SHARE, stratify=labels[train], random_state=seed
+    )
+    parts = np.full(len(table), "train", dtype="<U10")
+    parts[test] = "test"
+    parts[validation] = "validation"
+    return parts
+
+
+def split_table(table: pd.DataFrame, split: str, fold: int, seed: int) -> pd.DataFrame:
+    """Return the table with a column `part`, each part holding enough of both classes to be used.
+
+    Raises
+    ------
+    InputError : one class only, or too few images of a class in a part
+    """
+    for label, name in ((1, "melanoma"), (0, "benign")):
+        if not (table["label"] == label).any():
+            raise InputError(f"there is no {name} image: pairs need both classes")
+    parts = split_published(table, seed) if split == "published" else split_patients(table, fold, seed)
+    result = table.assign(part=parts)
+    check_parts(result)
+    return result
+
+
+def check_parts(table: pd.DataFrame) -> None:
+    """Raise InputError unless train and validation have two images of each class, test one."""
+    for part, least in zip(PARTS, (2, 2, 1), strict=True):
+        counts = table.loc[table["part"] == part, "label"].value_counts()
+        for label, name in ((1, "melanoma"), (0, "benign")):
+            if counts.get(label, 0) < least:
+                raise InputError(
+                    f"the {part} part has {counts.get(label, 0)} {name} images, it needs {least}: "
+                    "there are too few images or patients to split"
+                )
+
+
+# --- what a run uses ---
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """The label table of a run, split, and what was found on the way to it."""
+
+    table: pd.DataFrame  # as read_labels, plus part
+    paths: dict[str, Path]  # image file of each name; empty when only the CSV was looked at
+    counts: dict[
+        str, int | None
+    ]  # labels, images without a label, labels without an image, duplicates dropped
+
+
+def load_lesions(config: Config, need_images: bool = True) -> Lesions:
+    """Read the labels, match them with the image files, drop duplicates, split.
+
+    need_images : False works from the CSV alone where the image folder is not there
+    """
+    table = read_labels(config.train_labels)
+    counts: dict[str, int | None] = {"labels": len(table)}
+    paths: dict[str, Path] = {}
+    if need_images or config.train_image.is_dir():
+        paths = find_images(config.train_image)
+        has_image = table["image_name"].isin(list(paths))
+        counts["labels_without_image"] = int((~has_image).sum())
+        counts["images_without_label"] = len(paths) - int(has_image.sum())
+        if not has_image.any():
+            raise InputError(
+                f"train_image {config.train_image} has none of the {len(table):,} images that "
+                f"{config.train_labels} names: check both in config.py"
+            )
+        table = table[has_image].reset_index(drop=True)
+        paths = {name: paths[name] for name in sorted(table["image_name"])}
+    else:
+        counts["labels_without_image"] = counts["images_without_label"] = None  # not looked at
+    before = len(table)
+    if config.duplicates is not None:
+        table = drop_duplicates(table, read_duplicates(config.duplicates))
+    counts["duplicates_dropped"] = before - len(table)
+    table = split_table(table, config.split, config.fold, config.split_seed)
+    return Lesions(table, {name: paths[name] for name in sorted(table["image_name"]) if paths}, counts)
+
+
+def without_images(table: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
+    """Return a split table without some images, the others in the parts they were in; checks the parts."""
+    kept = table[~table["image_name"].isin(list(names))].reset_index(drop=True)
+    check_parts(kept)
+    return kept
+
+
+def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
+    """Return the counts of a run's lesions as JSON values."""
+    table = lesions.table
+
+    def count(rows: pd.DataFrame) -> dict[str, int]:
+        melanoma = int(rows["label"].sum())
+        return {
+            "images": len(rows),
+            "melanoma": melanoma,
+            "benign": len(rows) - melanoma,
+            "patients": rows["patient_id"].nunique(),
+        }
+
+    train = table[table["part"] == "train"]
+    summary: dict[str, Any] = {
+        "train_labels": str(config.train_labels),
+        **count(table),
+        **lesions.counts,
+        "split": config.split,
+        "fold": config.fold,
+        "splits": {part: count(table[table["part"] == part]) for part in PARTS},
+        "oversampling_factor": round(oversampling_factor(train["label"].to_numpy()), 3),
+        "pairs_per_epoch": 2 * int(max((train["label"] == 0).sum(), (train["label"] == 1).sum())),
+    }
+    if config.split == "published":  # as published, before validation is cut from the training part
+        summary["published_split"] = {
+            "training": count(table[table["part"] != "test"]),
+            "test": count(table[table["part"] == "test"]),
+        }
+    return summary
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return a summary as text, a line for each count."""
+    missing = summary["labels_without_image"]
+    lines = [
+        f"{summary['images']:,} images of {summary['patients']:,} patients: {summary['melanoma']:,} melanoma, "
+        f"{summary['benign']:,} benign (from {summary['labels']:,} labels)",
+        f"duplicates dropped: {summary['duplicates_dropped']:,}",
+        "image folder not there: files not checked"
+        if missing is None
+        else f"labels without an image: {missing:,}; images without a label: "
+        f"{summary['images_without_label']:,}",
+    ]
+    rows = [(f"split {summary['split']!r}", summary["splits"])]
+    if "published_split" in summary:
+        rows.append(("as published, validation still in training", summary["published_split"]))
+    for title, parts in rows:
+        lines.append(f"{title}:")
+        lines += [
+            f"  {part:<10} {c['images']:>7,} images  {c['melanoma']:>5,} melanoma  {c['benign']:>7,} benign  "
+            f"{c['patients']:>6,} patients"
+            for part, c in parts.items()
+        ]
+    lines.append(
+        f"oversampling factor {summary['oversampling_factor']:.1f} (benign : melanoma in train), "
+        f"{summary['pairs_per_epoch']:,} pairs an epoch"
+    )
+    return "\n".join(lines)
+
+
+# --- pairs ---
+
+
+def oversampling_factor(labels: np.ndarray) -> float:
+    """Return benign : melanoma, how often each melanoma is shown for each benign image."""
+    return float((labels == 0).sum() / (labels == 1).sum())
+
+
+def sample_pairs(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the pairs of one epoch, balanced in both senses.
+
+    The larger class appears once each as the first of a pair; the smaller class as often in total, each image
+    equally often but for the remainder. Half of the pairs of each class (to within one) are of one label. The
+    second image is drawn uniformly from its class and is never the first. The order is random.
+
+    Parameters
+    ----------
+    labels : int array of shape (N,), 1 melanoma, 0 benign; two or more of each
+    rng : source of every draw
+
+    Returns
+    -------
+    pairs : int64 array of shape (P, 2), rows of `labels`; P = 2 max(benign, melanoma)
+    same : bool array of shape (P,), True where both have one label
+    """
+    members = [np.flatnonzero(labels == label) for label in (0, 1)]
+    if min(map(len, members)) < 2:
+        raise ValueError(f"pairs need 2 images of each class, got {[len(m) for m in members]}")
+    each = max(map(len, members))
+    firsts, seconds, sames = [], [], []
+    for own, other in (members, members[::-1]):
+        place = _spread(len(own), each, rng)  # place within the class, so that a partner can skip it
+        same = rng.permutation(each) < each // 2
+        alike = rng.integers(0, len(own) - 1, each)
+        alike += alike >= place  # uniform over the class without the image itself
+        unlike = rng.integers(0, len(other), each)
+        firsts.append(own[place])
+        seconds.append(np.where(same, own[alike], other[unlike]))
+        sames.append(same)
+    order = rng.permutation(2 * each)
+    pairs = np.stack([np.concatenate(firsts), np.concatenate(seconds)], axis=1)
+    return pairs[order], np.concatenate(sames)[order]
+
+
+def _spread(n: int, total: int, rng: np.random.Generator) -> np.ndarray:
+    """Return 0..n-1 repeated to `total`, the remainder drawn without replacement; int64 of shape (total,)."""
+    whole = np.tile(np.arange(n), total // n)
+    return np.concatenate([whole, rng.permutation(n)[: total % n]])
+
+
+class PairDataset:
+    """The pairs of one epoch as a map-style data set, for a loop of one's own or for torch's DataLoader.
+
+    It looks pairs up and never draws: item i is always the same. A batch comes ready made from `__getitems__`, so
+    a DataLoader needs a `collate_fn` that takes it as it is.
+
+    Parameters
+    ----------
+    cache : decoded images
+    rows : int64 array of shape (N,), cache row of each image
+    pairs, same : as from `sample_pairs`, indices into `rows`
+    """
+
+    def __init__(self, cache: ImageCache, rows: np.ndarray, pairs: np.ndarray, same: np.ndarray) -> None:
+        self.cache = cache
+        self.rows = rows
+        self.pairs = pairs
+        self.same = same
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Return (first, second, same) of pair i: uint8 (S, S, 3) twice and a bool."""
+        first, second = self.cache.pixels[self.rows[self.pairs[i]]]
+        return first, second, bool(self.same[i])
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a batch: uint8 (B, S, S, 3) twice and bool (B,)."""
+        rows = self.rows[self.pairs[indices]]
+        return self.cache.pixels[rows[:, 0]], self.cache.pixels[rows[:, 1]], self.same[indices]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(description="Print what config.py points at.", allow_abbrev=False)
+    add_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    config = from_flags(arguments)
+    summary = summarise(load_lesions(config, need_images=False), config)
+    print(json.dumps(summary, indent=2) if arguments.json else describe(summary))
+
+
+if __name__ == "__main__":
+    run_script(main)

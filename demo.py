@@ -1,0 +1,317 @@
+"""Write a small synthetic data set in ISIC 2020's own layout, so that everything runs without the real 23 GB.
+
+    python demo.py --out data/demo --images 900 --seed 0
+
+    <out>/train/<image_name>.jpg   ISIC_2020_Training_GroundTruth.csv, ISIC_2020_Training_Duplicates.csv
+    <out>/test/<image>.jpg         ISIC_2020_Test_Metadata.csv (no labels)
+
+The pictures follow the ABCD rule of dermoscopy: a melanoma is more asymmetric, has a more ragged border, more
+colours and a larger diameter than a benign lesion, on average and with overlap. Skin, light, lens, hairs and
+size in pixels know nothing of the class. What a network reaches here shows that the code works, not how well
+it does on skin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+# Pixels are computed as planes, shape (H, W) or (3, H, W): NumPy is slow where the last axis has length 3.
+Array = NDArray[np.float32]
+
+MIN_IMAGES = 60  # 6 melanomas: with fewer, a split leaves a part without any
+TEST_IMAGES = 40
+SIZES = ((640, 480), (480, 320), (400, 300), (320, 240))  # width, height in pixels
+
+# Second word of a random stream's name, after the seed. Pictures have a third word; NumPy pads names with
+# zeros, so the table can't share a second word with them.
+TABLE, TRAIN, TEST = 1, 2, 3
+
+FAIR, DARK = np.array([236, 192, 174], np.float32), np.array([176, 124, 98], np.float32)  # skin, RGB
+# How strongly one unit of pigment absorbs red, green and blue light, shape (3, 1, 1).
+BROWN = np.array([0.55, 1.0, 1.25], np.float32)[:, None, None]  # melanin near the surface
+BLUE = np.array([1.35, 1.05, 0.9], np.float32)[:, None, None]  # melanin deep in the skin looks blue-grey
+RED = np.array([0.15, 0.95, 0.75], np.float32)[:, None, None]  # blood
+
+SITES = ("torso", "lower extremity", "upper extremity", "head/neck", "palms/soles", "oral/genital")
+SITE_SHARE = (0.52, 0.26, 0.15, 0.05, 0.01, 0.01)
+TRUTH_HEADER = (
+    "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
+)
+DUPLICATES_HEADER = "image_name_1,image_name_2"
+TEST_HEADER = "image,patient,age_approx,anatom_site_general,sex"
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What is known of one picture before it is drawn; blank strings are unknown, as in ISIC 2020."""
+
+    name: str
+    patient: str
+    sex: str
+    age: str
+    site: str
+    diagnosis: str
+    tone: Sequence[float]  # 3 numbers: bare skin of its patient, RGB in [0, 255]
+    stream: tuple[int, int, int]  # names the generator that draws it
+
+    @property
+    def melanoma(self) -> bool:
+        return self.diagnosis == "melanoma"
+
+
+def patches(rng: np.random.Generator, width: int, height: int, cells: int) -> Array:
+    """Smooth random field, shape (H, W), mean 0, deviation about 1, `cells` knots along the short side."""
+    short = min(width, height)
+    knots = rng.standard_normal((cells * height // short + 1, cells * width // short + 1), np.float32)
+    field = np.asarray(Image.fromarray(knots).resize((width, height), Image.Resampling.BICUBIC))
+    return (field / 0.7).astype(np.float32)  # interpolation takes about 30 % of the deviation
+
+
+def step(x: Array) -> Array:
+    """Smooth step from 0 to 1 about 0, of the shape of x."""
+    return (1 + np.tanh(x / 2)) / 2
+
+
+def abcd(rng: np.random.Generator, melanoma: bool) -> NDArray[np.float64]:
+    """Asymmetry, border, colours and diameter of one lesion, each in (0, 1); the classes overlap in each."""
+    return rng.beta(5, 2, 4) if melanoma else rng.beta(2, 5, 4)
+
+
+def depth_inside(rng: np.random.Generator, asymmetry: float, border: float, x: Array, y: Array) -> Array:
+    """How far inside the border each pixel lies, shape (H, W), < 0 outside; unit: the lesion's mean radius.
+
+    x, shape (W,), and y, shape (H, 1), are the distances to the right of and below its middle, in that unit.
+    """
+    turn, stretch = rng.uniform(0, np.pi), np.float32(rng.uniform(1, 1.25))
+    u = np.float32(np.cos(turn)) * x + np.float32(np.sin(turn)) * y
+    v = np.float32(np.cos(turn)) * y - np.float32(np.sin(turn)) * x
+    away = np.hypot(u * stretch, v / stretch)
+    angle = np.arctan2(v, u)
+    for lobes in (2, 3, 5):
+        size = (0.02 + 0.25 * asymmetry) * rng.normal() / lobes**0.5
+        away += np.float32(size) * np.cos(lobes * angle + np.float32(rng.uniform(0, 2 * np.pi)))
+    height, width = away.shape
+    ragged = patches(rng, width, height, 12) + np.float32(0.7) * patches(rng, width, height, 24)
+    return 1 - away + np.float32(0.02 + 0.14 * border) * ragged
+
+
+def pigment(rng: np.random.Generator, melanoma: bool, width: int, height: int) -> Array:
+    """Absorption of one lesion, shape (3, H, W), 0 on bare skin: exp(-absorption) of the light comes back."""
+    asymmetry, border, colours, diameter = abcd(rng, melanoma)
+    radius = np.float32((0.17 + 0.12 * diameter + rng.uniform(0, 0.12)) * min(width, height))
+    left, top = (rng.normal(0.5, 0.05, 2) * (width, height)).astype(np.float32)
+    x = (np.arange(width, dtype=np.float32) - left) / radius
+    y = (np.arange(height, dtype=np.float32)[:, None] - top) / radius
+    inside = depth_inside(rng, asymmetry, border, x, y)
+    cover = step(inside / np.float32(rng.uniform(0.04, 0.12)))
+
+    # The darkest part sits in the middle of a benign lesion and to one side of an asymmetric one.
+    side, tilt = rng.uniform(0, 2 * np.pi), asymmetry * rng.uniform(0.2, 0.7)
+    density = 1 + np.float32(tilt * np.cos(side)) * x + np.float32(tilt * np.sin(side)) * y
+    density += np.float32(rng.uniform(-0.3, 0.5)) * np.clip(inside, -1, 1)
+    density += np.float32(0.05 + 0.5 * colours) * patches(rng, width, height, 7)
+    density += np.float32(0.15) * patches(rng, width, height, 40)  # globules and network
+    shades = BROWN
+    for hue in (BLUE, RED):
+        share = np.float32(0.8 * colours) * step(4 * patches(rng, width, height, 6) - 2)
+        shades = shades + share * (hue - shades)
+    absorbed = cover * np.maximum(density, np.float32(0.1)) * shades
+
+    # A lesion of many colours takes as much light as one of its size in plain brown would: without this the
+    # mean colour of the picture would tell the class.
+    strength = rng.uniform(0.35, 1.0)
+    return absorbed * np.float32(strength * cover.sum() * BROWN.sum() / absorbed.sum())
+
+
+def hairs(rng: np.random.Generator, width: int, height: int) -> Array:
+    """Cover of dark hairs, shape (H, W), in [0, 1]; two pictures in three have none."""
+    picture = Image.new("L", (width, height))
+    if rng.random() > 0.35:
+        return np.asarray(picture, np.float32)
+    draw, t = ImageDraw.Draw(picture), np.linspace(0, 1, 24)[:, None]
+    for _ in range(rng.integers(3, 18)):
+        start, bend, end = rng.uniform(-0.2, 1.2, (3, 2)) * (width, height)
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * (start + bend + end) / 3 + t**2 * end
+        draw.line([tuple(point) for point in curve], fill=220, width=1 + height // 300)
+    cover: Array = np.asarray(picture.filter(ImageFilter.GaussianBlur(height / 600)), np.float32)
+    return cover / np.float32(255)
+
+
+def light(rng: np.random.Generator, width: int, height: int) -> Array:
+    """Gain of lamp, white balance and lens, shape (3, H, W), about 1; some pictures have dark corners."""
+    x = np.linspace(-1, 1, width, dtype=np.float32)
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
+    across, down = rng.normal(0, 0.05, 2).astype(np.float32)
+    from_centre = np.hypot(x * np.float32(width / height), y)  # 1 at the long sides
+    gain = 1 + across * x + down * y - np.float32(rng.uniform(0, 0.08)) * from_centre**2
+    if rng.random() < 0.3:
+        edge = np.float32(rng.uniform(1.1, 1.5))
+        gain *= np.float32(0.06) + np.float32(0.94) * step((edge - from_centre) * 30)
+    balance = rng.normal(1, 0.07) * rng.normal(1, 0.03, (3, 1, 1))
+    return gain * balance.astype(np.float32)
+
+
+def lesion_image(
+    rng: np.random.Generator, melanoma: bool, width: int, height: int, tone: Sequence[float]
+) -> NDArray[np.uint8]:
+    """One synthetic dermoscopic picture.
+
+    Parameters
+    ----------
+    rng : source of all its randomness
+    melanoma : which class its lesion is drawn from
+    width, height : in pixels
+    tone : 3 numbers, RGB of the bare skin in [0, 255]
+
+    Returns
+    -------
+    uint8 array of shape (height, width, 3), RGB
+    """
+    absorbed = pigment(rng, melanoma, width, height)
+    for size, cells in ((0.03, 8), (0.02, 60)):  # mottled skin
+        absorbed += np.float32(size) * patches(rng, width, height, cells) * RED
+    seen = np.exp(-absorbed) * light(rng, width, height)
+    seen *= 1 - np.float32(0.8) * hairs(rng, width, height)
+    seen *= np.asarray(tone, np.float32)[:, None, None]
+    seen += np.float32(2.5) * rng.standard_normal((height, width), np.float32)  # grain
+    return np.ascontiguousarray(np.clip(seen, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+def jpeg(photo: Photo) -> bytes:
+    """The file of one picture, drawn from its own generator: the same bytes in any order, on any thread."""
+    rng = np.random.default_rng(photo.stream)
+    width, height = SIZES[rng.integers(len(SIZES))]
+    file = io.BytesIO()
+    picture = lesion_image(rng, photo.melanoma, width, height, photo.tone)
+    Image.fromarray(picture).save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+def draw_photos(
+    rng: np.random.Generator, numbers: NDArray[np.int64], n_melanoma: int, stream: tuple[int, int]
+) -> list[Photo]:
+    """Who and what is on each picture: 2 to 10 pictures a patient, `n_melanoma` melanomas, some blank cells.
+
+    Parameters
+    ----------
+    rng : source of all randomness
+    numbers : int array of shape (2, N): numbers for the names of the N pictures and of up to N patients
+    n_melanoma : how many of the N are melanomas
+    stream : seed and set; picture i gets its own generator, named by these and i
+    """
+    n = numbers.shape[1]
+    owner = np.repeat(np.arange(n), rng.integers(2, 10, n))[:n]
+    owner[-1] = owner[-2]  # nobody has a single picture
+    sex = rng.choice(["female", "male"], n)[owner]
+    age = np.clip(5 * np.round(rng.normal(10, 2.6, n)), 15, 90).astype(int).astype(str)[owner]
+    sex[owner == 0] = age[owner == 0] = ""
+    tone = (FAIR + rng.uniform(size=(n, 1)) ** 2 * (DARK - FAIR) + rng.normal(0, 4, (n, 3)))[owner]
+    site = rng.choice(SITES, n, p=SITE_SHARE)
+    site[rng.choice(n, 1 + n // 60, replace=False)] = ""
+    diagnosis = rng.choice(["unknown", "nevus", "melanoma"], n, p=[0.84, 0.16, 0])
+    diagnosis[rng.choice(n, n_melanoma, replace=False)] = "melanoma"
+    names = [f"ISIC_{number:07d}" for number in numbers[0]]
+    patients = [f"IP_{number:07d}" for number in numbers[1, owner]]
+    streams = [(*stream, i) for i in range(n)]
+    columns = (sex.tolist(), age.tolist(), site.tolist(), diagnosis.tolist(), tone.tolist())
+    return [Photo(*row) for row in zip(names, patients, *columns, streams, strict=True)]
+
+
+def csv_bytes(header: str, rows: Iterable[Sequence[str]]) -> bytes:
+    """A CSV file as ISIC writes it; no value holds a comma or needs quotes."""
+    return "".join(f"{line}\n" for line in [header, *map(",".join, rows)]).encode()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file unless it is right already, so that what was made from it stays newer than it."""
+    if not (path.is_file() and path.read_bytes() == content):
+        path.write_bytes(content)
+
+
+def write_demo(out: Path, n_images: int, seed: int) -> list[Photo]:
+    """Write the data set into folder `out` and return its training pictures in the order of the ground truth.
+
+    The same arguments give the same bytes. A folder that holds the same data set is completed or mended;
+    nothing is ever deleted.
+
+    Raises
+    ------
+    ValueError : n_images or seed is out of range
+    FileExistsError : `out` is a file or holds anything else
+    """
+    if n_images < MIN_IMAGES:
+        raise ValueError(f"--images is {n_images}: it must be {MIN_IMAGES} or more")
+    if seed < 0:
+        raise ValueError(f"--seed is {seed}: it must be 0 or more")
+    rng = np.random.default_rng([seed, TABLE])
+    numbers = rng.choice(10**7, (2, n_images + TEST_IMAGES), replace=False)
+    train = draw_photos(rng, numbers[:, 1:n_images], round(n_images / 10), (seed, TRAIN))
+    test = draw_photos(rng, numbers[:, n_images:], TEST_IMAGES // 10, (seed, TEST))
+
+    # As in ISIC 2020, one picture was handed in twice, under two names.
+    original = next(photo for photo in train if not photo.melanoma)
+    duplicate = replace(original, name=f"ISIC_{numbers[0, 0]:07d}")
+    train = [[*train, duplicate][i] for i in rng.permutation(n_images)]
+
+    # The ground truth is written first: by it a later run knows the folder as its own.
+    truth_path = out / "ISIC_2020_Training_GroundTruth.csv"
+    verdicts = {False: ("benign", "0"), True: ("malignant", "1")}
+    rows = [(p.name, p.patient, p.sex, p.age, p.site, p.diagnosis, *verdicts[p.melanoma]) for p in train]
+    truth = csv_bytes(TRUTH_HEADER, rows)
+    known = truth_path.is_file() and truth_path.read_bytes() == truth
+    if out.exists() and not known and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{out} is not an empty folder and not this demo: name another with --out")
+    for folder in ("train", "test"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    write_file(truth_path, truth)
+    pair = (original.name, duplicate.name)
+    write_file(out / "ISIC_2020_Training_Duplicates.csv", csv_bytes(DUPLICATES_HEADER, [pair]))
+    metadata = [(p.name, p.patient, p.age, p.site, p.sex) for p in test]
+    write_file(out / "ISIC_2020_Test_Metadata.csv", csv_bytes(TEST_HEADER, metadata))
+
+    # Threads, because NumPy and Pillow let go of Python's lock while they compute.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for folder, photos in (("train", train), ("test", test)):
+            for photo, content in zip(photos, pool.map(jpeg, photos), strict=True):
+                write_file(out / folder / f"{photo.name}.jpg", content)
+    return train
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Write a small synthetic data set in ISIC 2020's layout.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("data/demo"), help="folder to write into (%(default)s)")
+    add("--images", type=int, default=900, help="training images, 1 in 10 a melanoma (%(default)s)")
+    add("--seed", type=int, default=0, help="every picture and table follows from it (%(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the flags, write the data set, say what it holds."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        train = write_demo(args.out, args.images, args.seed)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(
+        f"{args.out}: {len(train)} training images ({sum(p.melanoma for p in train)} melanomas, "
+        f"{len({p.patient for p in train})} patients) and {TEST_IMAGES} test images without labels"
+    )
+
+
+if __name__ == "__main__":
+    main()

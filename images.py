@@ -1,0 +1,288 @@
+"""Pixels: each image file is decoded once into a cache on disk, and batches are gathered from there.
+
+The cache of one folder at one size is two files that only ever grow:
+
+    pixels.bin   64 bytes of header, then one uint8 (S, S, 3) block for each row
+    index.jsonl  a header line, then one line for each row: name, bytes, mtime_ns and, if it failed, error
+
+A row counts once its index line is whole, and that line is written after the row's pixels have reached the disk.
+So a build killed at any moment has lost at most the rows of its last commit, and the next build goes on from
+there; a changed source file gets a new row, which hides the old one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from config import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+FORMAT = "lesion-cache-1"
+HEADER_BYTES = 64
+COMMIT_ROWS = 256  # rows between two waits for the disk: a kill loses at most these
+SPARE_BYTES = 64 * 2**20  # left free on the cache's disk
+
+
+def find_images(folder: Path, argument: str = "train_image") -> dict[str, Path]:
+    """Return the image files of a folder by name without extension, sorted; any case of .jpg .jpeg .png.
+
+    Raises
+    ------
+    InputError : the folder is not there, or two files differ only in their extension
+    """
+    if not folder.is_dir():
+        flag = argument.replace("_", "-")
+        raise InputError(f"{argument} {folder} is not a folder: edit config.py or pass --{flag}")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in EXTENSIONS:
+            if path.stem in found:
+                raise InputError(f"{path} and {found[path.stem].name} have one name: remove one of them")
+            found[path.stem] = path
+    return found
+
+
+def decode_image(path: Path, size: int) -> np.ndarray:
+    """Return one image file as uint8 of shape (size, size, 3), RGB, upright, squashed to a square.
+
+    A JPEG is decoded at the smallest of its built-in scales that is at least twice the size wanted, then resized
+    with an antialiasing filter; benchmarks/decode.py measures what that saves and changes.
+    """
+    with Image.open(path) as image:
+        image.draft("RGB", (2 * size, 2 * size))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        elif "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        small = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(small)
+
+
+@dataclass(frozen=True)
+class ImageCache:
+    """Decoded images of one folder at one size.
+
+    pixels : uint8 memory map of shape (rows, S, S, 3); read-only in effect (copy on write)
+    row_of : row of each readable image, by name
+    errors : what was wrong with each unreadable image, by name
+    """
+
+    pixels: np.ndarray
+    row_of: Mapping[str, int]
+    errors: Mapping[str, str]
+
+    def rows(self, names: Iterable[str]) -> np.ndarray:
+        """Return the rows of named images, int64 of shape (len(names),)."""
+        return np.array([self.row_of[name] for name in names], dtype=np.int64)
+
+
+def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: int = 0) -> ImageCache:
+    """Return the cache of these image files, decoding only those that are new or have changed.
+
+    Parameters
+    ----------
+    paths : image file of each name, all in one folder; a cache is kept for each folder and size
+    size : side S in pixels
+    cache_dir : where caches are kept; made if it is not there
+    workers : decoding threads (Pillow decodes outside Python's lock); 0: one for each core
+
+    Raises
+    ------
+    InputError : too little room on the disk; the message says how much is needed
+    """
+    where = _cache_folder(paths, size, cache_dir)
+    stats = {name: _stat(path) for name, path in paths.items()}
+    state = _State.read(where, size)
+    if state.missing(stats):
+        try:
+            where.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cache_dir {cache_dir} cannot be made: {error}") from None
+        with FileLock(where / "lock"):  # a second process waits here and finds the work done
+            state = _State.read(where, size)
+            missing = state.missing(stats)
+            if missing:
+                _append(state, where, {name: paths[name] for name in missing}, stats, size, workers)
+                state = _State.read(where, size)
+    errors = {name: state.entries[name]["error"] for name in paths if "error" in state.entries[name]}
+    row_of = {name: state.entries[name]["row"] for name in paths if name not in errors}
+    return ImageCache(_map_pixels(where, state.rows, size), row_of, errors)
+
+
+def refuse_unreadable(errors: Mapping[str, str], skip: bool) -> None:
+    """Raise InputError if images could not be decoded, unless they are left out on purpose (`skip`)."""
+    if errors and not skip:
+        listed = "; ".join(f"{name}: {error}" for name, error in sorted(errors.items()))
+        raise InputError(
+            f"{len(errors)} images cannot be read, replace them or pass --skip-unreadable: {listed}"
+        )
+
+
+@dataclass
+class _State:
+    """What the files of a cache hold: the latest entry of each name, and how far the files are whole."""
+
+    identity: str
+    entries: dict[str, dict[str, Any]]
+    rows: int
+    index_bytes: int
+
+    @staticmethod
+    def read(where: Path, size: int) -> _State:
+        """Read the index as far as it is whole; an absent, foreign or truncated cache ends where it is wrong."""
+        empty = _State(os.urandom(16).hex(), {}, 0, 0)
+        try:
+            lines = (where / "index.jsonl").read_bytes().splitlines(keepends=True)
+            header = json.loads(lines[0])
+            if not lines[0].endswith(b"\n"):
+                return empty
+            with (where / "pixels.bin").open("rb") as file:
+                whole_rows = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // (size * size * 3)
+                if file.read(HEADER_BYTES) != _header(header["identity"]):
+                    return empty
+            if (header["format"], header["size"]) != (FORMAT, size):
+                return empty
+        except (OSError, ValueError, LookupError, TypeError):
+            return empty
+        state = _State(header["identity"], {}, 0, len(lines[0]))
+        for line in lines[1 : whole_rows + 1]:
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else {}
+                state.entries[entry["name"]] = entry | {"row": state.rows}
+            except (ValueError, LookupError, TypeError):
+                break
+            state.rows += 1
+            state.index_bytes += len(line)
+        return state
+
+    def missing(self, stats: Mapping[str, tuple[int, int]]) -> list[str]:
+        """Return the names that have no entry, or whose file has changed since."""
+        entries = self.entries
+        return [
+            name
+            for name, stat in stats.items()
+            if name not in entries or (entries[name]["bytes"], entries[name]["mtime_ns"]) != stat
+        ]
+
+
+def _append(
+    state: _State,
+    where: Path,
+    paths: Mapping[str, Path],
+    stats: Mapping[str, tuple[int, int]],
+    size: int,
+    workers: int,
+) -> None:
+    """Decode the files into rows after the last whole one. The caller holds the lock."""
+    need = len(paths) * size * size * 3 + SPARE_BYTES
+    free = shutil.disk_usage(where).free
+    if need > free:
+        raise InputError(
+            f"cache_dir {where.parent} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: "
+            "free some or pass --cache-dir"
+        )
+    start = time.monotonic()
+    with _open(where / "pixels.bin") as pixels, _open(where / "index.jsonl") as index:
+        if state.index_bytes == 0:
+            header = {"format": FORMAT, "size": size, "identity": state.identity}
+            _commit(pixels, _header(state.identity), 0)
+            _commit(index, _line(header), 0)
+            state.index_bytes = index.tell()
+        pixels_end = HEADER_BYTES + state.rows * size * size * 3
+        index_end = state.index_bytes
+        decoded = _decode_all(paths, size, workers or os.cpu_count() or 1)
+        with tqdm(total=len(paths), desc="decoding", unit="image", disable=None) as bar:
+            while True:
+                blocks, lines = [], []
+                for name, block, error in islice(decoded, COMMIT_ROWS):
+                    entry = {"name": name, "bytes": stats[name][0], "mtime_ns": stats[name][1]}
+                    lines.append(_line(entry | ({"error": error} if error else {})))
+                    blocks.append(block.tobytes())
+                    bar.update()
+                if not lines:
+                    break
+                pixels_end = _commit(pixels, b"".join(blocks), pixels_end)
+                index_end = _commit(index, b"".join(lines), index_end)
+    seconds = time.monotonic() - start
+    print(f"decoded {len(paths):,} images in {seconds:.1f} s ({len(paths) / seconds:,.0f} images/s)")
+
+
+def _decode_all(
+    paths: Mapping[str, Path], size: int, workers: int
+) -> Iterator[tuple[str, np.ndarray, str | None]]:
+    """Yield (name, pixels, error) in the order of `paths`, with a bounded number of images in memory."""
+    black = np.zeros((size, size, 3), np.uint8)  # the row of an unreadable file; never handed out
+
+    def decode(name: str) -> tuple[str, np.ndarray, str | None]:
+        try:
+            return name, decode_image(paths[name], size), None
+        except Exception as error:  # a broken file can raise nearly anything inside the decoder
+            return name, black, f"{type(error).__name__}: {error}"
+
+    window: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for name in paths:
+            window.append(pool.submit(decode, name))
+            if len(window) >= 4 * workers:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+
+
+def _commit(file: BinaryIO, data: bytes, position: int) -> int:
+    """Write data at a position, drop what stood after it, wait for the disk; return the end."""
+    file.seek(position)
+    file.write(data)
+    file.truncate()
+    file.flush()
+    os.fsync(file.fileno())
+    return file.tell()
+
+
+def _map_pixels(where: Path, rows: int, size: int) -> np.ndarray:
+    return np.asarray(np.memmap(where / "pixels.bin", np.uint8, "c", HEADER_BYTES, (rows, size, size, 3)))
+
+
+def _cache_folder(paths: Mapping[str, Path], size: int, cache_dir: Path) -> Path:
+    if not paths:
+        raise InputError("no images to decode: check train_image and train_labels")
+    folders = {path.parent for path in paths.values()}
+    if len(folders) > 1:
+        raise ValueError(f"one cache holds one folder, got {len(folders)}")
+    folder = folders.pop().resolve()
+    return cache_dir / f"{folder.name}-{sha256(str(folder).encode()).hexdigest()[:8]}-{size}px"
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _open(path: Path) -> BinaryIO:
+    path.touch()
+    return path.open("r+b")
+
+
+def _header(identity: str) -> bytes:
+    return f"{FORMAT} {identity}\n".encode().ljust(HEADER_BYTES, b"\0")
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"

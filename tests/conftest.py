@@ -1,0 +1,70 @@
+"""Shared fixtures: a tiny data set in ISIC 2020's layout."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train
+from config import Config
+
+HEADER = (
+    "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
+)
+
+
+@pytest.fixture(scope="session")
+def lesion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/*.jpg and train.csv: 30 patients of 2 images, 12 of them with one (dark) melanoma.
+
+    All tests share it: a test that changes files works in a copy.
+    """
+    folder = tmp_path_factory.mktemp("lesions")
+    (folder / "train").mkdir()
+    rng = np.random.default_rng(0)
+    rows = [HEADER]
+    for i in range(60):
+        melanoma = i < 12
+        name = f"ISIC_{i:07d}"
+        pixels = rng.integers(0, 90, (30, 40, 3)) + (20 if melanoma else 140)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "train" / f"{name}.jpg")
+        verdict = "melanoma,malignant,1" if melanoma else "nevus,benign,0"
+        rows.append(f"{name},IP_{i % 30:07d},female,45,torso,{verdict}")
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def quick_config(folder: Path, **changes: Any) -> Config:
+    """Return settings that train on such a folder within a second, bit for bit the same each time."""
+    settings: dict[str, Any] = {
+        "train_image": folder / "train",
+        "train_labels": folder / "train.csv",
+        "cache_dir": folder / "cache",
+        "run_dir": folder / "run",
+        "graph_dir": folder / "graph",
+        "device": "cpu",
+        "precision": "float32",
+        "image_size": 32,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "epochs": 1,
+    }
+    return Config(**(settings | changes))
+
+
+@pytest.fixture
+def quick(lesion_folder: Path, tmp_path: Path) -> Config:
+    """Settings of a one-epoch training; data and run are the test's own."""
+    return quick_config(Path(shutil.copytree(lesion_folder, tmp_path / "lesions")))
+
+
+@pytest.fixture(scope="session")
+def trained(lesion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run that has learnt to tell dark from bright, shared by all tests: read it, do not change it."""
+    folder = Path(shutil.copytree(lesion_folder, tmp_path_factory.mktemp("trained") / "lesions"))
+    config = quick_config(folder, epochs=6)
+    train.main(config)
+    return config

@@ -1,0 +1,68 @@
+"""Imports point one way only, and importing a file does nothing that can be seen."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The project files that each file may import. A new file needs a line here, and thereby a place.
+MAY_IMPORT = {
+    "config": set(),
+    "images": {"config"},
+    "dataset": {"config", "images"},
+    "augment": set(),
+    "modules": set(),
+    "classify": set(),
+    "metrics": set(),
+    "figures": set(),
+    "device": {"augment", "config", "images", "modules"},
+    "checkpoint": {"config"},
+    "demo": set(),
+}
+BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo"}
+MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS, "predict": BELOW_THE_SCRIPTS}
+
+
+def imported(name: str) -> set[str]:
+    """Return the top-level names that a project file imports, wherever in the file it does."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}.py, line {node.lineno}: the files are no package"
+            names.add(node.module)
+    return {imported.partition(".")[0] for imported in names}
+
+
+def test_every_file_has_its_place():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_imports_point_down(name):
+    assert imported(name) & set(MAY_IMPORT) <= MAY_IMPORT[name]
+
+
+def test_settings_need_the_standard_library_alone():
+    assert imported("config") <= sys.stdlib_module_names
+
+
+IMPORT_EACH = """
+import os, sys
+import matplotlib.font_manager  # says so when it builds its font cache for the first time on a machine
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    __import__(name)
+    print(name, os.listdir())
+"""
+
+
+def test_importing_a_file_does_nothing(tmp_path):
+    command = [sys.executable, "-c", IMPORT_EACH, str(ROOT), *MAY_IMPORT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [f"{name} []" for name in MAY_IMPORT]

@@ -1,0 +1,323 @@
+"""config.py: defaults, ranges, flags, recipes, and what a user sees when a setting is wrong."""
+
+import argparse
+import dataclasses
+import json
+import typing
+from pathlib import Path
+
+import pytest
+
+import config
+from config import Config, InputError, add_flags, from_dict, from_flags, run_script, to_dict, with_machine
+
+PATHS = ["train_image", "train_labels", "test_image", "test_labels"]
+PATHS += ["duplicates", "cache_dir", "run_dir", "graph_dir"]
+MACHINE = {*PATHS, "device", "workers", "skip_unreadable"}
+FIELDS = {item.name: item for item in dataclasses.fields(Config)}
+OUTLINE = {
+    "image_size": 128,
+    "embedding_dim": 128,
+    "margin": 0.5,
+    "batch_size": 256,
+    "learning_rate": 1e-4,
+    "epochs": 12,
+    "backbone": "conv3",
+}
+
+
+def parse(*flags: str, only_machine: bool = False) -> Config:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser, only_machine)
+    return from_flags(parser.parse_args(flags))
+
+
+def other_value(name: str) -> typing.Any:
+    """Return a valid value of a field, not its default where there is a choice."""
+    default, choices = FIELDS[name].default, FIELDS[name].metadata["choices"]
+    if choices:
+        return choices[-1]
+    if name in PATHS:
+        return Path("Else where/x.csv")
+    if isinstance(default, bool):
+        return not default
+    return "cpu" if isinstance(default, str) else default + 1
+
+
+def all_changed() -> Config:
+    return Config(**{name: other_value(name) for name in FIELDS} | {"fold": 0})  # as published is by image
+
+
+def refusal(**settings: typing.Any) -> str:
+    with pytest.raises(InputError) as error:
+        Config(**settings)
+    return str(error.value)
+
+
+# --- fields and their ranges ---
+
+
+def test_defaults_are_the_outlines():
+    settings = to_dict(Config())
+    expected = OUTLINE | {"split": "patient", "fold": 0, "device": "auto", "duplicates": None}
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_paths_come_first():
+    assert list(FIELDS)[: len(PATHS)] == PATHS
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().epochs = 3
+
+
+INF, NAN = float("inf"), float("nan")
+OUT_OF_RANGE = [
+    *[("image_size", 31, "from 32 to 1024"), ("image_size", 1025, "from 32 to 1024")],
+    ("embedding_dim", 1, "2 or more"),
+    *[("margin", value, "a finite number above 0") for value in (0.0, -0.5, NAN, INF)],
+    ("batch_size", 0, "1 or more"),
+    *[("learning_rate", value, "a finite number above 0") for value in (0.0, -1e-4, NAN, INF)],
+    ("epochs", 0, "1 or more"),
+    *[("fold", -1, "from 0 to 4"), ("fold", 5, "from 0 to 4")],
+    *[("seed", -1, "from 0 to 9223372036854775807"), ("seed", 2**63, "from 0 to 9223372036854775807")],
+    *[("split_seed", -1, "from 0 to 4294967295"), ("split_seed", 2**32, "from 0 to 4294967295")],
+    ("workers", -1, "0 or more"),
+    ("split", "random", "one of patient, published"),
+    ("backbone", "vgg99", "one of conv3"),
+    ("precision", "int8", "one of auto, float32, bfloat16"),
+]
+
+
+@pytest.mark.parametrize("name, value, allowed", OUT_OF_RANGE)
+def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, allowed):
+    assert refusal(**{name: value}).startswith(f"{name} is {value!r}: it must be {allowed}")
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    least = {"image_size": 32, "embedding_dim": 2, "batch_size": 1, "epochs": 1, "fold": 0, "seed": 0}
+    most = {"image_size": 1024, "fold": 4, "seed": 2**63 - 1, "split_seed": 2**32 - 1}
+    for settings in (least, most):
+        stored = to_dict(Config(**settings))
+        assert {name: stored[name] for name in settings} == settings
+
+
+WRONG_TYPE = [
+    *[("epochs", value, "int") for value in (1.5, True, "12", None)],
+    *[("margin", value, "float") for value in ("0.5", True, None)],
+    *[("augment", value, "bool") for value in (1, "yes")],
+    ("train_image", "data", "path"),
+    ("duplicates", "pairs.csv", "path or none"),
+    ("device", 0, "str"),
+]
+
+
+@pytest.mark.parametrize("name, value, kind", WRONG_TYPE)
+def test_a_value_of_the_wrong_type_is_named_with_the_type(name, value, kind):
+    assert refusal(**{name: value}) == f"{name} is {value!r}: it must be of type {kind}"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_size": 1, "margin": 0.0, "epochs": 0, "split": "random"},
+        {"image_size": "x", "margin": None, "augment": 1},
+        {"margin": "x", "epochs": 0, "split": "random"},
+    ],
+    ids=["ranges", "types", "types and ranges"],
+)
+def test_all_problems_are_reported_at_once(settings):
+    message = refusal(**settings)
+    for name, value in settings.items():
+        assert f"{name} is {value!r}: it must be " in message
+
+
+def test_the_published_split_has_no_folds():
+    assert refusal(split="published", fold=1) == "fold is 1: it must be 0 with the published split"
+
+
+# --- flags ---
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_a_flag_and_changes_that_field_alone(name):
+    value = other_value(name)
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        changed = parse(f"--{flag}" if value else f"--no-{flag}")
+        assert parse(f"--no-{flag}" if value else f"--{flag}") == Config()
+    else:
+        changed = parse(f"--{flag}", str(value))
+    assert changed == dataclasses.replace(Config(), **{name: value})
+    assert type(getattr(changed, name)) is type(value)
+
+
+def test_duplicates_can_be_switched_off_by_a_flag(tmp_path):
+    stored = tmp_path / "config.json"
+    stored.write_text('{"duplicates": "pairs.csv"}')
+    assert parse("--config", str(stored)).duplicates == Path("pairs.csv")
+    assert parse("--config", str(stored), "--duplicates", "none").duplicates is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--epocs", "3"],
+        ["--epoch", "3"],
+        ["--epochs", "three"],
+        ["--epochs", "1.5"],
+        ["--epochs"],
+        ["--margin", "wide"],
+        ["--split", "random"],
+        ["--backbone", "vgg99"],
+        ["--recipe", "best"],
+        ["--augment", "yes"],
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_flag_stops_with_code_2_and_is_named(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*flags)
+    assert stop.value.code == 2
+    assert (flags[0] if len(flags) < 2 else flags[-1]) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_a_flag_out_of_range_is_refused_like_a_setting(value):
+    with pytest.raises(InputError, match=r"^margin is .*: it must be a finite number above 0"):
+        parse(f"--margin={value}")
+
+
+def test_help_tells_the_meaning_and_the_exact_default_of_every_flag(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "500")
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name, item in FIELDS.items():
+        default = str(item.default)
+        shown = default.lower() if item.default is None or isinstance(item.default, bool) else default
+        assert f" --{name.replace('_', '-')}" in text
+        assert f"{item.metadata['help']} (default: {shown})" in text
+
+
+# --- recipes and config files ---
+
+
+def test_the_baseline_recipe_is_the_outlines_hyperparameters():
+    assert to_dict(parse("--recipe", "baseline")).items() >= OUTLINE.items()
+
+
+@pytest.mark.parametrize("name", config.RECIPES)
+def test_a_recipe_overrides_what_it_names_and_nothing_else(name):
+    assert parse("--recipe", name) == Config(**config.RECIPES[name])
+
+
+def test_precedence_is_defaults_config_recipe_flags(tmp_path, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "mine", {"image_size": 48, "batch_size": 48})
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps({"epochs": 3, "image_size": 33, "batch_size": 33}))
+    settings = parse("--batch-size", "5", "--recipe", "mine", "--config", str(stored))
+    assert settings == Config(epochs=3, image_size=48, batch_size=5)
+
+
+BAD_CONFIG_FILES = {
+    "epochs: 3": "cannot be read",
+    "[3]": "holds no settings",
+    '{"epocs": 3}': "unknown settings epocs",
+    '{"epochs": "3"}': "epochs is '3': it must be of type int",
+    '{"margin": 0}': "margin is 0.0: it must be a finite number above 0",
+    '{"margin": NaN}': "margin is nan: it must be a finite number above 0",
+}
+
+
+@pytest.mark.parametrize("text, message", BAD_CONFIG_FILES.items())
+def test_a_bad_config_file_is_named_with_its_problem(text, message, tmp_path):
+    stored = tmp_path / "config.json"
+    stored.write_text(text)
+    with pytest.raises(InputError) as error:
+        parse("--config", str(stored))
+    assert str(stored) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(InputError, match=r"^--config nowhere\.json cannot be read"):
+        parse("--config", "nowhere.json")
+
+
+def test_a_config_survives_json():
+    settings = all_changed()
+    stored = json.loads(json.dumps(to_dict(settings), allow_nan=False))
+    assert from_dict(stored, "test") == settings
+    assert from_dict(to_dict(Config()), "test") == Config()
+
+
+def test_whole_numbers_in_json_are_good_for_floats():
+    assert from_dict({"margin": 2}, "test").margin == 2.0
+
+
+# --- machine and experiment ---
+
+
+def test_each_field_belongs_to_the_machine_or_to_the_experiment():
+    assert {name for name in FIELDS if config.is_machine(name)} == MACHINE
+    assert set(config.experiment(Config())) == set(FIELDS) - MACHINE
+
+
+@pytest.mark.parametrize("name", [*sorted(set(FIELDS) - MACHINE), "recipe", "config"])
+def test_machine_flags_refuse_the_experiment(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(f"--{name.replace('_', '-')}", only_machine=True)
+    assert stop.value.code == 2
+    assert f"unrecognized arguments: --{name.replace('_', '-')}" in capsys.readouterr().err
+
+
+def test_machine_flags_take_the_machine():
+    settings = parse("--run-dir", "runs/b", "--workers", "3", only_machine=True)
+    assert settings == Config(run_dir=Path("runs/b"), workers=3)
+
+
+def test_a_stored_experiment_moves_to_this_machine():
+    there = all_changed()
+    here = Config(train_image=Path("here"), image_size=64, seed=9)
+    moved = to_dict(with_machine(to_dict(there), here, "checkpoint"))
+    assert moved == {name: to_dict(here if name in MACHINE else there)[name] for name in FIELDS}
+
+
+def test_a_stored_experiment_with_unknown_settings_names_its_source():
+    with pytest.raises(InputError, match=r"^best\.pt: unknown settings depth$"):
+        with_machine({"depth": 4}, Config(), "best.pt")
+
+
+# --- run_script ---
+
+
+def stop_with(error: Exception | None) -> int:
+    def main() -> None:
+        if error:
+            raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    return stop.value.code
+
+
+def test_a_script_that_works_exits_with_0(capsys):
+    assert stop_with(None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [InputError, FileNotFoundError])
+def test_bad_input_is_one_line_and_code_2(kind, capsys):
+    assert stop_with(kind("no such thing:\n  do that")) == 2
+    assert capsys.readouterr() == ("", "error: no such thing: do that\n")
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, ZeroDivisionError])
+def test_a_bug_keeps_its_traceback(kind):
+    def main() -> None:
+        raise kind("bug")
+
+    with pytest.raises(kind, match="bug"):
+        run_script(main)

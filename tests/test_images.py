@@ -1,0 +1,524 @@
+"""images.py: files are found, decoded upright, and kept in a cache that survives whatever happens to it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import images
+from config import InputError
+from images import ImageCache, build_cache, decode_image, find_images, refuse_unreadable
+
+ROOT = Path(__file__).parents[1]
+SIZE = 8
+ROW = SIZE * SIZE * 3
+
+
+def save_noise(path: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> dict[str, Path]:
+    """Ten images, i0 to i9, by name."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(10):
+        save_noise(folder / f"i{i}.jpg", i)
+    return find_images(folder)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[str]:
+    """The names of the images that have been decoded so far."""
+    names = []
+
+    def spy(path: Path, size: int) -> np.ndarray:
+        names.append(path.stem)
+        return decode_image(path, size)
+
+    monkeypatch.setattr(images, "decode_image", spy)
+    return names
+
+
+@pytest.fixture
+def same_identity(monkeypatch) -> None:
+    """Give every new cache one identity, which is random otherwise, so that files can be compared."""
+    monkeypatch.setattr(os, "urandom", lambda n: bytes(n))
+
+
+def build(photos: dict[str, Path], cache_dir: Path) -> ImageCache:
+    return build_cache(photos, SIZE, cache_dir, workers=1)  # one thread: decoding stops where a test says
+
+
+def content(cache: ImageCache) -> dict[str, bytes]:
+    return {name: cache.pixels[row].tobytes() for name, row in cache.row_of.items()}
+
+
+def true_content(photos: dict[str, Path]) -> dict[str, bytes]:
+    return {name: decode_image(path, SIZE).tobytes() for name, path in photos.items()}
+
+
+def cache_folder(cache_dir: Path) -> Path:
+    (folder,) = cache_dir.iterdir()
+    return folder
+
+
+def cache_files(cache_dir: Path) -> tuple[bytes, bytes]:
+    folder = cache_folder(cache_dir)
+    return (folder / "pixels.bin").read_bytes(), (folder / "index.jsonl").read_bytes()
+
+
+# --- finding files ---
+
+
+def test_images_are_found_by_name_whatever_the_case_of_their_extension(tmp_path):
+    files = ["d.JPG", "b.jpeg", "c.PnG", "a.jpg", "e.JPEG", "with.dot.png"]
+    for file in [*files, "notes.txt", "labels.csv", "jpg", "f.jpg.part"]:
+        (tmp_path / file).touch()
+    assert list(find_images(tmp_path).items()) == [
+        (Path(file).stem, tmp_path / file) for file in sorted(files)
+    ]
+
+
+@pytest.mark.parametrize("argument", ["train_image", "evaluate_image"])
+def test_a_missing_image_folder_is_named_with_its_flag(tmp_path, argument):
+    with pytest.raises(InputError) as error:
+        find_images(tmp_path / "nowhere", argument)
+    flag = argument.replace("_", "-")
+    assert str(error.value).startswith(f"{argument} {tmp_path / 'nowhere'} is not a folder")
+    assert f"--{flag}" in str(error.value)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for file in ("a.jpg", "a.PNG"):
+        (tmp_path / file).touch()
+    with pytest.raises(InputError, match=r"a\.jpg and a\.PNG have one name"):
+        find_images(tmp_path)
+
+
+# --- decoding ---
+
+RED, GREEN, BLUE, GREY = (230, 20, 20), (20, 200, 20), (20, 20, 220), (120, 120, 120)
+QUARTERS = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8).repeat(40, axis=0).repeat(20, axis=1)
+# How a camera held in each of the 8 ways stores the picture (EXIF 2.3, tag 0x0112), as array operations.
+STORED = {
+    1: lambda upright: upright,
+    2: np.fliplr,
+    3: lambda upright: np.rot90(upright, 2),
+    4: np.flipud,
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
+    8: lambda upright: np.rot90(upright, -1),
+}
+
+
+def assert_upright_quarters(pixels: np.ndarray, tolerance: int) -> None:
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (32, 32, 3)
+    middles = pixels[8::16, 8::16].astype(int)
+    assert np.abs(middles - [[RED, GREEN], [BLUE, GREY]]).max() <= tolerance
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_is_turned_upright_and_squashed_to_a_square(tmp_path, orientation, suffix):
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation](QUARTERS)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / f"a{suffix}", exif=exif)
+    assert_upright_quarters(decode_image(tmp_path / f"a{suffix}", 32), tolerance=12)
+
+
+def test_png_colours_are_exact(tmp_path):
+    Image.fromarray(QUARTERS).save(tmp_path / "a.png")
+    assert_upright_quarters(decode_image(tmp_path / "a.png", 32), tolerance=0)
+
+
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [("P", ".png"), ("RGBA", ".png"), ("CMYK", ".jpg"), ("RGB", ".jpg")],
+)
+def test_every_colour_mode_becomes_rgb(tmp_path, mode, suffix):
+    Image.fromarray(QUARTERS).convert(mode).save(tmp_path / f"a{suffix}")
+    assert_upright_quarters(decode_image(tmp_path / f"a{suffix}", 32), tolerance=40 if mode == "P" else 12)
+
+
+def test_transparency_does_not_change_colours(tmp_path):
+    image = Image.fromarray(QUARTERS)
+    image.putalpha(100)
+    image.save(tmp_path / "alpha.png")
+    image.convert("RGB").quantize(4).save(tmp_path / "palette.png", transparency=bytes([0, 90, 180, 255]))
+    assert_upright_quarters(decode_image(tmp_path / "alpha.png", 32), tolerance=0)
+    assert_upright_quarters(decode_image(tmp_path / "palette.png", 32), tolerance=12)
+
+
+@pytest.mark.parametrize("mode, suffix", [("L", ".jpg"), ("L", ".png"), ("1", ".png"), ("LA", ".png")])
+def test_grey_images_have_three_equal_channels(tmp_path, mode, suffix):
+    half_white = np.zeros((64, 64), np.uint8)
+    half_white[:, 32:] = 255
+    Image.fromarray(half_white).convert(mode).save(tmp_path / f"a{suffix}")
+    pixels = decode_image(tmp_path / f"a{suffix}", 32)
+    assert pixels.shape == (32, 32, 3)
+    assert np.ptp(pixels, axis=2).max() == 0
+    assert pixels[:, 8].max() <= 2
+    assert pixels[:, 24].min() >= 253
+
+
+def test_decoding_a_large_jpeg_at_a_smaller_scale_changes_next_to_nothing(tmp_path):
+    y, x = np.mgrid[0:1200, 0:1600]  # waves of 35 to 45 pixels in length
+    planes = [128 + 90 * np.sin(x / 7), 128 + 90 * np.cos(y / 6), 128 + 90 * np.sin((x + y) / 9)]
+    Image.fromarray(np.stack(planes, axis=2).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as image:
+        whole = np.asarray(image.resize((128, 128), Image.Resampling.BICUBIC), np.float64)
+    error = np.mean((decode_image(tmp_path / "a.jpg", 128) - whole) ** 2)
+    assert 10 * np.log10(255**2 / error) > 45  # PSNR in dB; at half the scale it would be 38
+
+
+def test_a_small_image_is_enlarged(tmp_path):
+    Image.fromarray(np.full((3, 5, 3), 77, np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 32), np.full((32, 32, 3), 77))
+
+
+# --- the cache and its sources ---
+
+
+def test_cached_pixels_are_the_decoded_images(photos, tmp_path):
+    cache = build_cache(photos, SIZE, tmp_path / "cache")
+    assert content(cache) == true_content(photos)
+    assert cache.pixels.shape == (10, SIZE, SIZE, 3)
+    assert cache.pixels.dtype == np.uint8
+    assert cache.errors == {}
+
+
+def test_rows_follow_the_names_asked_for(photos, tmp_path):
+    cache = build(photos, tmp_path / "cache")
+    rows = cache.rows(["i7", "i2", "i7"])
+    assert rows.dtype == np.int64
+    np.testing.assert_array_equal(cache.pixels[rows[1]], decode_image(photos["i2"], SIZE))
+    assert rows[0] == rows[2] != rows[1]
+
+
+def test_an_image_is_decoded_once_ever(photos, tmp_path, decoded):
+    build(photos, tmp_path / "cache")
+    assert decoded == list(photos)
+    files = cache_files(tmp_path / "cache")
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+    assert decoded == list(photos)
+    assert cache_files(tmp_path / "cache") == files
+
+
+@pytest.mark.parametrize("change", ["time", "size"])
+def test_a_changed_image_alone_is_decoded_again(photos, tmp_path, decoded, change):
+    photos["i3"].write_bytes(photos["i3"].read_bytes().ljust(2000, b"\0"))
+    build(photos, tmp_path / "cache")
+    mtime = photos["i3"].stat().st_mtime_ns
+    photos["i3"].write_bytes(photos["i4"].read_bytes().ljust(2000 + (change == "size"), b"\0"))
+    os.utime(photos["i3"], ns=(mtime, mtime + 10**9 * (change == "time")))
+    decoded.clear()
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+    assert decoded == ["i3"]
+
+
+def test_changes_pile_up(photos, tmp_path):
+    for changed, source in (("i0", "i1"), ("i3", "i4"), ("i3", "i5"), ("i7", "i3")):
+        build(photos, tmp_path / "cache")
+        shutil.copy(photos[source], photos[changed])
+        os.utime(photos[changed])
+        assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+
+
+def test_an_added_image_alone_is_decoded(photos, tmp_path, decoded):
+    some = {name: path for name, path in photos.items() if name != "i4"}
+    build(some, tmp_path / "cache")
+    decoded.clear()
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+    assert decoded == ["i4"]
+
+
+def test_a_removed_image_is_no_longer_in_the_cache(photos, tmp_path, decoded):
+    build(photos, tmp_path / "cache")
+    decoded.clear()
+    photos.pop("i4").unlink()
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+    assert decoded == []
+
+
+def test_each_size_and_each_folder_has_its_own_cache(photos, tmp_path, decoded):
+    namesake = tmp_path / "elsewhere" / "photos"
+    namesake.mkdir(parents=True)
+    save_noise(namesake / "i0.jpg", 99)
+    others = find_images(namesake)
+    for _ in range(2):
+        assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+        assert content(build(others, tmp_path / "cache")) == true_content(others)
+        assert build_cache(photos, 16, tmp_path / "cache").pixels.shape == (10, 16, 16, 3)
+    assert len(decoded) == 10 + 1 + 10
+
+
+def test_writing_into_the_pixels_does_not_reach_the_disk(photos, tmp_path):
+    build(photos, tmp_path / "cache").pixels[:] = 0
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+
+
+def test_no_images_at_all_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="no images"):
+        build({}, tmp_path / "cache")
+
+
+# --- damage and interruption ---
+
+
+def cut_pixels(folder: Path) -> None:
+    os.truncate(folder / "pixels.bin", images.HEADER_BYTES + 3 * ROW + 5)
+
+
+def swap_pixels(folder: Path) -> None:
+    pixels = (folder / "pixels.bin").read_bytes()
+    header = pixels[: images.HEADER_BYTES]
+    digit = header.index(b" ") + 1
+    foreign = b"1" if header[digit : digit + 1] == b"0" else b"0"
+    zeros = bytes(len(pixels) - images.HEADER_BYTES)
+    (folder / "pixels.bin").write_bytes(header[:digit] + foreign + header[digit + 1 :] + zeros)
+
+
+def edit_line(number: int, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        lines = (folder / "index.jsonl").read_bytes().splitlines(keepends=True)
+        lines[number] = change(lines[number])
+        (folder / "index.jsonl").write_bytes(b"".join(lines))
+
+    return damage
+
+
+# Each with the number of images that must be decoded again.
+DAMAGE = {
+    "pixels cut within row 3": (cut_pixels, 7),
+    "pixels cut within the header": (lambda folder: os.truncate(folder / "pixels.bin", 20), 10),
+    "pixels gone": (lambda folder: (folder / "pixels.bin").unlink(), 10),
+    "pixels of another cache": (swap_pixels, 10),
+    "index gone": (lambda folder: (folder / "index.jsonl").unlink(), 10),
+    "index empty": (lambda folder: os.truncate(folder / "index.jsonl", 0), 10),
+    "index garbage": (lambda folder: (folder / "index.jsonl").write_bytes(b"\xff\0{garbage\n" * 50), 10),
+    "index is other JSON": (lambda folder: (folder / "index.jsonl").write_bytes(b"[1]\n2\nnull\n"), 10),
+    "index of another format": (edit_line(0, lambda line: line.replace(b"cache-1", b"cache-0")), 10),
+    "index of another size": (edit_line(0, lambda line: line.replace(b": 8", b": 9")), 10),
+    "zeros in the index": (edit_line(5, lambda line: bytes(len(line) - 1) + b"\n"), 6),
+    "other JSON in the index": (edit_line(5, lambda line: b"7\n"), 6),
+}
+
+
+@pytest.mark.parametrize("damage, lost", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_cache_is_repaired(photos, tmp_path, decoded, damage, lost):
+    cache_dir = tmp_path / "cache"
+    build(photos, cache_dir)
+    decoded.clear()
+    damage(cache_folder(cache_dir))
+    assert content(build(photos, cache_dir)) == true_content(photos)
+    assert len(decoded) == lost
+    assert content(build(photos, cache_dir)) == true_content(photos)
+    assert len(decoded) == lost  # repaired for good
+
+
+def test_an_index_cut_anywhere_is_repaired(photos, tmp_path, same_identity):
+    cache_dir = tmp_path / "cache"
+    some = {name: photos[name] for name in ("i0", "i1", "i2")}
+    build(some, cache_dir)
+    pixels, index = cache_files(cache_dir)
+    ends = np.cumsum([len(line) for line in index.splitlines(keepends=True)])
+    for cut in sorted({0, 1, *ends, *(ends - 1), *(ends - 2), *(ends[:-1] + 1), *(ends - 20)}):
+        os.truncate(cache_folder(cache_dir) / "index.jsonl", cut)
+        assert content(build(some, cache_dir)) == true_content(some), f"cut at byte {cut} of {len(index)}"
+        assert cache_files(cache_dir) == (pixels, index), f"cut at byte {cut} of {len(index)}"
+
+
+@pytest.mark.parametrize("stop_at", [0, 3, 6, 9])
+def test_an_interrupted_build_goes_on_where_it_stopped(
+    photos, tmp_path, monkeypatch, decoded, same_identity, stop_at
+):
+    monkeypatch.setattr(images, "COMMIT_ROWS", 3)
+    build(photos, tmp_path / "unbroken")
+
+    def interrupted(path: Path, size: int) -> np.ndarray:
+        if path.stem == f"i{stop_at}":
+            raise KeyboardInterrupt
+        return decode_image(path, size)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images, "decode_image", interrupted)
+        build(photos, tmp_path / "cache")
+
+    decoded.clear()
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+    assert decoded == list(photos)[stop_at // 3 * 3 :]
+    assert cache_files(tmp_path / "cache") == cache_files(tmp_path / "unbroken")
+
+
+@contextmanager
+def dying_in_write(number: int) -> Iterator[None]:
+    """Let write `number` to a cache, counted from 0, end halfway and the build with it."""
+    real_commit, calls = images._commit, []
+
+    def commit(file: BinaryIO, data: bytes, position: int) -> int:
+        calls.append(position)
+        if len(calls) <= number:
+            return real_commit(file, data, position)
+        file.seek(position)
+        file.write(data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(images, "_commit", commit)
+        patch.setattr(images, "COMMIT_ROWS", 4)
+        yield
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_build_that_dies_within_a_write_goes_on(photos, tmp_path, same_identity, number):
+    build(photos, tmp_path / "unbroken")
+    with dying_in_write(number):
+        build(photos, tmp_path / "cache")
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+    assert cache_files(tmp_path / "cache") == cache_files(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_repair_that_dies_within_a_write_goes_on(photos, tmp_path, number):
+    build(photos, tmp_path / "cache")
+    swap_pixels(cache_folder(tmp_path / "cache"))
+    with dying_in_write(number):
+        build(photos, tmp_path / "cache")
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+
+
+# The builds of other processes: arguments are photos, cache_dir, a log of decoded names, and the image to die at.
+BUILD = """
+import os, signal, sys, time
+from pathlib import Path
+import images
+
+folder, cache_dir, log, die_at = sys.argv[1:]
+images.COMMIT_ROWS = 3
+decode_image = images.decode_image
+
+def decode(path, size):
+    if path.stem == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open(log, "a") as file:
+        file.write(path.stem + "\\n")
+    time.sleep(0.01)  # long enough for another process to come in between
+    return decode_image(path, size)
+
+images.decode_image = decode
+print("ready", flush=True)
+sys.stdin.readline()
+cache = images.build_cache(images.find_images(Path(folder)), 8, Path(cache_dir), workers=1)
+print(*(cache.pixels[row].tobytes().hex() for row in cache.row_of.values()))
+"""
+
+
+def start_build(*arguments: Path | str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILD, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_a_killed_build_goes_on_where_it_stopped(photos, tmp_path, decoded):
+    with start_build(tmp_path / "photos", tmp_path / "cache", tmp_path / "log", "i7") as process:
+        process.communicate("go\n", timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert content(build(photos, tmp_path / "cache")) == true_content(photos)
+    assert decoded == list(photos)[10 - len(decoded) :]
+    assert 4 <= len(decoded) <= 7  # at least one commit of 3 rows was saved, at most two
+
+
+def test_two_processes_that_build_at_once_decode_each_image_once(photos, tmp_path):
+    arguments = (tmp_path / "photos", tmp_path / "cache", tmp_path / "log", "none")
+    with start_build(*arguments) as one, start_build(*arguments) as two:
+        for process in (one, two):
+            assert process.stdout.readline() == "ready\n"
+        for process in (one, two):
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        outputs = [process.communicate(timeout=60)[0] for process in (one, two)]
+    expected = " ".join(pixels.hex() for pixels in true_content(photos).values())
+    assert [output.splitlines()[-1] for output in outputs] == [expected, expected]
+    assert sorted((tmp_path / "log").read_text().split()) == list(photos)
+
+
+# --- unreadable files and full disks ---
+
+
+@pytest.fixture
+def broken(photos) -> list[str]:
+    """Names of images that cannot be decoded: an empty file, a text, half a JPEG."""
+    photos["i1"].write_bytes(b"")
+    photos["i4"].write_text("<html>404 not found</html>")
+    photos["i8"].write_bytes(photos["i8"].read_bytes()[:-200])
+    return ["i1", "i4", "i8"]
+
+
+def test_unreadable_images_do_not_stop_the_build_and_are_all_listed(photos, broken, tmp_path):
+    cache = build(photos, tmp_path / "cache")
+    assert list(cache.errors) == broken
+    assert content(cache) == true_content({name: photos[name] for name in photos if name not in broken})
+    with pytest.raises(InputError) as error:
+        refuse_unreadable(cache.errors, skip=False)
+    assert str(error.value).startswith("3 images cannot be read, replace them or pass --skip-unreadable: ")
+    assert "--skip-unreadable" in str(error.value)
+    for name in broken:
+        assert f"{name}: {cache.errors[name]}" in str(error.value)
+
+
+def test_however_many_unreadable_images_are_all_listed():
+    errors = {f"i{i:03d}": "OSError: truncated" for i in range(300)}
+    with pytest.raises(InputError) as error:
+        refuse_unreadable(errors, skip=False)
+    assert [name for name in errors if name not in str(error.value)] == []
+
+
+def test_unreadable_images_can_be_left_out_on_purpose(photos, broken, tmp_path):
+    refuse_unreadable(build(photos, tmp_path / "cache").errors, skip=True)
+    refuse_unreadable({}, skip=False)
+
+
+def test_unreadable_images_are_remembered_until_they_are_replaced(photos, broken, tmp_path, decoded):
+    build(photos, tmp_path / "cache")
+    decoded.clear()
+    assert list(build(photos, tmp_path / "cache").errors) == broken
+    assert decoded == []
+    shutil.copy(photos["i0"], photos["i4"])
+    cache = build(photos, tmp_path / "cache")
+    assert list(cache.errors) == ["i1", "i8"]
+    assert decoded == ["i4"]
+    assert content(cache)["i4"] == content(cache)["i0"]
+
+
+def test_a_disk_too_small_is_noticed_before_anything_is_decoded(photos, tmp_path, decoded, monkeypatch):
+    need = 10 * ROW + images.SPARE_BYTES
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, need - 1))
+    with pytest.raises(InputError, match=r"cache has 0\.07 GB free, 0\.07 GB are needed.*--cache-dir"):
+        build(photos, tmp_path / "cache")
+    assert decoded == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, need))
+    build(photos, tmp_path / "cache")
+    assert decoded == list(photos)
+
+
+def test_a_cache_dir_that_cannot_be_made_is_an_input_error(photos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cache_dir"):
+        build(photos, tmp_path / "file")

@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_SHIFT = 0.1  # of the image's side, each way
-SCALE = (0.8, 1.25)  # size of the lesion against the original, log-uniform
-BRIGHTNESS = CONTRAST = 0.2  # factors from 1 - this to 1 + this
-COLOUR = 0.1  # each channel's own factor, from 1 - this to 1 + this: a shift of the white balance
+# Quarter turns and flips move pixels without touching their values, and every view has them. The rest is for a
+# random half of the views: were no image shown as sharp and as coloured as it is, the network would be tested on
+# pictures of a kind that it never saw.
+WARPED = COLOURED = 0.5  # share of the views that are turned, scaled and shifted; that are coloured
+MAX_TURN = math.pi / 4  # each way: with the quarter turns, any angle
+MAX_SHIFT = 0.05  # of the image's side, each way
+SCALE = (0.9, 1.1)  # size of the lesion against the original, log-uniform
+BRIGHTNESS = CONTRAST = 0.1  # factors from 1 - this to 1 + this
+COLOUR = 0.03  # each channel's own factor, from 1 - this to 1 + this: a shift of the white balance
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,23 @@ def draw_views(n: int, generator: torch.Generator) -> Views:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
 
-    angle = uniform(-math.pi, math.pi)
+    def chosen(share: float) -> Tensor:
+        return (torch.rand(n, generator=generator) < share).float()
+
+    warped, coloured = chosen(WARPED), chosen(COLOURED)
+    quarters = torch.randint(0, 4, (n,), generator=generator)
     flip = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1.0
-    zoom = torch.exp(-uniform(math.log(SCALE[0]), math.log(SCALE[1])))
-    # the range is -1..1, two units wide: a shift by a share of the side is twice that
-    shift = uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT, 2)
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
     # a turn with one flip reaches every mirror image: a flip up-down is a flip left-right turned by half
+    angle = quarters * (math.pi / 2) + warped * uniform(-MAX_TURN, MAX_TURN)
+    zoom = torch.exp(-warped * uniform(math.log(SCALE[0]), math.log(SCALE[1])))
+    # the range is -1..1, two units wide: a shift by a share of the side is twice that
+    shift = warped[:, None] * uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT, 2)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
     affine = torch.stack([flip * cos, -flip * sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
-    brightness = uniform(1 - BRIGHTNESS, 1 + BRIGHTNESS, 1)
-    gain = brightness * uniform(1 - COLOUR, 1 + COLOUR, 3)
-    return Views(affine, gain, uniform(1 - CONTRAST, 1 + CONTRAST))
+
+    brightness = 1 + coloured[:, None] * uniform(-BRIGHTNESS, BRIGHTNESS, 1)
+    gain = brightness * (1 + coloured[:, None] * uniform(-COLOUR, COLOUR, 3))
+    return Views(affine, gain, 1 + coloured * uniform(-CONTRAST, CONTRAST))
 
 
 def apply_views(images: Tensor, views: Views) -> Tensor:

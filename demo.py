@@ -20,13 +20,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 # Pixels are computed as planes, shape (H, W) or (3, H, W): NumPy is slow where the last axis has length 3.
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 MIN_IMAGES = 60  # 6 melanomas: with fewer, a split leaves a part without any
 TEST_IMAGES = 40

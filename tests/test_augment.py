@@ -47,6 +47,13 @@ def zoom_of(views: Views) -> torch.Tensor:
     return torch.linalg.det(views.affine[:, :, :2]).abs().sqrt()
 
 
+@pytest.fixture
+def every_view(monkeypatch):
+    """Warp and colour every view, not a random half of them."""
+    monkeypatch.setattr(augment, "WARPED", 1.0)
+    monkeypatch.setattr(augment, "COLOURED", 1.0)
+
+
 # --- apply ---
 
 
@@ -135,7 +142,7 @@ def test_a_part_of_a_batch_gives_the_pixels_of_the_whole_batch(rows):
     )
 
 
-def test_each_image_has_its_own_view():
+def test_each_image_has_its_own_view(every_view):
     shown = apply_views(random_images(1).repeat(10, 1, 1, 1), drawn(10))
     apart = torch.cdist(shown.flatten(1), shown.flatten(1))
     assert (apart + torch.eye(10) > 0.5).all()
@@ -166,7 +173,7 @@ def test_neither_drawing_nor_applying_touches_the_global_generators():
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
 
 
-def test_drawn_views_are_turned_flipped_and_scaled_evenly():
+def test_drawn_views_are_turned_flipped_and_scaled_evenly(every_view):
     views = drawn(4000)
     assert (views.affine.shape, views.gain.shape, views.contrast.shape) == ((4000, 2, 3), (4000, 3), (4000,))
     assert {part.dtype for part in parts(views)} == {torch.float32}
@@ -183,23 +190,23 @@ def test_drawn_views_are_turned_flipped_and_scaled_evenly():
     assert 0.47 < flipped.float().mean() < 0.53
 
 
-def test_a_scale_of_2_makes_the_lesion_twice_as_large(monkeypatch):
+def test_a_scale_of_2_makes_the_lesion_twice_as_large(every_view, monkeypatch):
     monkeypatch.setattr(augment, "SCALE", (2.0, 2.0))
     torch.testing.assert_close(zoom_of(drawn(10)), torch.full((10,), 0.5))
 
 
-def test_contrast_is_drawn_evenly():
+def test_contrast_is_drawn_evenly(every_view):
     assert_uniform(drawn(4000).contrast, 1 - augment.CONTRAST, 1 + augment.CONTRAST)
 
 
-def test_brightness_is_one_factor_for_all_channels(monkeypatch):
+def test_brightness_is_one_factor_for_all_channels(every_view, monkeypatch):
     monkeypatch.setattr(augment, "COLOUR", 0.0)
     gain = drawn(4000).gain
     assert torch.equal(gain, gain[:, :1].expand(-1, 3))
     assert_uniform(gain[:, 0], 1 - augment.BRIGHTNESS, 1 + augment.BRIGHTNESS)
 
 
-def test_colour_is_a_factor_of_each_channel(monkeypatch):
+def test_colour_is_a_factor_of_each_channel(every_view, monkeypatch):
     monkeypatch.setattr(augment, "BRIGHTNESS", 0.0)
     gain = drawn(4000).gain
     for channel in gain.T:
@@ -207,10 +214,26 @@ def test_colour_is_a_factor_of_each_channel(monkeypatch):
     assert torch.corrcoef(gain.T).fill_diagonal_(0).abs().max() < 0.1
 
 
-def test_parameters_of_a_view_are_drawn_independently():
+def test_parameters_of_a_view_are_drawn_independently(every_view):
     views = drawn(4000)
     parameters = torch.stack([zoom_of(views), *views.affine[:, :, 2].T, views.gain.mean(1), views.contrast])
     assert torch.corrcoef(parameters).fill_diagonal_(0).abs().max() < 0.1
+
+
+def test_half_of_the_views_only_move_pixels_and_half_keep_their_colours():
+    views, generator = drawn(4000), torch.Generator().manual_seed(1)
+    whole = (views.affine[:, :, :2].abs() - torch.eye(2)).abs().amax((1, 2)) < 1e-6
+    turned = (views.affine[:, :, :2].abs() - torch.eye(2).flip(0)).abs().amax((1, 2)) < 1e-6
+    exact = (whole | turned) & (views.affine[:, :, 2] == 0).all(1)
+    plain = (views.gain == 1).all(1) & (views.contrast == 1)
+    for share in (exact, plain, whole[exact], exact[plain]):
+        assert 0.46 < share.float().mean() < 0.54
+    keep = (exact & plain).nonzero()[:20, 0]
+    images = torch.rand(len(keep), 3, SIZE, SIZE, generator=generator)
+    shown = apply_views(images, Views(views.affine[keep], views.gain[keep], views.contrast[keep]))
+    torch.testing.assert_close(
+        shown.flatten(2).sort().values, images.flatten(2).sort().values, atol=1e-5, rtol=0
+    )
 
 
 # --- to_float ---

@@ -6,7 +6,7 @@ DEMO := data/demo
 DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
 	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test bench lint format clean
 
 setup: $(VENV)/installed
 
@@ -23,6 +23,14 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest
+
+# With the data folder of the field's originals: make bench IMAGES="--images path/to/full-size/jpegs"
+bench: setup
+	$(RUN) benchmarks/decode.py $(IMAGES)
+	$(RUN) benchmarks/epoch.py $(IMAGES)
+	$(RUN) benchmarks/scaling.py
+	$(RUN) benchmarks/processes.py
+	$(RUN) benchmarks/score.py
 
 lint: setup
 	$(RUN) -m ruff check .

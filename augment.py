@@ -7,7 +7,7 @@ same pixels, on any number of processes. Both classes go through the same views.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ MAX_SHIFT = 0.05  # of the image's side, each way
 SCALE = (0.9, 1.1)  # size of the lesion against the original, log-uniform
 BRIGHTNESS = CONTRAST = 0.1  # factors from 1 - this to 1 + this
 COLOUR = 0.03  # each channel's own factor, from 1 - this to 1 + this: a shift of the white balance
+CPU_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Views:
     gain: Tensor
     contrast: Tensor
 
-    def __getitem__(self, rows: slice) -> Views:
+    def __getitem__(self, rows: slice | Tensor) -> Views:
         """Return the views of some of the images."""
         return Views(self.affine[rows], self.gain[rows], self.contrast[rows])
 
@@ -79,21 +80,54 @@ def apply_views(images: Tensor, views: Views) -> Tensor:
 
     Parameters
     ----------
-    images : float tensor of shape (B, 3, S, S), in 0..1
+    images : float32 tensor of shape (B, 3, S, S), in 0..1 after the views' gain of about 1
     views : of the same B images, on the same device
 
     Returns
     -------
-    float tensor of shape (B, 3, S, S), in 0..1, channels-last memory
+    float32 tensor of shape (B, 3, S, S), in 0..1
     """
-    grid = F.affine_grid(views.affine.to(images.dtype), list(images.shape), align_corners=False)
+    grid = _sampling_grid(views.affine, images.shape[2])
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    scale = (views.gain * views.contrast[:, None])[:, :, None, None].to(images.dtype)
+    scale = (views.gain * views.contrast[:, None])[:, :, None, None]
     mean = (moved.mean(dim=(2, 3)) * views.gain).mean(dim=1)[:, None, None, None]  # of the brightened image
-    offset = mean * (1 - views.contrast)[:, None, None, None].to(images.dtype)
-    return torch.addcmul(offset, moved, scale).clamp_(0, 1).contiguous(memory_format=torch.channels_last)
+    offset = mean * (1 - views.contrast)[:, None, None, None]
+    return moved.mul_(scale).add_(offset).clamp_(0, 1)
 
 
 def to_float(images: Tensor) -> Tensor:
     """Return uint8 images (B, S, S, 3) as float32 (B, 3, S, S) in 0..1, in channels-last memory (no copy)."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+
+
+def _sampling_grid(affine: Tensor, side: int) -> Tensor:
+    """Return F.affine_grid(affine, (B, 3, side, side), align_corners=False), float32 (B, side, side, 2).
+
+    The coordinates are separable; F.affine_grid multiplies them out as matrices, three times slower on the CPU.
+    """
+    centre = (2 * torch.arange(side, device=affine.device) + 1) / side - 1  # of each pixel, in -1..1
+    grid = torch.empty((len(affine), side, side, 2), device=affine.device)
+    for axis, (along_x, along_y, shift) in enumerate(affine.permute(1, 2, 0)[..., None]):
+        by_row = along_y * centre + shift
+        torch.add((along_x * centre)[:, None, :], by_row[:, :, None], out=grid[..., axis])
+    return grid
+
+
+def show(images: Tensor, views: Views | None) -> Tensor:
+    """Return uint8 images (B, S, S, 3) through their views, or as they are.
+
+    On the CPU a few images at a time, so that each step finds the last one's result in the processor's cache.
+
+    Returns
+    -------
+    float32 tensor of shape (B, 3, S, S), in 0..1, channels-last memory
+    """
+    if views is None:
+        return to_float(images)
+    shown = torch.empty(images.shape, device=images.device).permute(0, 3, 1, 2)
+    from_bytes = replace(views, gain=views.gain / 255)  # one factor takes 0..255 to 0..1 and brightens
+    block = len(images) if images.is_cuda else CPU_BLOCK
+    for start in range(0, len(images), block):
+        part = slice(start, start + block)
+        shown[part] = apply_views(images[part].permute(0, 3, 1, 2).float(), from_bytes[part])
+    return shown

@@ -88,26 +88,29 @@ def load_weights(network: torch.nn.Module, contents: Mapping[str, Any], path: Pa
         ) from error
 
 
-def start_run(config: Config, table: pd.DataFrame, device: str) -> None:
-    """Clear what an earlier run left and write what explains this one: settings, split, where it is made."""
+def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
+    """Write what explains a run: settings, split, where it is made; a new run first clears an earlier one's."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    for name in RESULTS:
-        for prefix in ("", EVALUATED):
-            (config.run_dir / f"{prefix}{name}").unlink(missing_ok=True)
-    split = table[SPLIT_COLUMNS]
-    replace_file(config.run_dir / "split.csv", lambda temporary: split.to_csv(temporary, index=False))
-    write_json(config.run_dir / "config.json", to_dict(config))
+    if not resumed:
+        for name in RESULTS:
+            for prefix in ("", EVALUATED):
+                (config.run_dir / f"{prefix}{name}").unlink(missing_ok=True)
+        split = table[SPLIT_COLUMNS]
+        replace_file(config.run_dir / "split.csv", lambda temporary: split.to_csv(temporary, index=False))
     write_json(
-        config.run_dir / "run.json",
-        {
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv),
-            "commit": _commit(),
-            "device": device,
-            "python": platform.python_version(),
-            "versions": {package: version(package) for package in PACKAGES},
-        },
-    )
+        config.run_dir / "config.json", to_dict(config)
+    )  # resumed: the number of epochs may have grown
+    run = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "commit": _commit(),
+        "device": device,
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    path = config.run_dir / "run.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else []
+    write_json(path, [*earlier, run])  # one entry for each time that the run was started or resumed
 
 
 def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
@@ -152,7 +155,6 @@ def resume_run(config: Config, table: pd.DataFrame) -> dict[str, Any]:
             f"--resume: images, labels or split differ from {config.run_dir / 'split.csv'}, with which the run "
             "began: restore the data or start a new run"
         )
-    write_json(config.run_dir / "config.json", to_dict(config))  # the number of epochs may have grown
     return load_checkpoint(config.run_dir / "last.pt")
 
 

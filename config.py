@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import types
 import typing
@@ -104,7 +105,7 @@ class Config:
         128, "length of the embedding vector", allowed=("2 or more", lambda value: value >= 2)
     )
     margin: float = opt(0.5, "distance past which unlike pairs add no loss", allowed=POSITIVE)
-    batch_size: int = opt(256, "pairs in a training step", allowed=ONE_OR_MORE)
+    batch_size: int = opt(256, "pairs in a training step (pairs batch: images)", allowed=ONE_OR_MORE)
     learning_rate: float = opt(1e-4, "step size of Adam", allowed=POSITIVE)
     epochs: int = opt(12, "passes over all pairs", allowed=ONE_OR_MORE)
     split: str = opt(
@@ -119,6 +120,11 @@ class Config:
     )
     split_seed: int = opt(
         0, "seed of the split, apart from the seed of the training", allowed=between(0, 2**32 - 1)
+    )
+    pairs: str = opt(
+        "independent",
+        "independent: each image meets one other; batch: batch_size images, half of them melanoma, all meet",
+        choices=("independent", "batch"),
     )
     backbone: str = opt("conv3", "embedding network", choices=("conv3",))
     augment: bool = opt(True, "show each image through a random view (both classes alike)")
@@ -249,7 +255,8 @@ def run_script(main: Callable[[], None]) -> typing.NoReturn:
         main()
     except (InputError, FileNotFoundError) as error:
         message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one tells it
+            print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)
 

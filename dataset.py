@@ -379,6 +379,24 @@ def sample_pairs(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
     return pairs[order], np.concatenate(sames)[order]
 
 
+def sample_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw the images of one epoch of in-batch pairs, melanomas and benign images in turn.
+
+    As in `sample_pairs`, the larger class appears once each and the smaller class as often in total. Any run of
+    neighbours is half melanoma, to within one image.
+
+    Returns
+    -------
+    int64 array of shape (2 max(benign, melanoma),), rows of `labels`
+    """
+    members = [np.flatnonzero(labels == label) for label in (1, 0)]
+    each = max(map(len, members))
+    order = np.empty(2 * each, dtype=np.int64)
+    for turn, own in enumerate(members):
+        order[turn::2] = own[rng.permutation(_spread(len(own), each, rng))]
+    return order
+
+
 def _spread(n: int, total: int, rng: np.random.Generator) -> np.ndarray:
     """Return 0..n-1 repeated to `total`, the remainder drawn without replacement; int64 of shape (total,)."""
     whole = np.tile(np.arange(n), total // n)
@@ -409,13 +427,66 @@ class PairDataset:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """Return (first, second, same) of pair i: uint8 (S, S, 3) twice and a bool."""
-        first, second = self.cache.pixels[self.rows[self.pairs[i]]]
+        first, second = self.cache.gather(self.pair_rows(i))
         return first, second, bool(self.same[i])
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return a batch: uint8 (B, S, S, 3) twice and bool (B,)."""
-        rows = self.rows[self.pairs[indices]]
-        return self.cache.pixels[rows[:, 0]], self.cache.pixels[rows[:, 1]], self.same[indices]
+        rows = self.pair_rows(indices)
+        return self.cache.gather(rows[:, 0]), self.cache.gather(rows[:, 1]), self.same[indices]
+
+    def pair_rows(self, indices: int | slice | Sequence[int]) -> np.ndarray:
+        """Return the cache rows of pairs, int64 of shape (2,) for one pair, (B, 2) for several."""
+        return self.rows[self.pairs[indices]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images of one training step and which of them are compared.
+
+    rows : int64 array of shape (N,), cache rows of the images
+    first, second : int64 arrays of shape (P,), the images of each pair, places in `rows`
+    same : bool array of shape (P,), True where both have one label
+    """
+
+    rows: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+
+
+def independent_batches(dataset: PairDataset, batch_size: int) -> list[Batch]:
+    """Return the batches of an epoch of independent pairs: all first images, then all second ones."""
+    batches = []
+    for start in range(0, len(dataset), batch_size):
+        part = slice(start, start + batch_size)
+        rows = dataset.pair_rows(part)
+        first = np.arange(len(rows))
+        batches.append(Batch(rows.T.ravel(), first, len(rows) + first, dataset.same[part]))
+    return batches
+
+
+def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, batch_size: int) -> list[Batch]:
+    """Return the batches of an epoch of in-batch pairs: each image is compared with all others of its batch.
+
+    Two views of one picture are no pair. A last batch of a single image is left out.
+
+    Parameters
+    ----------
+    order : int64 array from `sample_balanced`
+    labels, rows : int arrays of shape (N,), label and cache row of each image
+    batch_size : B, images in a batch, with B(B - 1)/2 pairs
+    """
+    batches = []
+    for start in range(0, len(order), batch_size):
+        images = order[start : start + batch_size]
+        first, second = np.triu_indices(len(images), 1)
+        different = images[first] != images[second]
+        first, second = first[different], second[different]
+        if len(first):
+            same = labels[images[first]] == labels[images[second]]
+            batches.append(Batch(rows[images], first, second, same))
+    return batches
 
 
 def make_parser() -> argparse.ArgumentParser:

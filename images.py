@@ -1,5 +1,7 @@
 """Pixels: each image file is decoded once into a cache on disk, and batches are gathered from there.
 
+`python images.py` builds the cache of the folders that config.py points at; train.py builds it too if need be.
+
 The cache of one folder at one size is two files that only ever grow:
 
     pixels.bin   64 bytes of header, then one uint8 (S, S, 3) block for each row
@@ -12,9 +14,12 @@ there; a changed source file gets a new row, which hides the old one.
 
 from __future__ import annotations
 
+import argparse
 import json
+import mmap
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +35,12 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from config import InputError
+from config import InputError, add_flags, from_flags, run_script
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 FORMAT = "lesion-cache-1"
@@ -79,14 +89,27 @@ def decode_image(path: Path, size: int) -> np.ndarray:
 class ImageCache:
     """Decoded images of one folder at one size.
 
-    pixels : uint8 memory map of shape (rows, S, S, 3); read-only in effect (copy on write)
+    memory : the mapped file
+    pixels : the images in it, uint8 of shape (rows, S, S, 3), read-only
     row_of : row of each readable image, by name
     errors : what was wrong with each unreadable image, by name
     """
 
+    memory: mmap.mmap
     pixels: np.ndarray
     row_of: Mapping[str, int]
     errors: Mapping[str, str]
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Return a copy of images by row, uint8 (B, S, S, 3).
+
+        The pages read are handed back at once: they stay in the system's file cache, but a run over the whole set
+        does not come to hold it in its own memory. That costs 2 ms for 512 images of 128 px.
+        """
+        images = self.pixels[rows]
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self.memory.madvise(mmap.MADV_DONTNEED)
+        return images
 
     def rows(self, names: Iterable[str]) -> np.ndarray:
         """Return the rows of named images, int64 of shape (len(names),)."""
@@ -123,7 +146,8 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
                 state = _State.read(where, size)
     errors = {name: state.entries[name]["error"] for name in paths if "error" in state.entries[name]}
     row_of = {name: state.entries[name]["row"] for name in paths if name not in errors}
-    return ImageCache(_map_pixels(where, state.rows, size), row_of, errors)
+    memory, pixels = _map_pixels(where, state.rows, size)
+    return ImageCache(memory, pixels, row_of, errors)
 
 
 def refuse_unreadable(errors: Mapping[str, str], skip: bool) -> None:
@@ -256,8 +280,11 @@ def _commit(file: BinaryIO, data: bytes, position: int) -> int:
     return file.tell()
 
 
-def _map_pixels(where: Path, rows: int, size: int) -> np.ndarray:
-    return np.asarray(np.memmap(where / "pixels.bin", np.uint8, "c", HEADER_BYTES, (rows, size, size, 3)))
+def _map_pixels(where: Path, rows: int, size: int) -> tuple[mmap.mmap, np.ndarray]:
+    with (where / "pixels.bin").open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    flat = np.frombuffer(memory, np.uint8, rows * size * size * 3, HEADER_BYTES)
+    return memory, flat.reshape(rows, size, size, 3)
 
 
 def _cache_folder(paths: Mapping[str, Path], size: int, cache_dir: Path) -> Path:
@@ -286,3 +313,44 @@ def _header(identity: str) -> bytes:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry).encode() + b"\n"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        description="Decode the images of train_image, and of test_image if it is there, into the cache.",
+        allow_abbrev=False,
+    )
+    add_flags(parser)
+    return parser
+
+
+def main() -> None:
+    config = from_flags(make_parser().parse_args())
+    folders = {"train_image": config.train_image}
+    if config.test_image.is_dir():
+        folders["test_image"] = config.test_image
+    for argument, folder in folders.items():
+        start = time.monotonic()
+        cache = build_cache(
+            find_images(folder, argument), config.image_size, config.cache_dir, config.workers
+        )
+        seconds = time.monotonic() - start
+        n = len(cache.row_of) + len(cache.errors)
+        print(
+            f"{folder}: {n:,} images of {config.image_size} px, {len(cache.errors):,} unreadable, ready in "
+            f"{seconds:.1f} s ({n / seconds:,.0f} images/s), peak memory {peak_memory():.2f} GB"
+        )
+        refuse_unreadable(cache.errors, config.skip_unreadable)
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held so far, in GB (10⁹ bytes); NaN where it isn't known."""
+    if resource is None:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+if __name__ == "__main__":
+    run_script(main)

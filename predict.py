@@ -21,8 +21,9 @@ import dataset
 import figures
 from classify import choose_threshold, reference_score
 from config import Config, InputError, add_flags, from_flags, run_script, with_machine
-from device import choose_device, choose_precision, describe_device, embed_images, keep_freed_memory
-from images import ImageCache, build_cache, find_images, refuse_unreadable
+from device import choose_device, choose_precision, describe_device, keep_freed_memory
+from feed import Feed, embed_images
+from images import build_cache, find_images, refuse_unreadable
 from metrics import auc_interval, evaluate
 from modules import SiameseNetwork, build_network
 
@@ -39,7 +40,7 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     table: pd.DataFrame  # image_name, patient_id, label, part
-    cache: ImageCache
+    feed: Feed
     references: np.ndarray
     reference_labels: np.ndarray
 
@@ -56,16 +57,16 @@ def main(
     run = load_run(machine)
     print(f"predicting on {describe_device(run.device, run.dtype)}")
     validation = run.table[run.table["part"] == "validation"]
-    validation_scores, _ = score_images(run, run.cache, validation["image_name"])
+    validation_scores, _ = score_images(run, run.feed, validation["image_name"])
     threshold = choose_threshold(validation["label"].to_numpy(), validation_scores, min_sensitivity)
 
     if evaluate_image is None or evaluate_labels is None:
-        lesions, cache = run.table[run.table["part"] == "test"], run.cache
+        lesions, feed = run.table[run.table["part"] == "test"], run.feed
         name, prefix = "test", ""
     else:
-        lesions, cache = load_labelled(evaluate_image, evaluate_labels, run.config)
+        lesions, feed = load_labelled(evaluate_image, evaluate_labels, run.config, run.device)
         name, prefix = evaluate_image.name, checkpoint.EVALUATED
-    scores, embeddings = score_images(run, cache, lesions["image_name"])
+    scores, embeddings = score_images(run, feed, lesions["image_name"])
     labels = lesions["label"].to_numpy()
     predictions = lesions.assign(score=scores, predicted=(scores >= threshold).astype(int))
     predictions = predictions[PREDICTION_COLUMNS]
@@ -123,12 +124,15 @@ def load_run(machine: Config) -> Run:
     refuse_unreadable(cache.errors, config.skip_unreadable)
     table = dataset.without_images(table, cache.errors)
     train = table[table["part"] == "train"]
-    references = embed_images(network, cache, cache.rows(train["image_name"]), device, dtype)
-    return Run(config, network, device, dtype, table, cache, references, train["label"].to_numpy())
+    feed = Feed(cache, device)
+    references = embed_images(network, feed, cache.rows(train["image_name"]), dtype)
+    return Run(config, network, device, dtype, table, feed, references, train["label"].to_numpy())
 
 
-def load_labelled(folder: Path, labels: Path, config: Config) -> tuple[pd.DataFrame, ImageCache]:
-    """Return the images of another labelled folder, those with both file and label, and their cache."""
+def load_labelled(
+    folder: Path, labels: Path, config: Config, device: torch.device
+) -> tuple[pd.DataFrame, Feed]:
+    """Return the images of another labelled folder, those with both file and label, and their feed."""
     table = dataset.read_labels(labels, "evaluate_labels")
     found = find_images(folder, "evaluate_image")
     known = table[table["image_name"].isin(list(found))].reset_index(drop=True)
@@ -144,17 +148,17 @@ def load_labelled(folder: Path, labels: Path, config: Config) -> tuple[pd.DataFr
     readable = known[~known["image_name"].isin(list(cache.errors))]
     if readable.empty:
         raise InputError(f"evaluate_image {folder} has no image that can be read")
-    return readable, cache
+    return readable, Feed(cache, device)
 
 
-def score_images(run: Run, cache: ImageCache, names: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return scores (N,), large = melanoma, and embeddings (N, D) of named images.
 
     Raises
     ------
     InputError : a score is not finite; the message names the images
     """
-    embeddings = embed_images(run.network, cache, cache.rows(names), run.device, run.dtype)
+    embeddings = embed_images(run.network, feed, feed.cache.rows(names), run.dtype)
     scores = reference_score(embeddings, run.references, run.reference_labels)
     bad = names[~np.isfinite(scores)].tolist()
     if bad:

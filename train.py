@@ -9,27 +9,28 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import checkpoint
 import dataset
 import figures
-from augment import apply_views, draw_views, to_float
+from augment import Views, draw_views, show
 from classify import reference_score
 from config import Config, InputError, add_flags, experiment, from_flags, run_script
-from dataset import PairDataset, sample_pairs
-from device import autocast, choose_device, choose_precision, describe_device, embed_images, keep_freed_memory
+from dataset import Batch, PairDataset, in_batch_batches, independent_batches, sample_balanced, sample_pairs
+from device import Ranks, autocast, choose_precision, describe_device, join_ranks, keep_freed_memory
+from feed import Feed, embed_images
 from images import ImageCache, build_cache, refuse_unreadable
-from modules import ContrastiveLoss, SiameseNetwork, build_network, contrastive_loss, pair_distance
+from modules import ContrastiveLoss, SiameseNetwork, build_network
 
 LOG_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
 BENIGN_REFERENCES = 2000  # of the training part, in each epoch's validation; predict.py uses all of them
@@ -38,22 +39,28 @@ BENIGN_REFERENCES = 2000  # of the training part, in each epoch's validation; pr
 def main(config: Config, resume: bool = False, overwrite: bool = False) -> None:
     """Train one run; everything it leaves is in `config.run_dir` and `config.graph_dir`."""
     keep_freed_memory()
-    device = choose_device(config.device)
+    with join_ranks(config.device) as (device, ranks):
+        train_run(config, device, ranks, resume, overwrite)
+
+
+def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, overwrite: bool) -> None:
+    """Train one run as one of the processes that share it; the first prints and writes."""
     dtype = choose_precision(config.precision, device)
-    print(f"training on {describe_device(device, dtype)}")
+    processes = f", {ranks.count} processes" if ranks.count > 1 else ""
+    ranks.say(f"training on {describe_device(device, dtype)}{processes}")
     checkpoint.check_run_dir(config, resume, overwrite)
 
     lesions = dataset.load_lesions(config)
-    print(dataset.describe(dataset.summarise(lesions, config)))
+    ranks.say(dataset.describe(dataset.summarise(lesions, config)))
     cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
     refuse_unreadable(cache.errors, config.skip_unreadable)
     table = dataset.without_images(lesions.table, cache.errors)
     train = Images.of_part(table, "train", cache)
     validation = Validation.of(table, cache, config.seed)
+    feed = Feed(cache, device)
 
     torch.manual_seed(config.seed)
-    network = build_network(config.backbone, config.image_size, config.embedding_dim)
-    network = network.to(device)
+    network = build_network(config.backbone, config.image_size, config.embedding_dim).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=device.type != "mps")
     loss_function = ContrastiveLoss(config.margin)
     log: list[dict[str, Any]] = []
@@ -62,38 +69,49 @@ def main(config: Config, resume: bool = False, overwrite: bool = False) -> None:
         checkpoint.load_weights(network, state, config.run_dir / "last.pt")
         optimizer.load_state_dict(state["optimizer"])
         log = state["log"]
-    else:
-        checkpoint.start_run(config, table, describe_device(device, dtype))
+    ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
+    if ranks.first:
+        checkpoint.write_start(config, table, describe_device(device, dtype), resume)
+    shared = DistributedDataParallel(network) if ranks.count > 1 else network
 
     for epoch in range(len(log) + 1, config.epochs + 1):
         start = time.perf_counter()
         rng, views_generator = epoch_generators(config.seed, epoch)
-        pairs = PairDataset(cache, train.rows, *sample_pairs(train.labels, rng))
+        batches = epoch_batches(config, train, cache, rng)
         train_loss = train_epoch(
-            network,
+            shared,
             loss_function,
             optimizer,
-            load_batches(pairs, config.batch_size, device),
+            batches,
+            feed,
+            ranks,
             views_generator if config.augment else None,
             dtype,
             f"epoch {epoch}/{config.epochs}",
         )
         trained = time.perf_counter()
-        val_loss, val_auc = validate(network, cache, validation, config.margin, device, dtype)
-        log.append(
-            {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "val_loss": val_loss,
-                "val_auc": val_auc,
-                "seconds": round(time.perf_counter() - start, 3),
-                "images_per_second": round(2 * len(pairs) / (trained - start), 1),
-            }
+        if ranks.first:
+            val_loss, val_auc = validate(network, loss_function, feed, validation, dtype)
+            log.append(
+                {
+                    "epoch": epoch,
+                    "train_loss": train_loss,
+                    "val_loss": val_loss,
+                    "val_auc": val_auc,
+                    "seconds": round(time.perf_counter() - start, 3),
+                    "images_per_second": round(
+                        sum(len(batch.rows) for batch in batches) / (trained - start), 1
+                    ),
+                }
+            )
+            save_epoch(config, network, optimizer, log)
+            ranks.say(describe_epoch(log[-1], config.epochs))
+        ranks.wait()
+    if ranks.first:
+        best = best_entry(log)
+        ranks.say(
+            f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}"
         )
-        save_epoch(config, network, optimizer, log)
-        print(describe_epoch(log[-1], config.epochs))
-    best = best_entry(log)
-    print(f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}")
 
 
 @dataclass(frozen=True)
@@ -139,29 +157,34 @@ def epoch_generators(seed: int, epoch: int) -> tuple[np.random.Generator, torch.
     return np.random.default_rng(pairs_seed), torch.Generator().manual_seed(int(views_seed))
 
 
-def load_batches(
-    pairs: PairDataset, batch_size: int, device: torch.device
-) -> DataLoader[tuple[Tensor, Tensor, Tensor]]:
-    """Return the loader of (first, second, same): uint8 (B, S, S, 3) twice and bool (B,), in the pairs' order."""
-    return DataLoader(
-        pairs,  # type: ignore[arg-type]
-        batch_size,
-        collate_fn=lambda batch: tuple(torch.from_numpy(array) for array in batch),
-        pin_memory=device.type == "cuda",
-    )
+def epoch_batches(config: Config, train: Images, cache: ImageCache, rng: np.random.Generator) -> list[Batch]:
+    """Draw the batches of one epoch."""
+    if config.pairs == "batch":
+        order = sample_balanced(train.labels, rng)
+        return in_batch_batches(order, train.labels, train.rows, config.batch_size)
+    pairs = PairDataset(cache, train.rows, *sample_pairs(train.labels, rng))
+    return independent_batches(pairs, config.batch_size)
 
 
 def train_epoch(
-    network: SiameseNetwork,
+    network: nn.Module,
     loss_function: ContrastiveLoss,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batches: Sequence[Batch],
+    feed: Feed,
+    ranks: Ranks,
     views_generator: torch.Generator | None,
     dtype: torch.dtype,
     name: str,
 ) -> float:
-    """Take one step on each batch of pairs; return the mean loss of a pair.
+    """Take one step on each batch, in their order; return the mean loss of a pair.
 
+    Every process embeds its share of a batch's images and compares the embeddings of all: views are drawn for the
+    whole batch, so the step is the same for any number of processes.
+
+    Parameters
+    ----------
+    network : embeds first and second images; wrapped in DistributedDataParallel if there are several processes
     views_generator : None shows the images as they are
 
     Raises
@@ -169,26 +192,31 @@ def train_epoch(
     InputError : the loss is not finite
     """
     network.train()
-    device = next(network.parameters()).device
-    total = torch.zeros((), device=device)
-    seen = 0
-    bar = tqdm(batches, desc=name, unit="step", leave=False, disable=None)
-    for step, batch in enumerate(bar, start=1):
-        first, second, same = (part.to(device, non_blocking=True) for part in batch)
-        first, second = to_float(first), to_float(second)
+    device = feed.device
+    shares = [np.arange(len(batch.rows))[ranks.share(len(batch.rows))] for batch in batches]
+    places = [
+        _at_least_two(share) for share in shares
+    ]  # in the batch, of the images that this process embeds
+    rows = (batch.rows[place] for batch, place in zip(batches, places, strict=True))
+    total, seen = torch.zeros((), device=device), 0
+    bar = tqdm(feed.batches(rows), name, len(batches), unit="step", leave=False, disable=ranks.quiet)
+    steps = zip(bar, batches, shares, places, strict=True)
+    for step, (images, batch, share, place) in enumerate(steps, start=1):
+        views = None
         if views_generator is not None:
-            views = draw_views(2 * len(same), views_generator).to(device)
-            first = apply_views(first, views[: len(same)])
-            second = apply_views(second, views[len(same) :])
-        with autocast(device, dtype):
-            embeddings = network(first, second)
-        loss = loss_function(*embeddings, same)
+            views = draw_views(len(batch.rows), views_generator)[torch.from_numpy(place)].to(device)
+        own = _embed(network, images, views, dtype)[: len(share)]
+        embeddings = ranks.gather(own, len(batch.rows))
+        first, second, same = (
+            torch.from_numpy(part).to(device) for part in (batch.first, batch.second, batch.same)
+        )
+        loss = loss_function(embeddings[first], embeddings[second], same)
         optimizer.zero_grad()
-        loss.backward()
+        (loss * ranks.count).backward()  # the gradient is averaged over the processes: their sum is wanted
         optimizer.step()
         total += loss.detach() * len(same)
         seen += len(same)
-        if step % LOG_STEPS == 0 or step == len(bar):
+        if step % LOG_STEPS == 0 or step == len(batches):
             mean = float(total) / seen  # waits for the device
             if not math.isfinite(mean):
                 rate = optimizer.param_groups[0]["lr"]
@@ -200,20 +228,31 @@ def train_epoch(
     return mean
 
 
+def _embed(network: nn.Module, images: Tensor, views: Views | None, dtype: torch.dtype) -> Tensor:
+    """Return the embeddings (N, D) of uint8 images (N, S, S, 3) seen through their views, N >= 2."""
+    shown = show(images, views)
+    with autocast(images.device, dtype):
+        return torch.cat(network(*shown.split((len(shown) + 1) // 2)))
+
+
+def _at_least_two(share: np.ndarray) -> np.ndarray:
+    """Fill a share up so that both halves have an image; train_epoch drops the embeddings that are too many."""
+    return share if len(share) >= 2 else np.resize(share if len(share) else [0], 2)
+
+
 def validate(
     network: SiameseNetwork,
-    cache: ImageCache,
+    loss_function: ContrastiveLoss,
+    feed: Feed,
     validation: Validation,
-    margin: float,
-    device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[float, float]:
     """Return the mean contrastive loss of the validation pairs and the AUC of the validation images."""
     images, references = validation.images, validation.references
-    embeddings = embed_images(network, cache, images.rows, device, dtype)
+    embeddings = embed_images(network, feed, images.rows, dtype)
     first, second = torch.from_numpy(embeddings)[validation.pairs.T]
-    loss = contrastive_loss(pair_distance(first, second), torch.from_numpy(validation.same), margin)
-    reference_embeddings = embed_images(network, cache, references.rows, device, dtype)
+    loss = loss_function(first, second, torch.from_numpy(validation.same))
+    reference_embeddings = embed_images(network, feed, references.rows, dtype)
     scores = reference_score(embeddings, reference_embeddings, references.labels)
     return float(loss), float(roc_auc_score(images.labels, scores))
 

@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny data set in ISIC 2020's layout."""
 
+import mmap
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from PIL import Image
 
 import train
 from config import Config
+from images import ImageCache
 
 HEADER = (
     "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
@@ -35,6 +37,11 @@ def lesion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(f"{name},IP_{i % 30:07d},female,45,torso,{verdict}")
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
     return folder
+
+
+def cache_of(pixels: np.ndarray) -> ImageCache:
+    """Return a cache that holds these pixels, uint8 (N, S, S, 3), as image0, image1, ..."""
+    return ImageCache(mmap.mmap(-1, 1), pixels, {f"image{row}": row for row in range(len(pixels))}, {})
 
 
 def quick_config(folder: Path, **changes: Any) -> Config:

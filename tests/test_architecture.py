@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "classify": set(),
     "metrics": set(),
     "figures": set(),
-    "device": {"augment", "config", "images", "modules"},
+    "device": {"config"},
+    "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},
     "demo": set(),
 }

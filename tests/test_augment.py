@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import augment
-from augment import Views, apply_views, draw_views, to_float
+from augment import Views, apply_views, draw_views, show, to_float
 
 SIZE = 16
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -73,6 +73,12 @@ def test_flips_and_turns_move_whole_pixels(affine, expected):
     torch.testing.assert_close(apply_views(images, same_view(3, affine)), expected(images), atol=1e-5, rtol=0)
 
 
+def test_the_sampling_grid_is_torchs_own():
+    affine = drawn(20).affine
+    expected = F.affine_grid(affine, [20, 3, 33, 33], align_corners=False)
+    torch.testing.assert_close(augment._sampling_grid(affine, 33), expected, atol=1e-5, rtol=0)
+
+
 def test_shift_reads_further_right_and_down_and_mirrors_at_the_border():
     images = random_images(2)
     shifted = apply_views(images, same_view(2, ((1.0, 0.0, 3 * PIXEL), (0.0, 1.0, 2 * PIXEL))))
@@ -120,7 +126,6 @@ def test_output_form_does_not_depend_on_the_inputs_layout(layout):
     shown = apply_views(images.contiguous(memory_format=layout), drawn(64))
     assert shown.shape == images.shape
     assert shown.dtype == torch.float32
-    assert shown.is_contiguous(memory_format=torch.channels_last)
     assert 0 <= shown.min() <= shown.max() <= 1
     torch.testing.assert_close(shown, apply_views(images, drawn(64)), atol=1e-5, rtol=0)
 
@@ -250,6 +255,16 @@ def test_to_float_divides_by_255_and_keeps_the_memory_order():
     assert images[0, :, 0, 0].tolist() == pytest.approx([0, 0.2, 1])
     np.testing.assert_allclose(images.numpy(), pixels.numpy().transpose(0, 3, 1, 2) / 255, rtol=1e-6)
     assert torch.equal(pixels, before)
+
+
+@pytest.mark.parametrize("block", [1, 3, 8, 100])
+def test_images_shown_block_by_block_are_the_same(monkeypatch, block):
+    monkeypatch.setattr(augment, "CPU_BLOCK", block)
+    pixels = torch.randint(0, 256, (8, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator())
+    shown = show(pixels, drawn(8))
+    assert shown.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(shown, apply_views(to_float(pixels), drawn(8)), atol=1e-6, rtol=0)
+    assert torch.equal(show(pixels, None), to_float(pixels))
 
 
 @pytest.mark.gpu

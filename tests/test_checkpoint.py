@@ -23,9 +23,9 @@ from checkpoint import (
     replace_file,
     resume_run,
     save_checkpoint,
-    start_run,
     write_json,
     write_log,
+    write_start,
 )
 from config import Config, InputError, experiment, from_dict
 
@@ -221,7 +221,7 @@ def test_a_new_run_starts_in_a_folder_that_is_not_there_yet(config):
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(config, table):
-    start_run(config, table, "CPU")
+    write_start(config, table, "CPU", resumed=False)
     check_run_dir(config, resume=False, overwrite=False)
 
 
@@ -259,12 +259,12 @@ def test_a_broken_checkpoint_is_not_resumed(config):
     assert "last.pt" in refusal(check_run_dir, config, True, False)
 
 
-def test_start_run_writes_what_explains_the_run(config, table, monkeypatch):
+def test_a_start_writes_what_explains_the_run(config, table, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])
-    start_run(config, table, "CPU (2 threads), float32")
+    write_start(config, table, "CPU (2 threads), float32", resumed=False)
     assert files(config.run_dir) == ["config.json", "run.json", "split.csv"]
     assert from_dict(json.loads((config.run_dir / "config.json").read_text()), "config.json") == config
-    run = json.loads((config.run_dir / "run.json").read_text())
+    [run] = json.loads((config.run_dir / "run.json").read_text())
     assert run["command"] == "train.py --epochs 3"
     assert run["device"] == "CPU (2 threads), float32"
     assert run["versions"]["torch"] == torch.__version__
@@ -284,19 +284,23 @@ def test_start_run_writes_what_explains_the_run(config, table, monkeypatch):
         "evaluate_metrics.json",
     ],
 )
-def test_start_run_clears_what_an_earlier_run_left(config, table, name):
+def test_a_start_clears_what_an_earlier_run_left(config, table, name):
     config.run_dir.mkdir(parents=True)
     (config.run_dir / name).write_text("of an earlier run")
     (config.run_dir / "notes.txt").write_text("mine")
-    start_run(config, table, "CPU")
+    write_start(config, table, "CPU", resumed=False)
     assert files(config.run_dir) == ["config.json", "notes.txt", "run.json", "split.csv"]
 
 
 def test_resume_gives_the_last_checkpoint_and_takes_the_new_number_of_epochs(config, table):
-    start_run(config, table, "CPU")
+    write_start(config, table, "CPU", resumed=False)
     save_run(config, epoch=2)
-    state = resume_run(dataclasses.replace(config, epochs=9), table)
-    assert state["epoch"] == 2
+    longer = dataclasses.replace(config, epochs=9)
+    assert resume_run(longer, table)["epoch"] == 2
+    write_start(longer, table, "GPU", resumed=True)
+    assert (config.run_dir / "last.pt").is_file()
+    runs = json.loads((config.run_dir / "run.json").read_text())
+    assert [run["device"] for run in runs] == ["CPU", "GPU"]
     assert json.loads((config.run_dir / "config.json").read_text())["epochs"] == 9
 
 
@@ -313,7 +317,7 @@ def test_resume_gives_the_last_checkpoint_and_takes_the_new_number_of_epochs(con
     ids=["image gone", "label", "part", "patient", "name", "order"],
 )
 def test_resume_refuses_changed_data(config, table, change):
-    start_run(config, table, "CPU")
+    write_start(config, table, "CPU", resumed=False)
     save_run(config)
     assert "split.csv" in refusal(resume_run, config, change(table))
 
@@ -322,7 +326,7 @@ def test_resume_refuses_changed_data(config, table, change):
 
 
 def test_split_comes_back_as_it_was_stored(config, table):
-    start_run(config, table, "CPU")
+    write_start(config, table, "CPU", resumed=False)
     stored = read_split(config.run_dir)
     columns = ["image_name", "patient_id", "label", "part"]
     assert stored.columns.tolist() == columns

@@ -13,6 +13,7 @@ import pytest
 import config
 import dataset
 import demo
+import images
 import predict
 import train
 from config import Config
@@ -23,6 +24,7 @@ PARSERS = {
     "train.py": train.make_parser,
     "predict.py": predict.make_parser,
     "dataset.py": dataset.make_parser,
+    "images.py": images.make_parser,
     "demo.py": demo.make_parser,
 }
 
@@ -103,7 +105,9 @@ def test_a_process_of_its_own_exits_2_without_a_traceback(tmp_path: Path) -> Non
 def readme_commands() -> list[str]:
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if re.match(r"(python|torchrun) ", line)]
+    return [
+        line for line in lines if re.match(r"(python [a-z]|torchrun )", line) and "benchmarks/" not in line
+    ]
 
 
 def test_the_readme_has_commands() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import cache_of
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
@@ -18,15 +19,17 @@ from config import Config, InputError, run_script
 from dataset import (
     PairDataset,
     drop_duplicates,
+    in_batch_batches,
+    independent_batches,
     load_lesions,
     read_duplicates,
     read_labels,
+    sample_balanced,
     sample_pairs,
     split_patients,
     split_published,
     split_table,
 )
-from images import ImageCache
 
 ROOT = Path(__file__).parents[1]
 
@@ -424,7 +427,7 @@ def test_pairs_need_two_images_of_each_class(sizes):
 def pair_dataset() -> PairDataset:
     """40 pairs of 20 images; the images lie in the cache in another order than in the table."""
     rng = np.random.default_rng(0)
-    cache = ImageCache(rng.integers(0, 256, (25, 4, 4, 3), dtype=np.uint8), {}, {})
+    cache = cache_of(rng.integers(0, 256, (25, 4, 4, 3), dtype=np.uint8))
     labels = make_labels(14, 6)
     return PairDataset(cache, rng.permutation(25)[:20], *sample_pairs(labels, rng))
 
@@ -600,3 +603,51 @@ def test_bad_input_is_one_line_and_code_2(folder, monkeypatch, capsys, flags, me
 def test_misspelt_and_abbreviated_flags_stop_the_program(monkeypatch, capsys, flags):
     assert run_summary(monkeypatch, *flags) == 2
     assert flags[1] in capsys.readouterr().err
+
+
+# --- batches ---
+
+
+def test_independent_batches_are_the_pairs_in_order(pair_dataset):
+    batches = independent_batches(pair_dataset, 12)
+    assert [len(batch.same) for batch in batches] == [12, 12, 4]
+    rows = np.concatenate([np.stack([b.rows[b.first], b.rows[b.second]], axis=1) for b in batches])
+    np.testing.assert_array_equal(rows, pair_dataset.pair_rows(slice(None)))
+    np.testing.assert_array_equal(np.concatenate([b.same for b in batches]), pair_dataset.same)
+
+
+@pytest.mark.parametrize("sizes", [(40, 6), (6, 40), (10, 10)])
+def test_balanced_images_show_the_larger_class_once_and_the_smaller_evenly(sizes):
+    labels = make_labels(*sizes)
+    order = sample_balanced(labels, np.random.default_rng(0))
+    assert np.array_equal(labels[order], np.tile([1, 0], max(sizes)))
+    shown = np.bincount(order, minlength=len(labels))
+    for label, own in enumerate(sizes):
+        assert set(shown[labels == label]) <= {max(sizes) // own, -(-max(sizes) // own)}
+    assert not np.array_equal(order, sample_balanced(labels, np.random.default_rng(1)))
+    assert np.array_equal(order, sample_balanced(labels, np.random.default_rng(0)))
+
+
+def test_in_batch_pairs_are_all_pairs_but_those_of_one_picture():
+    labels = make_labels(9, 3)
+    rows = np.arange(12)[::-1] + 100
+    order = sample_balanced(labels, np.random.default_rng(0))
+    batches = in_batch_batches(order, labels, rows, 7)
+    assert sum(len(batch.rows) for batch in batches) == 18
+    label_of = dict(zip(rows, labels, strict=True))
+    for batch in batches:
+        expected = {
+            (i, j)
+            for i in range(len(batch.rows))
+            for j in range(i + 1, len(batch.rows))
+            if batch.rows[i] != batch.rows[j]
+        }
+        assert set(zip(batch.first.tolist(), batch.second.tolist(), strict=True)) == expected
+        for i, j, same in zip(batch.first, batch.second, batch.same, strict=True):
+            assert same == (label_of[batch.rows[i]] == label_of[batch.rows[j]])
+
+
+def test_a_last_batch_of_one_image_is_left_out():
+    labels = make_labels(4, 4)
+    order = sample_balanced(labels, np.random.default_rng(0))
+    assert [len(b.rows) for b in in_batch_batches(order, labels, np.arange(8), 7)] == [7]

@@ -1,33 +1,17 @@
-"""The machine: choice of device and precision, and embeddings that do not depend on the batches."""
+"""The machine: choice of device and precision, memory, and how processes share a batch."""
 
 import ctypes
 import platform
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import device
-from augment import to_float
 from config import InputError
-from device import autocast, choose_device, choose_precision, describe_device, embed_images, gather
-from images import ImageCache
-from modules import SiameseNetwork, build_network
+from device import Ranks, autocast, choose_device, choose_precision, describe_device, join_ranks
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def cache() -> ImageCache:
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    return ImageCache(pixels, {f"image{row}": row for row in range(12)}, {})
-
-
-@pytest.fixture
-def network() -> SiameseNetwork:
-    torch.manual_seed(0)
-    return build_network("conv3", 32, 8)
 
 
 # --- device ---
@@ -103,60 +87,6 @@ def test_autocast_computes_in_the_type_asked_for(dtype):
     assert layer(images).dtype == torch.float32
 
 
-# --- embeddings ---
-
-
-def test_gather_gives_the_rows_asked_for(cache):
-    rows = np.array([7, 0, 7])
-    images = gather(cache, rows, CPU)
-    assert images.dtype == torch.uint8
-    assert np.array_equal(images.numpy(), cache.pixels[[7, 0, 7]])
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 10, 256])
-def test_embeddings_are_the_networks_own_in_order_whatever_the_batch(cache, network, batch_size):
-    rows = np.array([3, 11, 0, 3, 5, 1, 2, 9, 8, 7])
-    embeddings = embed_images(network, cache, rows, CPU, torch.float32, batch_size)
-    assert isinstance(embeddings, np.ndarray)
-    assert embeddings.dtype == np.float32
-    with torch.no_grad():
-        expected = network.embed(to_float(torch.from_numpy(cache.pixels[rows])))
-    np.testing.assert_allclose(embeddings, expected.numpy(), atol=1e-5)
-
-
-def test_embedding_leaves_no_trace_in_the_network(cache, network):
-    before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    embed_images(network, cache, np.arange(12), CPU, torch.float32)
-    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
-    assert all(weight.grad is None and weight.requires_grad for weight in network.parameters())
-    assert torch.is_grad_enabled()
-    assert not torch.is_inference_mode_enabled()
-
-
-def test_images_are_embedded_without_chance_after_training(cache):
-    network = SiameseNetwork(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(32 * 32 * 3, 4)))
-    network.train()
-    once, again = (embed_images(network, cache, np.arange(12), CPU, torch.float32) for _ in range(2))
-    np.testing.assert_array_equal(once, again)
-
-
-def test_bfloat16_embeddings_are_close_and_float32(cache, network):
-    exact, rough = (
-        embed_images(network, cache, np.arange(12), CPU, dtype) for dtype in (torch.float32, torch.bfloat16)
-    )
-    assert rough.dtype == np.float32
-    assert 0 < np.abs(rough - exact).max() < 0.05
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_embeds_as_the_cpu_does(cache, network):
-    rows, cuda = np.arange(12), torch.device("cuda")
-    expected = embed_images(network, cache, rows, CPU, torch.float32)
-    embeddings = embed_images(network.to(cuda), cache, rows, cuda, torch.float32, 5)
-    np.testing.assert_allclose(embeddings, expected, atol=1e-3)
-
-
 # --- memory ---
 
 
@@ -194,3 +124,29 @@ def test_tensors_are_sound_after_keep_freed_memory():
     device.keep_freed_memory()
     for _ in range(3):
         assert float(torch.ones(2**20).sum()) == 2**20
+
+
+# --- processes ---
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [256, 7, 1])
+def test_shares_make_up_the_batch_and_are_nearly_equal(size, count):
+    shares = [Ranks(rank, count).share(size) for rank in range(count)]
+    assert shares == [Ranks(0, count).share(size, rank) for rank in range(count)]
+    assert [i for share in shares for i in range(share.start, share.stop)] == list(range(size))
+    sizes = [share.stop - share.start for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch, capsys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join_ranks("cpu") as (chosen, ranks):
+        assert chosen == CPU
+        assert ranks == Ranks(0, 1)
+        assert ranks.first
+        embeddings = torch.rand(3, 2)
+        assert ranks.gather(embeddings, 3) is embeddings
+    ranks.say("heard")
+    Ranks(1, 2).say("not heard")
+    assert capsys.readouterr().out == "heard\n"

@@ -1,6 +1,7 @@
 """images.py: files are found, decoded upright, and kept in a cache that survives whatever happens to it."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -268,8 +269,14 @@ def test_each_size_and_each_folder_has_its_own_cache(photos, tmp_path, decoded):
     assert len(decoded) == 10 + 1 + 10
 
 
-def test_writing_into_the_pixels_does_not_reach_the_disk(photos, tmp_path):
-    build(photos, tmp_path / "cache").pixels[:] = 0
+def test_writing_into_gathered_pixels_does_not_reach_the_cache(photos, tmp_path):
+    cache = build(photos, tmp_path / "cache")
+    with pytest.raises(ValueError, match="read-only"):
+        cache.pixels[:] = 0
+    rows = np.array([2, 0, 2])
+    gathered = cache.gather(rows)
+    assert np.array_equal(gathered, cache.pixels[rows])
+    gathered[:] = 0
     assert content(build(photos, tmp_path / "cache")) == true_content(photos)
 
 
@@ -522,3 +529,19 @@ def test_a_cache_dir_that_cannot_be_made_is_an_input_error(photos, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cache_dir"):
         build(photos, tmp_path / "file")
+
+
+def test_the_script_builds_the_cache_and_prints_what_it_took(photos, tmp_path):
+    folder = next(iter(photos.values())).parent
+    flags = [f"--train-image={folder}", f"--cache-dir={tmp_path / 'cache'}", "--image-size=32"]
+    command = [sys.executable, str(Path(__file__).parents[1] / "images.py"), *flags]
+    for _ in range(2):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        line = done.stdout.splitlines()[-1]
+        assert re.search(
+            rf"{len(photos)} images of 32 px, 0 unreadable, ready in [\d.]+ s \([\d,]+ images/s\), "
+            r"peak memory 0\.\d+ GB",
+            line,
+        )
+    assert "decoded" not in done.stdout  # the second time there is nothing to do

@@ -13,6 +13,9 @@ import checkpoint
 import train
 from config import Config, InputError
 from dataset import sample_pairs
+from feed import Feed, embed_images
+from images import build_cache, find_images
+from modules import build_network
 
 
 def log_of(config: Config) -> list[dict]:
@@ -24,18 +27,13 @@ def last(config: Config) -> dict:
 
 
 def test_like_pairs_end_closer_than_unlike_pairs(trained: Config) -> None:
-    from device import choose_device, embed_images
-    from images import build_cache, find_images
-    from modules import build_network
-
     table = checkpoint.read_split(trained.run_dir)
     held_out = table[table["part"] == "validation"]
     cache = build_cache(find_images(trained.train_image), trained.image_size, trained.cache_dir)
     network = build_network(trained.backbone, trained.image_size, trained.embedding_dim)
     network.load_state_dict(torch.load(trained.run_dir / "best.pt", weights_only=True)["model"])
-    embeddings = embed_images(
-        network, cache, cache.rows(held_out["image_name"]), choose_device("cpu"), torch.float32
-    )
+    feed = Feed(cache, torch.device("cpu"))
+    embeddings = embed_images(network, feed, cache.rows(held_out["image_name"]), torch.float32)
     pairs, same = sample_pairs(held_out["label"].to_numpy(), np.random.default_rng(0))
     distance = np.linalg.norm(embeddings[pairs[:, 0]] - embeddings[pairs[:, 1]], axis=1)
     assert distance[same].mean() < 0.5 * distance[~same].mean()
@@ -52,7 +50,7 @@ def test_log_has_one_object_an_epoch_with_every_figure(trained: Config) -> None:
 
 
 def test_run_folder_explains_itself(trained: Config) -> None:
-    run = json.loads((trained.run_dir / "run.json").read_text())
+    [run] = json.loads((trained.run_dir / "run.json").read_text())
     assert set(run) == {"started", "command", "commit", "device", "python", "versions"}
     assert json.loads((trained.run_dir / "config.json").read_text())["margin"] == trained.margin
     assert (trained.graph_dir / "Train_average_loss.png").read_bytes().startswith(b"\x89PNG")
@@ -97,20 +95,21 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
     quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, shown = [], []
-    real_pairs, real_apply = train.PairDataset, train.apply_views
+    real_pairs, real_show = train.PairDataset, train.show
 
     def pairs(cache, rows, pairs, same):
         seen.append((cache, rows[pairs]))
         return real_pairs(cache, rows, pairs, same)
 
-    def apply(images, views):
+    def show(images, views):
         shown.append(len(images))
-        return real_apply(images, views)
+        assert len(views.contrast) == len(images)
+        return real_show(images, views)
 
     monkeypatch.setattr(train, "PairDataset", pairs)
-    monkeypatch.setattr(train, "apply_views", apply)
+    monkeypatch.setattr(train, "show", show)
     train.main(quick)
-    [(cache, rows)] = seen
+    [(cache, rows)] = seen  # the pairs of the one epoch
     table = checkpoint.read_split(quick.run_dir)
     allowed = set(cache.rows(table.loc[table["part"] == "train", "image_name"]))
     assert set(rows.ravel()) == allowed  # every training image, and no other
@@ -121,7 +120,7 @@ def test_without_augmentation_no_view_is_drawn(quick: Config, monkeypatch: pytes
     def refuse(*arguments):
         raise AssertionError("a view was drawn")
 
-    monkeypatch.setattr(train, "apply_views", refuse)
+    monkeypatch.setattr(train, "draw_views", refuse)
     with pytest.raises(AssertionError, match="a view was drawn"):
         train.main(quick)
     train.main(dataclasses.replace(quick, augment=False))
@@ -135,7 +134,8 @@ def test_last_batch_may_be_short_and_counts_by_its_size(
 
     def forward(self, first, second, same):
         loss = real(self, first, second, same)
-        batches.append((len(same), float(loss.detach())))
+        if loss.requires_grad:
+            batches.append((len(same), float(loss.detach())))
         return loss
 
     monkeypatch.setattr(train.ContrastiveLoss, "forward", forward)
@@ -144,6 +144,27 @@ def test_last_batch_may_be_short_and_counts_by_its_size(
     assert sizes[-1] < 25 and set(sizes[:-1]) == {25}
     mean = sum(size * loss for size, loss in batches) / sum(sizes)
     assert log_of(quick)[0]["train_loss"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_in_batch_pairs_learn_from_every_pair_of_a_batch(
+    quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+    real = train.ContrastiveLoss.forward
+
+    def forward(self, first, second, same):
+        loss = real(self, first, second, same)
+        if loss.requires_grad:
+            shapes.append((len(same), int(same.sum())))
+        return loss
+
+    monkeypatch.setattr(train.ContrastiveLoss, "forward", forward)
+    config = dataclasses.replace(quick, pairs="batch", batch_size=16, epochs=6)
+    train.main(config)
+    # 16 images, 8 of each class: 120 pairs, of which 56 are alike, less the pairs of one picture with itself
+    whole = [shape for shape in shapes if shape[0] > 100]
+    assert whole and all(same >= pairs - 64 and pairs <= 120 for pairs, same in whole)
+    assert log_of(config)[-1]["val_auc"] > 0.95
 
 
 def test_non_finite_loss_stops_naming_epoch_step_and_rate(quick: Config) -> None:

@@ -1,0 +1,162 @@
+"""An epoch: a plain DataLoader that decodes both images of each pair, against train.py's own loop on the cache.
+
+    python benchmarks/epoch.py [--images DIR] [--pairs 512]
+
+The plain baseline is what one writes first: worker processes decode and resize both files of a pair in full, and
+the network trains in float32 on what they deliver. train.py's loop trains the same network on the same pairs from
+the cache, in the precision the device is best at, and shows every image through a random view besides. Each runs
+in a process of its own, so that neither lives in the other's memory settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+from synthetic import alone, write_photos
+from torch.utils.data import DataLoader, Dataset
+
+import train
+from augment import to_float
+from config import Config
+from dataset import PairDataset, independent_batches, sample_pairs
+from device import Ranks, autocast, choose_device, choose_precision, describe_device, keep_freed_memory
+from feed import Feed
+from images import build_cache, find_images, peak_memory
+from modules import ContrastiveLoss, build_network
+
+SIZE = 128
+REPEATS = 3  # of train.py's loop and of its arithmetic alone, in turn; the least of each counts
+
+
+class FilePairs(Dataset):
+    """Pairs of image files, both decoded in full and resized each time that they are asked for."""
+
+    def __init__(self, paths: list[Path], pairs: np.ndarray, same: np.ndarray) -> None:
+        self.paths, self.pairs, self.same = paths, pairs, same
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor, bool]:
+        first, second = (self.load(self.paths[j]) for j in self.pairs[i])
+        return first, second, bool(self.same[i])
+
+    @staticmethod
+    def load(path: Path) -> torch.Tensor:
+        with Image.open(path) as image:
+            small = image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+
+
+def draw_pairs(n_files: int, n_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return n_pairs balanced pairs of the files, of which every tenth counts as a melanoma."""
+    labels = (np.arange(n_files) % 10 == 0).astype(int)
+    rng = np.random.default_rng(0)
+    drawn = [sample_pairs(labels, rng) for _ in range(n_pairs // (2 * int((labels == 0).sum())) + 1)]
+    pairs, same = (np.concatenate(part) for part in zip(*drawn, strict=True))
+    return pairs[:n_pairs], same[:n_pairs]
+
+
+def plain_epoch(folder: Path, n_pairs: int, batch_size: int, workers: int) -> float:
+    """Return the seconds of one epoch of the plain baseline."""
+    device = choose_device("auto")
+    paths = list(find_images(folder).values())
+    loader = DataLoader(FilePairs(paths, *draw_pairs(len(paths), n_pairs)), batch_size, num_workers=workers)
+    network = build_network("conv3", SIZE, 128).to(device, memory_format=torch.contiguous_format)
+    loss_function = ContrastiveLoss(0.5)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    start = time.perf_counter()
+    for batch in loader:
+        first, second, same = (part.to(device) for part in batch)
+        loss = loss_function(*network(first, second), same)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    float(loss.detach())  # waits for the device
+    return time.perf_counter() - start
+
+
+def own_epoch(
+    folder: Path, n_pairs: int, batch_size: int, cache_dir: Path
+) -> tuple[float, float, float, str]:
+    """Return seconds of one epoch of train.py's loop, of its forward, backward and step alone, memory, device."""
+    keep_freed_memory()
+    device = choose_device("auto")
+    dtype = choose_precision("auto", device)
+    cache = build_cache(find_images(folder), SIZE, cache_dir)
+    pairs = PairDataset(cache, np.arange(len(cache.pixels)), *draw_pairs(len(cache.pixels), n_pairs))
+    feed, ranks = Feed(cache, device), Ranks()
+    network = build_network("conv3", SIZE, 128).to(device)
+    loss_function = ContrastiveLoss(Config().margin)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=device.type != "mps")
+
+    def epoch(part: PairDataset) -> float:
+        start = time.perf_counter()
+        views = torch.Generator().manual_seed(0)
+        batches = independent_batches(part, batch_size)
+        train.train_epoch(network, loss_function, optimizer, batches, feed, ranks, views, dtype, "")
+        return time.perf_counter() - start
+
+    first, second = (
+        to_float(torch.from_numpy(part).to(device)) for part in pairs.__getitems__(range(batch_size))[:2]
+    )
+    same = torch.from_numpy(pairs.same[:batch_size]).to(device)
+
+    def compute(steps: int) -> float:
+        start = time.perf_counter()
+        for _ in range(steps):
+            with autocast(device, dtype):
+                embeddings = network(first, second)
+            loss = loss_function(*embeddings, same)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        float(loss.detach())
+        return time.perf_counter() - start
+
+    warm_up = PairDataset(cache, pairs.rows, pairs.pairs[:batch_size], pairs.same[:batch_size])
+    epoch(warm_up)
+    times = [(epoch(pairs), compute(len(pairs) // batch_size)) for _ in range(REPEATS)]
+    whole, arithmetic = (min(part) for part in zip(*times, strict=True))
+    return whole, arithmetic, peak_memory(), describe_device(device, dtype)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=Path, help="folder of image files (default: generated, 6000×4000)")
+    parser.add_argument("--pairs", type=int, default=512, help="pairs of train.py's epoch, a multiple of 256")
+    parser.add_argument("--plain-pairs", type=int, default=128, help="pairs of the baseline's epoch")
+    parser.add_argument(
+        "--workers", type=int, default=torch.get_num_threads(), help="the baseline's processes"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.images or write_photos(Path(scratch) / "photos", 20, (6000, 4000))
+        batch_size = Config().batch_size
+        n_files, plain_pairs = len(find_images(folder)), arguments.plain_pairs
+        plain = alone(plain_epoch, folder, plain_pairs, min(batch_size, plain_pairs), arguments.workers)
+        own, compute, memory, device = alone(
+            own_epoch, folder, arguments.pairs, batch_size, Path(scratch) / "cache"
+        )
+    plain_rate, own_rate = 2 * arguments.plain_pairs / plain, 2 * arguments.pairs / own
+    print(f"{n_files:,} files, {SIZE} px, {device}")
+    print(f"  plain DataLoader, {arguments.workers} workers, float32  {plain_rate:9,.1f} images/s")
+    print(f"  train.py's loop on the cache         {own_rate:9,.1f} images/s  {own_rate / plain_rate:6.1f} ×")
+    print(f"  forward, backward, step alone        {2 * arguments.pairs / compute:9,.1f} images/s")
+    print(f"  share of the epoch that is neither   {1 - compute / own:9.1%}")
+    print(f"  peak memory of train.py's loop       {memory:9.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

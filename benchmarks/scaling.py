@@ -1,0 +1,96 @@
+"""Scaling: how build time, epoch time, memory and disk grow with the number of images.
+
+    python benchmarks/scaling.py [--images 1000 4000 16000 33126] [--steps 40]
+
+Sources are generated files of 256×256, one image in 57 a melanoma as in ISIC 2020. An epoch has as many pairs as
+twice the benign images; --steps times that many of its steps and takes the rest to be like them (0: all of them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from synthetic import alone, write_photos
+
+import train
+from config import Config
+from dataset import PairDataset, independent_batches, sample_pairs
+from device import Ranks, choose_device, choose_precision, describe_device, keep_freed_memory
+from feed import Feed
+from images import build_cache, find_images, peak_memory
+from modules import ContrastiveLoss, build_network
+
+
+def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]:
+    """Build the cache of a folder and train on it; return what it took."""
+    keep_freed_memory()
+    config = Config()
+    device = choose_device("auto")
+    dtype = choose_precision("auto", device)
+    start = time.perf_counter()
+    cache = build_cache(find_images(folder), config.image_size, cache_dir)
+    built = time.perf_counter() - start
+    build_memory = peak_memory()
+
+    start = time.perf_counter()
+    labels = (np.arange(len(cache.pixels)) % 57 == 0).astype(int)
+    pairs, same = sample_pairs(labels, np.random.default_rng(0))
+    kept = steps * config.batch_size if steps else len(pairs)
+    network = build_network("conv3", config.image_size, config.embedding_dim).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=device.type != "mps")
+    loss_function = ContrastiveLoss(config.margin)
+    feed = Feed(cache, device)
+    ready = time.perf_counter() - start
+
+    def train_on(first: int, last: int) -> float:
+        start = time.perf_counter()
+        part = PairDataset(cache, np.arange(len(labels)), pairs[first:last], same[first:last])
+        batches = independent_batches(part, config.batch_size)
+        views = torch.Generator().manual_seed(0)
+        train.train_epoch(network, loss_function, optimizer, batches, feed, Ranks(), views, dtype, "")
+        return (time.perf_counter() - start) / len(part) * len(pairs)
+
+    train_on(0, config.batch_size)  # warm-up
+    return {
+        "device": describe_device(device, dtype),
+        "pairs": len(pairs),
+        "build_s": built,
+        "build_gb": build_memory,
+        "ready_s": ready,
+        "epoch_s": train_on(0, min(kept, len(pairs))),
+        "train_gb": peak_memory(),
+        "cache_gb": sum(file.stat().st_size for file in cache_dir.rglob("*") if file.is_file()) / 1e9,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 4000, 16000, 33126])
+    parser.add_argument("--steps", type=int, default=40, help="steps of the epoch to time (0: all)")
+    arguments = parser.parse_args()
+    print("images    pairs  build s  images/s  build GB  ready s  epoch s  images/s  train GB  cache GB")
+    for n in arguments.images:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = write_photos(Path(scratch) / "photos", n, (256, 256))
+            m = alone(measure, folder, Path(scratch) / "cache", arguments.steps)
+        print(
+            f"{n:>6,} {m['pairs']:>8,} {m['build_s']:>8.1f} {n / m['build_s']:>9,.0f} {m['build_gb']:>9.2f} "
+            f"{m['ready_s']:>8.2f} {m['epoch_s']:>8.1f} {2 * m['pairs'] / m['epoch_s']:>9,.0f} "
+            f"{m['train_gb']:>9.2f} {m['cache_gb']:>9.2f}",
+            flush=True,
+        )
+    print(m["device"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The feed: batches of decoded images reach the device, without it having to wait for them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from augment import to_float
+from device import autocast
+from images import ImageCache
+from modules import SiameseNetwork
+
+DEVICE_SHARE = 0.5  # of the free device memory: a cache up to this lives there
+UPLOAD_ROWS = 1024  # images copied to the device at a time
+AHEAD = 3  # batches gathered before they are asked for
+
+
+class Feed:
+    """Images of a cache by row, on the device.
+
+    A cache that fits on the GPU lives there and a batch is an index. A larger one is gathered from the memory map by
+    a background thread into pinned memory and copied while the GPU computes. On the CPU a batch is gathered when
+    it is asked for, since the same cores would do it.
+    """
+
+    def __init__(self, cache: ImageCache, device: torch.device) -> None:
+        self.cache = cache
+        self.device = device
+        self.resident = _upload(cache, device) if _fits(cache, device) else None
+
+    def batches(self, rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
+        """Yield the images of each array of rows, uint8 (B, S, S, 3), on the device."""
+        if self.resident is not None:
+            for batch in rows:
+                yield self.resident[torch.from_numpy(batch).to(self.device, non_blocking=True)]
+        elif self.device.type == "cuda":
+            for pinned in _ahead(self._gather_pinned, rows):
+                yield pinned.to(self.device, non_blocking=True)
+        else:
+            for batch in rows:
+                yield torch.from_numpy(self.cache.gather(batch)).to(self.device)
+
+    def _gather_pinned(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.cache.gather(rows)).pin_memory()
+
+
+def _ahead(gather: Callable[[np.ndarray], Tensor], rows: Iterable[np.ndarray]) -> Iterator[Tensor]:
+    """Yield gather(batch) for each batch in order, a few batches computed ahead by one thread."""
+    window: deque = deque()
+    with ThreadPoolExecutor(1) as pool:
+        for batch in rows:
+            window.append(pool.submit(gather, batch))
+            if len(window) > AHEAD:
+                yield window.popleft().result()
+        while window:
+            yield window.popleft().result()
+
+
+def _fits(cache: ImageCache, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return cache.pixels.nbytes <= DEVICE_SHARE * free
+
+
+def _upload(cache: ImageCache, device: torch.device) -> Tensor:
+    resident = torch.empty(cache.pixels.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(cache.pixels), UPLOAD_ROWS):
+        rows = np.arange(start, min(start + UPLOAD_ROWS, len(cache.pixels)))
+        resident[start : start + len(rows)] = torch.from_numpy(cache.gather(rows)).to(device)
+    return resident
+
+
+@torch.inference_mode()
+def embed_images(
+    network: SiameseNetwork, feed: Feed, rows: np.ndarray, dtype: torch.dtype, batch_size: int = 256
+) -> np.ndarray:
+    """Return the embeddings, float32 (N, D), of images by cache row, each embedded once and seen as it is."""
+    network.eval()
+    parts = []
+    for images in feed.batches(np.split(rows, range(batch_size, len(rows), batch_size))):
+        with autocast(feed.device, dtype):
+            parts.append(network.embed(to_float(images)))
+    return torch.cat(parts).cpu().numpy()

@@ -1,0 +1,71 @@
+"""Two processes under torchrun train what one process trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from config import Config, to_dict
+from dataset import load_lesions, summarise
+
+ROOT = Path(__file__).parent.parent
+
+
+def torchrun(config: Config, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run train.py with these settings in several processes."""
+    settings = config.run_dir.with_name("settings.json")
+    settings.write_text(json.dumps(to_dict(config)))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+    ]
+    command += [str(ROOT / "train.py"), f"--config={settings}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=45)
+
+
+def losses(config: Config) -> list[list[float]]:
+    lines = (config.run_dir / "log.jsonl").read_text().splitlines()
+    return [[json.loads(line)[key] for key in ("train_loss", "val_loss", "val_auc")] for line in lines]
+
+
+@pytest.mark.parametrize("pairs", ["independent", "batch"])
+def test_two_processes_reach_the_losses_of_one(quick: Config, pairs: str) -> None:
+    n = summarise(load_lesions(quick), quick)["pairs_per_epoch"]
+    # an odd number of images in a step, and a short last one
+    one = dataclasses.replace(
+        quick, pairs=pairs, epochs=3, batch_size=n - 1 if pairs == "independent" else 15
+    )
+    two = dataclasses.replace(one, run_dir=quick.run_dir.with_name("two"))
+    train.main(one)
+    done = torchrun(two, 2)
+    assert done.returncode == 0, done.stderr
+    assert ", 2 processes" in done.stdout.splitlines()[0]
+    assert done.stdout.count("training on") == 1  # the first process alone prints
+    for alone, together in zip(losses(one), losses(two), strict=True):
+        assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    states = [torch.load(c.run_dir / "last.pt", weights_only=True) for c in (one, two)]
+    gradients = [state["optimizer"]["state"][0]["exp_avg"] for state in states]
+    # of one size: Adam would hide a gradient that is twice too large
+    assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.1)
+    weights = [state["model"] for state in states]
+    for name, weight in weights[0].items():
+        # half a step of Adam at this learning rate: where a gradient is all but 0, rounding decides its sign
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=one.learning_rate / 2)
+
+
+def test_bad_input_is_said_once_by_several_processes(quick: Config) -> None:
+    done = torchrun(dataclasses.replace(quick, train_labels=Path("nowhere.csv")), 2)
+    assert done.returncode != 0
+    assert done.stderr.count("error: train_labels nowhere.csv does not exist") == 1

@@ -97,9 +97,7 @@ def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool)
                 (config.run_dir / f"{prefix}{name}").unlink(missing_ok=True)
         split = table[SPLIT_COLUMNS]
         replace_file(config.run_dir / "split.csv", lambda temporary: split.to_csv(temporary, index=False))
-    write_json(
-        config.run_dir / "config.json", to_dict(config)
-    )  # resumed: the number of epochs may have grown
+    write_json(config.run_dir / "config.json", to_dict(config))  # on a resume the epochs may have grown
     run = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

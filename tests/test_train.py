@@ -126,44 +126,36 @@ def test_without_augmentation_no_view_is_drawn(quick: Config, monkeypatch: pytes
     train.main(dataclasses.replace(quick, augment=False))
 
 
-def test_last_batch_may_be_short_and_counts_by_its_size(
-    quick: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batches: list[tuple[int, float]] = []
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, float]]:
+    """Pairs, like pairs and loss of each training step, filled as training goes on."""
+    seen: list[tuple[int, int, float]] = []
     real = train.ContrastiveLoss.forward
 
     def forward(self, first, second, same):
         loss = real(self, first, second, same)
         if loss.requires_grad:
-            batches.append((len(same), float(loss.detach())))
+            seen.append((len(same), int(same.sum()), float(loss.detach())))
         return loss
 
     monkeypatch.setattr(train.ContrastiveLoss, "forward", forward)
+    return seen
+
+
+def test_last_batch_may_be_short_and_counts_by_its_size(quick: Config, steps: list) -> None:
     train.main(dataclasses.replace(quick, batch_size=25))
-    sizes = [size for size, _ in batches]
+    sizes = [size for size, _, _ in steps]
     assert sizes[-1] < 25 and set(sizes[:-1]) == {25}
-    mean = sum(size * loss for size, loss in batches) / sum(sizes)
+    mean = sum(size * loss for size, _, loss in steps) / sum(sizes)
     assert log_of(quick)[0]["train_loss"] == pytest.approx(mean, rel=1e-5)
 
 
-def test_in_batch_pairs_learn_from_every_pair_of_a_batch(
-    quick: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shapes: list[tuple[int, int]] = []
-    real = train.ContrastiveLoss.forward
-
-    def forward(self, first, second, same):
-        loss = real(self, first, second, same)
-        if loss.requires_grad:
-            shapes.append((len(same), int(same.sum())))
-        return loss
-
-    monkeypatch.setattr(train.ContrastiveLoss, "forward", forward)
+def test_in_batch_pairs_learn_from_every_pair_of_a_batch(quick: Config, steps: list) -> None:
     config = dataclasses.replace(quick, pairs="batch", batch_size=16, epochs=6)
     train.main(config)
     # 16 images, 8 of each class: 120 pairs, of which 56 are alike, less the pairs of one picture with itself
-    whole = [shape for shape in shapes if shape[0] > 100]
-    assert whole and all(same >= pairs - 64 and pairs <= 120 for pairs, same in whole)
+    whole = [step for step in steps if step[0] > 100]
+    assert whole and all(same >= pairs - 64 and pairs <= 120 for pairs, same, _ in whole)
     assert log_of(config)[-1]["val_auc"] > 0.95
 
 

@@ -7,51 +7,94 @@ same pixels, on any number of processes. Both classes go through the same views.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Quarter turns and flips move pixels without touching their values, and every view has them. The rest is for a
-# random half of the views: were no image shown as sharp and as coloured as it is, the network would be tested on
-# pictures of a kind that it never saw.
-WARPED = COLOURED = 0.5  # share of the views that are turned, scaled and shifted; that are coloured
-MAX_TURN = math.pi / 4  # each way: with the quarter turns, any angle
-MAX_SHIFT = 0.05  # of the image's side, each way
-SCALE = (0.9, 1.1)  # size of the lesion against the original, log-uniform
-BRIGHTNESS = CONTRAST = 0.1  # factors from 1 - this to 1 + this
-COLOUR = 0.03  # each channel's own factor, from 1 - this to 1 + this: a shift of the white balance
 CPU_BLOCK = 32  # images viewed at a time on the CPU, so that they stay in the processor's cache
+HAIRS = 8  # on an image that has hairs
+HAIR_WIDTH = (0.002, 0.008)  # half of it, as a share of the side
+HAIR_SHADE = 0.15  # grey value of a hair, 0..1
+BLUR = (0.004, 0.012)  # standard deviation of the blur as a share of the side: 0.5 to 1.5 pixels of 128
+QUANTUM = (0.02, 0.15)  # JPEG noise: step to which the coefficients of an 8×8 block are rounded
+CUTOUT = (0.15, 0.4)  # side of the hidden square, as a share of the image's
+LENS = (0.95, 1.3)  # radius of the bright disc, half a side being 1 (from 1.41 on no corner is dark)
+JPEG_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class ViewRanges:
+    """How far views may differ from the image; 0 (scale: 1) switches a change off. Fields are config.py's `view_`.
+
+    flip : flips and quarter turns, which move pixels without touching their values: in every view
+    share : of the views that are turned, scaled and shifted; and, drawn apart, that are coloured. Were no image
+        shown as sharp and as coloured as it is, the network would be tested on pictures of a kind it never saw
+    turn : degrees each way; with the quarter turns 45 is any angle
+    scale : largest factor of the lesion's size, up or down, log-uniform
+    shift : of the image's side, each way
+    light : of brightness and of contrast, factors from 1 - this to 1 + this
+    colour : each channel's own factor, from 1 - this to 1 + this: a shift of the white balance
+    blur, noise, hair, cutout, corners : share of the views that have one
+    """
+
+    flip: bool = True
+    share: float = 0.5
+    turn: float = 45.0
+    scale: float = 1.1
+    shift: float = 0.05
+    light: float = 0.1
+    colour: float = 0.03
+    blur: float = 0.0
+    noise: float = 0.0
+    hair: float = 0.0
+    cutout: float = 0.0
+    corners: float = 0.0
 
 
 @dataclass(frozen=True)
 class Views:
-    """How each of B images is to be shown.
+    """How each of B images is to be shown. Positions are in -1..1 (x, y) from edge to edge.
 
-    affine : float32 (B, 2, 3), output position to input position, both in -1..1 (x, y), as in F.affine_grid
+    affine : float32 (B, 2, 3), output position to input position, as in F.affine_grid
     gain : float32 (B, 3), factor of each colour channel
     contrast : float32 (B,), factor of the distance from the image's mean
+
+    The rest is None where no image has it.
+
+    hair : float32 (B, HAIRS, 5): x and y of a point of each hair, its angle, its curvature, half its width (0: no hair)
+    square : float32 (B, 3): x and y of the hidden square's middle, half its side (0: none)
+    lens : float32 (B,), radius beyond which the corners are dark
+    blur : float32 (B,), standard deviation as a share of the side (0: sharp)
+    noise : float32 (B,), quantum of the block coefficients (0: none)
     """
 
     affine: Tensor
     gain: Tensor
     contrast: Tensor
+    hair: Tensor | None = None
+    square: Tensor | None = None
+    lens: Tensor | None = None
+    blur: Tensor | None = None
+    noise: Tensor | None = None
 
     def __getitem__(self, rows: slice | Tensor) -> Views:
         """Return the views of some of the images."""
-        return Views(self.affine[rows], self.gain[rows], self.contrast[rows])
+        return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> Views:
         """Return the views on a device, without waiting for the copy."""
-        affine, gain, contrast = (
-            part.to(device, non_blocking=True) for part in (self.affine, self.gain, self.contrast)
-        )
-        return Views(affine, gain, contrast)
+        return self._each(lambda part: part.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Views:
+        parts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: change(part) for name, part in parts.items() if part is not None})
 
 
-def draw_views(n: int, generator: torch.Generator) -> Views:
-    """Draw the views of n images: flip, turn by any angle, scale, shift, brightness, contrast, colour."""
+def draw_views(n: int, generator: torch.Generator, ranges: ViewRanges = ViewRanges()) -> Views:
+    """Draw the views of n images within the ranges."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.rand(n, *shape, generator=generator) * (high - low) + low
@@ -59,20 +102,39 @@ def draw_views(n: int, generator: torch.Generator) -> Views:
     def chosen(share: float) -> Tensor:
         return (torch.rand(n, generator=generator) < share).float()
 
-    warped, coloured = chosen(WARPED), chosen(COLOURED)
-    quarters = torch.randint(0, 4, (n,), generator=generator)
-    flip = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1.0
+    warped, coloured = chosen(ranges.share), chosen(ranges.share)
+    quarters = torch.randint(0, 4, (n,), generator=generator) * float(ranges.flip)
+    mirror = 1 - 2.0 * torch.randint(0, 2, (n,), generator=generator) * float(ranges.flip)
     # a turn with one flip reaches every mirror image: a flip up-down is a flip left-right turned by half
-    angle = quarters * (math.pi / 2) + warped * uniform(-MAX_TURN, MAX_TURN)
-    zoom = torch.exp(-warped * uniform(math.log(SCALE[0]), math.log(SCALE[1])))
+    turn = math.radians(ranges.turn)
+    angle = quarters * (math.pi / 2) + warped * uniform(-turn, turn)
+    zoom = torch.exp(-warped * uniform(-math.log(ranges.scale), math.log(ranges.scale)))
     # the range is -1..1, two units wide: a shift by a share of the side is twice that
-    shift = warped[:, None] * uniform(-2 * MAX_SHIFT, 2 * MAX_SHIFT, 2)
+    shift = warped[:, None] * uniform(-2 * ranges.shift, 2 * ranges.shift, 2)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    affine = torch.stack([flip * cos, -flip * sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
+    affine = torch.stack([mirror * cos, -mirror * sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(
+        n, 2, 3
+    )
 
-    brightness = 1 + coloured[:, None] * uniform(-BRIGHTNESS, BRIGHTNESS, 1)
-    gain = brightness * (1 + coloured[:, None] * uniform(-COLOUR, COLOUR, 3))
-    return Views(affine, gain, 1 + coloured * uniform(-CONTRAST, CONTRAST))
+    brightness = 1 + coloured[:, None] * uniform(-ranges.light, ranges.light, 1)
+    gain = brightness * (1 + coloured[:, None] * uniform(-ranges.colour, ranges.colour, 3))
+    contrast = 1 + coloured * uniform(-ranges.light, ranges.light)
+
+    hair = square = lens = blur = noise = None
+    if ranges.hair:
+        place = uniform(-1, 1, HAIRS, 2)
+        shape = torch.stack([uniform(0, math.pi, HAIRS), uniform(-0.5, 0.5, HAIRS)], dim=2)
+        width = chosen(ranges.hair)[:, None, None] * uniform(*HAIR_WIDTH, HAIRS, 1) * 2
+        hair = torch.cat([place, shape, width], dim=2)
+    if ranges.cutout:
+        square = torch.cat([uniform(-1, 1, 2), (chosen(ranges.cutout) * uniform(*CUTOUT))[:, None]], dim=1)
+    if ranges.corners:
+        lens = torch.where(chosen(ranges.corners) > 0, uniform(*LENS), 2.0)
+    if ranges.blur:
+        blur = chosen(ranges.blur) * uniform(*BLUR)
+    if ranges.noise:
+        noise = chosen(ranges.noise) * uniform(*QUANTUM)
+    return Views(affine, gain, contrast, hair, square, lens, blur, noise)
 
 
 def apply_views(images: Tensor, views: Views) -> Tensor:
@@ -92,7 +154,103 @@ def apply_views(images: Tensor, views: Views) -> Tensor:
     scale = (views.gain * views.contrast[:, None])[:, :, None, None]
     mean = (moved.mean(dim=(2, 3)) * views.gain).mean(dim=1)[:, None, None, None]  # of the brightened image
     offset = mean * (1 - views.contrast)[:, None, None, None]
-    return moved.mul_(scale).add_(offset).clamp_(0, 1)
+    shown = moved.mul_(scale).add_(offset).clamp_(0, 1)
+    if views.hair is not None:
+        rows = _changed(views.hair[:, 0, 4] > 0)
+        shown[rows] = _draw_hairs(shown[rows], views.hair[rows])
+    if views.square is not None:
+        rows = _changed(views.square[:, 2] > 0)
+        shown[rows] = _hide_square(shown[rows], views.square[rows])
+    if views.lens is not None:
+        rows = _changed(views.lens < math.sqrt(2))
+        shown[rows] = shown[rows] * _lens(views.lens[rows], images.shape[2])
+    if views.blur is not None:
+        rows = _changed(views.blur > 0)
+        shown[rows] = _blur(shown[rows], views.blur[rows])
+    if views.noise is not None:
+        rows = _changed(views.noise > 0)
+        shown[rows] = _quantise_blocks(shown[rows], views.noise[rows])
+    return shown
+
+
+def _changed(chosen: Tensor) -> Tensor | slice:
+    """Return the images that a change is for; on a GPU all, since to ask which would be to wait for it."""
+    return chosen.nonzero()[:, 0] if chosen.device.type == "cpu" else slice(None)
+
+
+def _centres(side: int, device: torch.device) -> Tensor:
+    """Return the position of each pixel's centre along a side, -1..1 from edge to edge, float32 (S,)."""
+    return (2 * torch.arange(side, device=device) + 1) / side - 1
+
+
+def _draw_hairs(images: Tensor, hair: Tensor) -> Tensor:
+    """Draw dark curved lines of soft edges on images (B, 3, S, S)."""
+    side = images.shape[2]
+    centre = _centres(side, images.device)
+    x, y, angle, curvature, width = (part[..., None, None] for part in hair.unbind(2))  # (B, HAIRS, 1, 1)
+    right, down = centre - x, centre[:, None] - y
+    along = right * angle.cos() + down * angle.sin()
+    across = down * angle.cos() - right * angle.sin() - curvature * along.square()
+    cover = ((width - across.abs()) * (side / 2) + 0.5).clamp(0, 1) * (
+        width > 0
+    )  # the edge is one pixel wide
+    cover = cover.amax(dim=1, keepdim=True)
+    return images * (1 - cover) + HAIR_SHADE * cover
+
+
+def _hide_square(images: Tensor, square: Tensor) -> Tensor:
+    """Fill a square of each image (B, 3, S, S) with its mean colour."""
+    centre = _centres(images.shape[2], images.device)
+    half = square[:, 2, None]
+    across, down = ((centre - square[:, axis, None]).abs() < half for axis in (0, 1))
+    hidden = (down[:, :, None] & across[:, None, :])[:, None]
+    return torch.where(hidden, images.mean(dim=(2, 3), keepdim=True), images)
+
+
+def _lens(radius: Tensor, side: int) -> Tensor:
+    """Return a round lens's brightness, (B, 1, S, S): 1 within the radius, falling to 0 over a tenth of half a side."""
+    centre = _centres(side, radius.device)
+    distance = (centre.square() + centre.square()[:, None]).sqrt()
+    return ((radius[:, None, None] - distance) * 10 + 1).clamp(0, 1)[:, None]
+
+
+def _blur(images: Tensor, deviation: Tensor) -> Tensor:
+    """Blur each image (B, 3, S, S) by its own Gaussian, standard deviations (B,) as a share of the side."""
+    n, channels, side, _ = images.shape
+    if not n:
+        return images
+    reach = min(math.ceil(3 * BLUR[1] * side), side - 1)
+    offset = torch.arange(-reach, reach + 1, device=images.device)
+    sigma = (deviation * side).clamp(min=1e-3)[:, None]  # so small a one leaves the image as it is
+    kernel = torch.exp(-0.5 * (offset / sigma).square())
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)[:, None]
+    planes = images.reshape(1, n * channels, side, side)
+    planes = F.conv2d(
+        F.pad(planes, (reach, reach, 0, 0), "reflect"), kernel[:, :, None, :], groups=n * channels
+    )
+    planes = F.conv2d(F.pad(planes, (0, 0, reach, reach), "reflect"), kernel[..., None], groups=n * channels)
+    return planes.view(n, channels, side, side)
+
+
+def _quantise_blocks(images: Tensor, quantum: Tensor) -> Tensor:
+    """Round the cosine coefficients of 8×8 blocks to multiples of quanta (B,), as JPEG does; 0 leaves an image.
+
+    Pixels right of and below the last whole block stay as they are.
+    """
+    n, channels, side, _ = images.shape
+    whole = side // JPEG_BLOCK * JPEG_BLOCK
+    k = torch.arange(JPEG_BLOCK, device=images.device)
+    cosine = torch.cos(math.pi / JPEG_BLOCK * (k + 0.5) * k[:, None]) * math.sqrt(2 / JPEG_BLOCK)
+    cosine[0] /= math.sqrt(2)  # now orthonormal: the type II cosine transform
+    grid = (n, channels, whole // JPEG_BLOCK, JPEG_BLOCK, whole // JPEG_BLOCK, JPEG_BLOCK)
+    blocks = images[:, :, :whole, :whole].reshape(grid).transpose(3, 4)  # (B, 3, rows, columns, 8, 8)
+    step = quantum.clamp(min=1e-6)[:, None, None, None, None, None]
+    rounded = torch.round(cosine @ blocks @ cosine.T / step) * step
+    result = images.clone()
+    result[:, :, :whole, :whole] = (
+        (cosine.T @ rounded @ cosine).transpose(3, 4).reshape(n, channels, whole, whole)
+    )
+    return result.clamp(0, 1)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -106,7 +264,7 @@ def _sampling_grid(affine: Tensor, side: int) -> Tensor:
     The coordinates are separable; F.affine_grid multiplies them out as matrices, which takes 2.5 times as long on
     the CPU.
     """
-    centre = (2 * torch.arange(side, device=affine.device) + 1) / side - 1  # of each pixel, in -1..1
+    centre = _centres(side, affine.device)
     grid = torch.empty((len(affine), side, side, 2), device=affine.device)
     for axis, (along_x, along_y, shift) in enumerate(affine.permute(1, 2, 0)[..., None]):
         by_row = along_y * centre + shift
@@ -132,3 +290,10 @@ def show(images: Tensor, views: Views | None) -> Tensor:
         part = slice(start, start + block)
         shown[part] = apply_views(images[part].permute(0, 3, 1, 2).float(), from_bytes[part])
     return shown
+
+
+def flips_and_turns(images: Tensor, count: int) -> Iterator[Tensor]:
+    """Yield the first `count` of the 8 views that flips and quarter turns give of images (B, 3, S, S)."""
+    for number in range(count):
+        flipped = images.flip(3) if number >= 4 else images
+        yield torch.rot90(flipped, number % 4, (2, 3)).contiguous(memory_format=torch.channels_last)

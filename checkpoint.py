@@ -23,7 +23,7 @@ import torch
 
 from config import Config, InputError, experiment, to_dict
 
-FORMAT = 1
+FORMAT = 2
 RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json")
 EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
 PACKAGES = ("torch", "numpy", "pandas", "pillow", "scikit-learn")
@@ -73,15 +73,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return contents
 
 
-def load_weights(network: torch.nn.Module, contents: Mapping[str, Any], path: Path) -> None:
-    """Put a checkpoint's weights into a network.
+def load_weights(
+    network: torch.nn.Module, contents: Mapping[str, Any], path: Path, key: str = "model"
+) -> None:
+    """Put a checkpoint's weights, those of the model or of another `key`, into a network.
 
     Raises
     ------
     InputError : they are of another shape
     """
     try:
-        network.load_state_dict(contents["model"])
+        network.load_state_dict(contents[key])
     except (RuntimeError, KeyError, TypeError) as error:
         raise InputError(
             f"checkpoint {path} does not fit its own settings: train anew or pass another --run-dir"
@@ -114,7 +116,7 @@ def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool)
 def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
     """Refuse to start over a run that is there, or to resume one that is not, or that is another experiment.
 
-    More epochs than before are no other experiment.
+    More epochs than before are no other experiment, unless the learning rate's course depends on their number.
 
     Raises
     ------
@@ -131,10 +133,11 @@ def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
             "replace it, or another --run-dir"
         )
     stored, wanted = load_checkpoint(last)["config"], experiment(config)
+    free = {"epochs"} if config.schedule == "constant" and not config.warmup else set()
     differ = [
         f"{name} {stored.get(name)!r} there, {wanted[name]!r} asked for"
         for name in wanted
-        if name != "epochs" and stored.get(name) != wanted[name]
+        if name not in free and stored.get(name) != wanted[name]
     ]
     if differ:
         raise InputError(f"--resume: {config.run_dir} holds another experiment: {'; '.join(differ)}")

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import numpy as np
-from sklearn.metrics import roc_curve
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+import numpy as np
+from scipy.special import expit, logit
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score, roc_curve
+
+SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
+CALIBRATIONS = ("platt", "isotonic")
+NEAREST_SHARE = 0.25  # scorer `nearest`: of the references of either class
+NEIGHBOURS = 20  # scorer `neighbours`: of either class
 BLOCK = 1024  # images scored at a time: bounds memory at BLOCK × references distances
 
 
-def mean_distance(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Return the mean Euclidean distance of each embedding (N, D) to the references (R, D), float64 (N,)."""
+def mean_distance(embeddings: np.ndarray, references: np.ndarray, nearest: int | None = None) -> np.ndarray:
+    """Return the mean Euclidean distance of embeddings (N, D) to references (R, D), or to the nearest, float64 (N,)."""
     # |a - b|² = |a|² + |b|² - 2ab, about a common centre so that little is lost to cancellation
     centre = references.mean(axis=0)
     a, b = (embeddings - centre).astype(np.float32), (references - centre).astype(np.float32)
@@ -18,11 +28,20 @@ def mean_distance(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
     for start in range(0, len(a), BLOCK):
         block = a[start : start + BLOCK]
         squared = np.square(block).sum(axis=1)[:, None] + b_squared - 2 * block @ b.T
-        result[start : start + BLOCK] = np.sqrt(np.maximum(squared, 0, out=squared), out=squared).mean(axis=1)
+        distance = np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
+        if nearest is not None and nearest < len(b):
+            distance = np.partition(distance, nearest - 1, axis=1)[:, :nearest]
+        result[start : start + BLOCK] = distance.mean(axis=1)
     return result
 
 
-def reference_score(embeddings: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def reference_score(
+    embeddings: np.ndarray,
+    references: np.ndarray,
+    labels: np.ndarray,
+    share: float = 1.0,
+    most: int | None = None,
+) -> np.ndarray:
     """Score images by how much nearer they lie to the melanoma references than to the benign ones.
 
     Parameters
@@ -30,15 +49,129 @@ def reference_score(embeddings: np.ndarray, references: np.ndarray, labels: np.n
     embeddings : float array of shape (N, D), the images to score
     references : float array of shape (R, D), the training images
     labels : int array of shape (R,), 1 melanoma, 0 benign; both must occur
+    share : of either class, the nearest references count
+    most : as many of either class at most
 
     Returns
     -------
     float64 array of shape (N,): mean distance to the benign references minus mean distance to the melanomas
     """
+    parts = []
+    for own in _by_class(references, labels):
+        nearest = max(1, round(share * len(own)))
+        parts.append(mean_distance(embeddings, own, nearest if most is None else min(nearest, most)))
+    return parts[0] - parts[1]
+
+
+def prototype_score(embeddings: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Score images by distance to each class's mean embedding (Snell et al. 2017); arguments as `reference_score`."""
+    benign, melanoma = (own.mean(axis=0) for own in _by_class(references, labels))
+    return np.linalg.norm(embeddings - benign, axis=1) - np.linalg.norm(embeddings - melanoma, axis=1)
+
+
+def score_all(
+    embeddings: np.ndarray, logits: np.ndarray | None, references: np.ndarray, labels: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the scores (N,) of every way to judge a lesion, by its name; large means melanoma in each.
+
+    Parameters
+    ----------
+    logits : float array of shape (N,), the head's; None where the network has none
+    embeddings, references, labels : see `reference_score`
+    """
+    scores = {
+        "distance": reference_score(embeddings, references, labels),
+        "nearest": reference_score(embeddings, references, labels, share=NEAREST_SHARE),
+        "neighbours": reference_score(embeddings, references, labels, most=NEIGHBOURS),
+        "prototype": prototype_score(embeddings, references, labels),
+    }
+    if logits is not None:
+        scores["head"] = logits.astype(np.float64)
+    return scores
+
+
+def _by_class(references: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     melanoma = labels == 1
     if melanoma.all() or not melanoma.any():
         raise ValueError("references of both classes are needed")
-    return mean_distance(embeddings, references[~melanoma]) - mean_distance(embeddings, references[melanoma])
+    return references[~melanoma], references[melanoma]
+
+
+@dataclass(frozen=True)
+class Platt:
+    """A line from scores to the log odds of melanoma (Platt 1999): slope, above 0, times score, plus intercept."""
+
+    slope: float
+    intercept: float
+
+    @staticmethod
+    def fit(labels: np.ndarray, scores: np.ndarray) -> Platt:
+        """Fit the curve to labels (N,), both classes, and scores (N,), by maximum likelihood.
+
+        Scores that rank the wrong way round get a slope of nearly 0: calibration must not turn a wrong sign right.
+        """
+        centre, spread = scores.mean(), scores.std() or 1.0
+        model = LogisticRegression(C=1e4).fit(((scores - centre) / spread)[:, None], labels)
+        slope = max(float(model.coef_[0, 0]) / spread, 1e-6 / spread)
+        prior = float(np.log(labels.mean() / (1 - labels.mean())))
+        turned = model.coef_[0, 0] <= 0
+        return Platt(slope, prior if turned else float(model.intercept_[0] - slope * centre))
+
+    def log_odds(self, scores: np.ndarray) -> np.ndarray:
+        """Return the log odds of melanoma, float64 (N,), of scores (N,)."""
+        return self.slope * scores + self.intercept
+
+
+class Judge:
+    """Turns scores into probabilities of melanoma and these into a decision; fitted on validation, never on test.
+
+    The training batches were half melanomas, validation has the prevalence of the data: the fit corrects for the
+    oversampling too.
+
+    Parameters
+    ----------
+    labels : int array of shape (N,), of validation, both classes
+    scores : float array of shape (N,)
+    calibration : platt, or isotonic (Zadrozny and Elkan 2002: any rising steps; wants a thousand melanomas)
+    prevalence : share of melanomas where the probabilities are to hold, and the threshold with them; None takes that
+        of validation. The odds are shifted by the ratio of the prior odds (Saerens et al. 2002)
+    min_sensitivity : see `choose_threshold`
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray,
+        scores: np.ndarray,
+        calibration: str = "platt",
+        prevalence: float | None = None,
+        min_sensitivity: float | None = None,
+    ) -> None:
+        own = labels.mean()
+        self.shift = 0.0 if prevalence is None else float(logit(prevalence) - logit(own))
+        self.platt = Platt.fit(labels, scores)
+        self.isotonic: IsotonicRegression | None = None
+        if calibration == "isotonic":
+            least = 0.5 / len(
+                labels
+            )  # so many images cannot show a chance of 0 or 1, whose log odds are infinite
+            self.isotonic = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(
+                scores, labels
+            )
+        self.threshold = choose_threshold(labels, self.probability(scores), min_sensitivity)
+
+    def log_odds(self, scores: np.ndarray) -> np.ndarray:
+        """Return the log odds of melanoma, float64 (N,), of scores (N,)."""
+        own = self.platt.log_odds(scores) if self.isotonic is None else logit(self.isotonic.predict(scores))
+        return own + self.shift
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        """Return the probability of melanoma, float64 (N,) in 0..1, of scores (N,)."""
+        return expit(self.log_odds(scores))
+
+
+def best_scorer(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> str:
+    """Return the name of the scores (N,) with the highest AUC on labels (N,), the first of equals."""
+    return max(scores, key=lambda name: roc_auc_score(labels, scores[name]))
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray, min_sensitivity: float | None = None) -> float:
@@ -50,8 +183,9 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, min_sensitivity: fl
     ----------
     labels : int array of shape (N,), both classes
     scores : float array of shape (N,)
-    min_sensitivity : None takes the largest sensitivity + specificity - 1 (Youden 1950); a share in 0..1 takes
-        the most specific threshold that still finds at least that share of the melanomas
+    min_sensitivity : None takes the threshold whose smaller one of sensitivity and specificity is largest: it serves
+        both classes alike, and moves less from sample to sample than Youden's maximum of their sum. A share in 0..1
+        takes the most specific threshold that still finds at least that share of the melanomas
 
     Returns
     -------
@@ -60,7 +194,8 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, min_sensitivity: fl
     false_rate, true_rate, cuts = roc_curve(labels, scores, drop_intermediate=False)
     false_rate, true_rate, cuts = false_rate[1:], true_rate[1:], cuts[1:]  # the first calls nothing melanoma
     if min_sensitivity is None:
-        best = int(np.argmax(true_rate - false_rate))
+        smaller = np.minimum(true_rate, 1 - false_rate)
+        best = int(np.lexsort((true_rate - false_rate, smaller))[-1])  # of equals, the larger rate decides
     else:
         best = int(np.argmax(true_rate >= min_sensitivity))  # rates rise: the first is the most specific
     below = cuts[best + 1] if best + 1 < len(cuts) else cuts[best]

@@ -37,8 +37,11 @@ def between(low: float, high: float) -> Allowed:
 
 
 POSITIVE: Allowed = ("a finite number above 0", lambda value: 0 < value < math.inf)
-ZERO_OR_MORE: Allowed = ("0 or more", lambda value: value >= 0)
+ZERO_OR_MORE: Allowed = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
 ONE_OR_MORE: Allowed = ("1 or more", lambda value: value >= 1)
+SHARE: Allowed = ("above 0, at most 1", lambda value: 0 < value <= 1)
+SHARE_OR_0: Allowed = between(0, 1)
+SHARE_BELOW_1: Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
 
 
 def opt(
@@ -101,13 +104,6 @@ class Config:
 
     # What is trained: the experiment, stored in its checkpoint.
     image_size: int = opt(128, "side in pixels to which every image is resized", allowed=between(32, 1024))
-    embedding_dim: int = opt(
-        128, "length of the embedding vector", allowed=("2 or more", lambda value: value >= 2)
-    )
-    margin: float = opt(0.5, "distance past which unlike pairs add no loss", allowed=POSITIVE)
-    batch_size: int = opt(256, "pairs in a training step (pairs batch: images)", allowed=ONE_OR_MORE)
-    learning_rate: float = opt(1e-4, "step size of Adam", allowed=POSITIVE)
-    epochs: int = opt(12, "passes over all pairs", allowed=ONE_OR_MORE)
     split: str = opt(
         "patient",
         "patient: 5 folds with no patient on two sides; published: by image, to reproduce published figures",
@@ -121,19 +117,116 @@ class Config:
     split_seed: int = opt(
         0, "seed of the split, apart from the seed of the training", allowed=between(0, 2**32 - 1)
     )
+    seed: int = opt(0, "seed of weights, pairs and views", allowed=between(0, 2**63 - 1))
+
+    # The network.
+    backbone: str = opt(
+        "conv3",
+        "conv3, conv3_norm, or a classifier of torchvision: resnet18, mobilenet_v2, convnext_tiny, ...",
+    )
+    backbone_weights: str = opt(
+        "imagenet",
+        "weights a torchvision backbone starts from: imagenet, none, or a file with its state dict",
+    )
+    grid: int = opt(
+        1,
+        "features are the means of grid × grid fields of the last convolution (conv3: all of it, always)",
+        allowed=between(1, 32),
+    )
+    embedding_dim: int = opt(
+        128, "length of the embedding vector", allowed=("2 or more", lambda value: value >= 2)
+    )
+    normalize: bool = opt(False, "scale every embedding to length 1")
+    dropout: float = opt(0.0, "share of the backbone's features hidden in a step", allowed=SHARE_BELOW_1)
+    head: str = opt(
+        "none",
+        "classification head on the embedding, trained jointly: none, bce, or focal (Lin et al. 2017)",
+        choices=("none", "bce", "focal"),
+    )
+    frozen_blocks: int = opt(0, "first blocks of the backbone that are never trained", allowed=ZERO_OR_MORE)
+    frozen_epochs: int = opt(0, "first epochs in which no block of the backbone is", allowed=ZERO_OR_MORE)
+    frozen_norm: bool = opt(False, "keep the backbone's batch normalisation as its weights brought it")
+
+    # Who meets whom, and what a pair costs.
     pairs: str = opt(
         "independent",
         "independent: each image meets one other; batch: batch_size images, half of them melanoma, all meet",
         choices=("independent", "batch"),
     )
-    backbone: str = opt("conv3", "embedding network", choices=("conv3",))
-    augment: bool = opt(True, "show each image through a random view (both classes alike)")
+    batch_size: int = opt(256, "pairs in a training step (pairs batch: images)", allowed=ONE_OR_MORE)
+    epoch_share: float = opt(1.0, "share of the larger class shown in an epoch, drawn anew", allowed=SHARE)
+    loss: str = opt(
+        "contrastive",
+        "contrastive, or triplet (pairs batch only)",
+        choices=("contrastive", "triplet"),
+    )
+    margin: float = opt(0.5, "distance past which unlike pairs add no loss", allowed=POSITIVE)
+    positive_margin: float = opt(0.0, "distance below which like pairs add no loss", allowed=ZERO_OR_MORE)
+    average: str = opt(
+        "all",
+        "the loss is the mean over all pairs, or over the active ones, those that have a loss",
+        choices=("all", "active"),
+    )
+    melanoma_weight: float = opt(
+        1.0, "weight of a melanoma in the head's loss and of its pairs in the pair loss", allowed=POSITIVE
+    )
+    pair_weight: float = opt(1.0, "weight of the pair loss beside the head's", allowed=ZERO_OR_MORE)
+    hardest: float = opt(1.0, "mining: share of the pairs, the costliest, that are trained on", allowed=SHARE)
+    mining_epochs: int = opt(1, "epochs before mining begins", allowed=ZERO_OR_MORE)
+
+    # How it learns.
+    epochs: int = opt(12, "passes over all pairs", allowed=ONE_OR_MORE)
+    learning_rate: float = opt(1e-4, "step size of AdamW", allowed=POSITIVE)
+    backbone_rate: float = opt(
+        1.0, "step size below the embedding layer, as a share of the learning rate", allowed=SHARE
+    )
+    schedule: str = opt(
+        "constant", "course of the learning rate; cosine falls to 0", choices=("constant", "cosine")
+    )
+    warmup: float = opt(
+        0.0, "share of all steps in which the learning rate rises from 0", allowed=SHARE_BELOW_1
+    )
+    weight_decay: float = opt(0.0, "AdamW's decoupled weight decay", allowed=ZERO_OR_MORE)
+    ema: float = opt(
+        0.0,
+        "decay of the running mean of the weights that is validated and kept (0: off)",
+        allowed=SHARE_BELOW_1,
+    )
     precision: str = opt(
         "auto",
         "float32, or bfloat16 autocast; auto: bfloat16 where the device computes it natively",
         choices=("auto", "float32", "bfloat16"),
     )
-    seed: int = opt(0, "seed of weights, pairs and views", allowed=between(0, 2**63 - 1))
+
+    # Random views (augmentation), the same for both classes; 0 switches one off.
+    augment: bool = opt(True, "show each image through a random view (false: none of the below)")
+    view_flip: bool = opt(True, "flips and quarter turns, in every view")
+    view_share: float = opt(
+        0.5, "share of the views that are turned and scaled; that are coloured", allowed=SHARE
+    )
+    view_turn: float = opt(
+        45.0, "largest turn each way in degrees, beside the quarters", allowed=between(0, 180)
+    )
+    view_scale: float = opt(1.1, "largest factor of the lesion's size, up or down", allowed=between(1, 4))
+    view_shift: float = opt(0.05, "largest shift each way, as a share of the side", allowed=between(0, 1))
+    view_light: float = opt(
+        0.1, "largest change of brightness and of contrast, as a share", allowed=SHARE_BELOW_1
+    )
+    view_colour: float = opt(
+        0.03, "largest change of each colour channel (white balance)", allowed=SHARE_BELOW_1
+    )
+    view_blur: float = opt(0.0, "share of the views that are blurred", allowed=SHARE_OR_0)
+    view_noise: float = opt(0.0, "share with noise in 8×8 blocks, as JPEG leaves it", allowed=SHARE_OR_0)
+    view_hair: float = opt(0.0, "share with drawn hairs", allowed=SHARE_OR_0)
+    view_cutout: float = opt(0.0, "share with a square hidden", allowed=SHARE_OR_0)
+    view_corners: float = opt(0.0, "share with the dark corners of a round lens", allowed=SHARE_OR_0)
+
+    # How it is judged.
+    test_views: int = opt(
+        1,
+        "views a lesion is scored in: 1, as it is, or 8, all flips and quarter turns",
+        allowed=("1 or 8", lambda value: value in (1, 8)),
+    )
 
     def __post_init__(self) -> None:
         problems = []
@@ -146,9 +239,27 @@ class Config:
                 problems.append(f"{item.name} is {value!r}: it must be {allowed[0]}")
         if self.split == "published" and self.fold != 0:
             problems.append(f"fold is {self.fold!r}: it must be 0 with the published split")
+        if self.loss == "triplet" and self.pairs != "batch":
+            problems.append("loss is 'triplet': it needs pairs batch, in which all images of a batch meet")
+        if self.head == "none" and self.pair_weight == 0:
+            problems.append("pair_weight is 0 and head is 'none': nothing would be trained, change one")
         if problems:
             raise InputError("; ".join(problems))
 
+
+# What `scratch` and `strong` have in common.
+_IN_BATCH: dict[str, Any] = {
+    "pairs": "batch",
+    "normalize": True,
+    "margin": 0.8,
+    "positive_margin": 0.2,
+    "average": "active",
+    "head": "bce",
+    "schedule": "cosine",
+    "warmup": 0.05,
+    "ema": 0.99,
+    "test_views": 8,
+}
 
 # A recipe is a named set of overrides. `baseline` is the published outline's own hyperparameters.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -160,6 +271,40 @@ RECIPES: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "epochs": 12,
         "backbone": "conv3",
+    },
+    # The best found without downloaded weights: every pair of a balanced batch, on the unit sphere, and a joint head.
+    "scratch": {
+        **_IN_BATCH,
+        "image_size": 128,
+        "backbone": "conv3",
+        "dropout": 0.2,
+        "batch_size": 128,
+        "learning_rate": 3e-4,
+        "weight_decay": 0.01,
+        "epochs": 6,
+    },
+    # The best found with ImageNet weights. Its first blocks and all normalisation stay as ImageNet left them, which
+    # holds overfitting back and halves the time.
+    "strong": {
+        **_IN_BATCH,
+        "image_size": 128,
+        "backbone": "mobilenet_v2",
+        "backbone_weights": "imagenet",
+        "grid": 4,
+        "dropout": 0.5,
+        "frozen_blocks": 3,
+        "frozen_norm": True,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "backbone_rate": 0.2,
+        "weight_decay": 0.02,
+        "epochs": 6,
+        "epoch_share": 0.5,
+        "view_share": 0.7,
+        "view_scale": 1.3,
+        "view_light": 0.2,
+        "view_colour": 0.05,
+        "view_cutout": 0.5,
     },
     # Small pictures, few of them, a fast start: for generated images (`make demo`).
     "demo": {"image_size": 64, "batch_size": 64, "learning_rate": 1e-3, "epochs": 20},

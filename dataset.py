@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -379,18 +380,19 @@ def sample_pairs(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
     return pairs[order], np.concatenate(sames)[order]
 
 
-def sample_balanced(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def sample_balanced(labels: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> np.ndarray:
     """Draw the images of one epoch of in-batch pairs, melanomas and benign images in turn.
 
-    As in `sample_pairs`, the larger class appears once each and the smaller class as often in total. Any run of
-    neighbours is half melanoma, to within one image.
+    As in `sample_pairs`, the larger class appears once each and the smaller class as often in total; with a share
+    below 1 that many of the larger class, drawn without replacement. Any run of neighbours is half melanoma, to
+    within one image.
 
     Returns
     -------
-    int64 array of shape (2 max(benign, melanoma),), rows of `labels`
+    int64 array of shape (2 max(benign, melanoma) share,), rows of `labels`
     """
     members = [np.flatnonzero(labels == label) for label in (1, 0)]
-    each = max(map(len, members))
+    each = math.ceil(share * max(map(len, members)))
     order = np.empty(2 * each, dtype=np.int64)
     for turn, own in enumerate(members):
         order[turn::2] = own[rng.permutation(_spread(len(own), each, rng))]
@@ -445,24 +447,28 @@ class Batch:
     """The images of one training step and which of them are compared.
 
     rows : int64 array of shape (N,), cache rows of the images
+    labels : int64 array of shape (N,), 1 melanoma, 0 benign
     first, second : int64 arrays of shape (P,), the images of each pair, places in `rows`
-    same : bool array of shape (P,), True where both have one label
     """
 
     rows: np.ndarray
+    labels: np.ndarray
     first: np.ndarray
     second: np.ndarray
-    same: np.ndarray
 
 
-def independent_batches(dataset: PairDataset, batch_size: int) -> list[Batch]:
-    """Return the batches of an epoch of independent pairs: all first images, then all second ones."""
+def independent_batches(dataset: PairDataset, labels: np.ndarray, batch_size: int) -> list[Batch]:
+    """Return the batches of an epoch of independent pairs: all first images, then all second ones.
+
+    `labels`, int (N,), are those of the images that the data set's pairs count.
+    """
     batches = []
     for start in range(0, len(dataset), batch_size):
         part = slice(start, start + batch_size)
         rows = dataset.pair_rows(part)
         first = np.arange(len(rows))
-        batches.append(Batch(rows.T.ravel(), first, len(rows) + first, dataset.same[part]))
+        own = labels[dataset.pairs[part]].T.ravel()
+        batches.append(Batch(rows.T.ravel(), own, first, len(rows) + first))
     return batches
 
 
@@ -484,8 +490,7 @@ def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, ba
         different = images[first] != images[second]
         first, second = first[different], second[different]
         if len(first):
-            same = labels[images[first]] == labels[images[second]]
-            batches.append(Batch(rows[images], first, second, same))
+            batches.append(Batch(rows[images], labels[images], first, second))
     return batches
 
 

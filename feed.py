@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from augment import to_float
+from augment import flips_and_turns, to_float
 from device import autocast
 from images import ImageCache
 from modules import SiameseNetwork
@@ -78,12 +79,24 @@ def _upload(cache: ImageCache, device: torch.device) -> Tensor:
 
 @torch.inference_mode()
 def embed_images(
-    network: SiameseNetwork, feed: Feed, rows: np.ndarray, dtype: torch.dtype, batch_size: int = 256
-) -> np.ndarray:
-    """Return the embeddings, float32 (N, D), of images by cache row, each embedded once and seen as it is."""
+    network: SiameseNetwork,
+    feed: Feed,
+    rows: np.ndarray,
+    dtype: torch.dtype,
+    views: int = 1,
+    batch_size: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings, float32 (N, D), and the head's logits, float32 (N,), of images by cache row.
+
+    With several `views` (see `augment.flips_and_turns`) they are the means over an image's views; a mean of unit-length
+    embeddings is scaled to length 1 again.
+    """
     network.eval()
-    parts = []
+    embeddings, logits = [], []
     for images in feed.batches(np.split(rows, range(batch_size, len(rows), batch_size))):
         with autocast(feed.device, dtype):
-            parts.append(network.embed(to_float(images)))
-    return torch.cat(parts).cpu().numpy()
+            seen = [network(view) for view in flips_and_turns(to_float(images), views)]
+        mean = torch.stack([embedding for embedding, _ in seen]).mean(dim=0)
+        embeddings.append(F.normalize(mean, dim=1) if network.unit_length and views > 1 else mean)
+        logits.append(torch.stack([logit for _, logit in seen]).mean(dim=0))
+    return torch.cat(embeddings).cpu().numpy(), torch.cat(logits).cpu().numpy()

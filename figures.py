@@ -86,11 +86,9 @@ def confusion_matrix(counts: dict[str, int], title: str) -> Figure:
     return figure
 
 
-def roc(labels: np.ndarray, scores: np.ndarray, auc: float, threshold: float, title: str) -> Figure:
-    """Draw the ROC curve of labels (N,) and scores (N,) with the operating point of the threshold."""
+def roc(labels: np.ndarray, scores: np.ndarray, auc: float, point: tuple[float, float], title: str) -> Figure:
+    """Draw the ROC curve of labels (N,) and scores (N,) with the operating point (1 - specificity, sensitivity)."""
     false_rate, true_rate, _ = roc_curve(labels, scores, drop_intermediate=False)
-    called, melanoma = scores >= threshold, labels == 1
-    point = called[~melanoma].mean(), called[melanoma].mean()
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 5.6), layout="constrained")
         axes = figure.subplots()

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 
-def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, Any]:
+def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> dict[str, Any]:
     """Return the figures of one set of lesions as JSON values; those that cannot be computed are None.
 
     Parameters
     ----------
     labels : int array of shape (N,), N >= 1
-    scores : finite float array of shape (N,)
-    threshold : a lesion is called melanoma where score >= threshold
+    scores : finite float array of shape (N,); probabilities, if Brier score and calibration error are to mean something
+    threshold : a lesion is called melanoma where score >= threshold; one for all, or an array of shape (N,)
     """
     melanoma = labels == 1
     n, n_melanoma = len(labels), int(melanoma.sum())
@@ -35,14 +35,38 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[s
         "sensitivity": sensitivity,
         "specificity": specificity,
         "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "threshold": float(threshold),
+        "sensitivity_at_specificity": {
+            f"{share:.0%}": sensitivity_at(labels, scores, share) for share in (0.8, 0.9, 0.95)
+        },
+        "brier": float(np.mean((scores - melanoma) ** 2)),
+        "ece": calibration_error(labels, scores),
+        "threshold": float(np.mean(threshold)),
         "counts": counts,
         "n": n,
         "n_melanoma": n_melanoma,
     }
 
 
-def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, int]:
+def sensitivity_at(labels: np.ndarray, scores: np.ndarray, specificity: float) -> float | None:
+    """Return the largest sensitivity among thresholds of at least this specificity; None where a class is absent."""
+    melanoma = labels == 1
+    if melanoma.all() or not melanoma.any():
+        return None
+    false_rate, true_rate, _ = roc_curve(melanoma, scores, drop_intermediate=False)
+    return float(true_rate[false_rate <= 1 - specificity + 1e-12].max())
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
+    """Return the expected calibration error (Naeini et al. 2015): bins of equal width over 0..1.
+
+    The mean over images of how far the share of melanomas in their bin is from their bin's mean probability.
+    """
+    place = np.clip((probabilities * bins).astype(int), 0, bins - 1)
+    gap = np.bincount(place, labels - probabilities, bins)  # (share - mean probability) × count of each bin
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> dict[str, int]:
     """Return how many lesions are true and false positives and negatives: {tp, fp, tn, fn}."""
     melanoma, called = labels == 1, scores >= threshold
     return {

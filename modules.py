@@ -1,28 +1,39 @@
-"""The network and its loss: embed both images of a pair, pull like pairs together, push unlike ones apart."""
+"""The networks: a backbone sees an image, a linear layer embeds it, and the same two see both images of a pair."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from config import Config, InputError
+
 # Mean and standard deviation of the colour channels of ImageNet, torchvision's convention
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
+HEAD_SCALE = 16.0  # of a unit-length embedding before the head: else its logit could hardly leave -1..1
 
 
 class Normalize(nn.Module):
-    """Shift and scale the colour channels of images in 0..1 to about zero mean and unit spread."""
+    """Shift and scale the colour channels of images in 0..1, by default to about zero mean and unit spread."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        mean: tuple[float, ...] | list[float] = CHANNEL_MEAN,
+        std: tuple[float, ...] | list[float] = CHANNEL_STD,
+    ) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(CHANNEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CHANNEL_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return images, float (B, 3, S, S), normalised."""
@@ -30,7 +41,7 @@ class Normalize(nn.Module):
 
 
 class Conv3(nn.Module):
-    """The outline's embedding network: three 3×3 convolutions (16, 32, 64 channels) and two linear layers.
+    """The outline's backbone: three 3×3 convolutions (16, 32, 64 channels) and a linear layer to 512 features.
 
     Each convolution is followed by 2×2 max pooling and ReLU; ReLU and maximum commute, and pooling first leaves a
     quarter of the values to rectify and to keep for the backward pass.
@@ -38,88 +49,327 @@ class Conv3(nn.Module):
     Parameters
     ----------
     image_size : side S of the input in pixels, 32 or more (7 or less would pool to nothing)
-    embedding_dim : D, length of the embedding
     """
 
-    def __init__(self, image_size: int, embedding_dim: int) -> None:
+    features = 512
+
+    def __init__(self, image_size: int) -> None:
         super().__init__()
         channels = (3, 16, 32, 64)
         self.normalize = Normalize()
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inner, outer, kernel_size=3, padding=1) for inner, outer in pairwise(channels)
         )
-        self.fc1 = nn.Linear(channels[-1] * (image_size // 8) ** 2, 512)
-        self.fc_embedding = nn.Linear(512, embedding_dim)
+        self.fc1 = nn.Linear(channels[-1] * (image_size // 8) ** 2, self.features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images, float (B, 3, S, S) in 0..1, as (B, D)."""
+        """Return the features, (B, 512), of images, float (B, 3, S, S) in 0..1."""
         images = self.normalize(images)
         for convolution in self.convolutions:
             images = F.relu(F.max_pool2d(convolution(images), 2))
-        return self.fc_embedding(F.relu(self.fc1(images.flatten(1))))
+        return F.relu(self.fc1(images.flatten(1)))
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts from input to output."""
+        return [*self.convolutions, self.fc1]
+
+
+class Conv3Norm(nn.Module):
+    """Three 3×3 convolutions with batch normalisation (32, 64, 128 channels), then the means of grid × grid fields.
+
+    The grid in place of the outline's linear layer (8.4 million weights at 128 px) leaves 0.1 million weights in
+    all, and an input of any size.
+    """
+
+    def __init__(self, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.features = 128 * grid**2
+        channels = (3, 32, 64, 128)
+        self.normalize = Normalize()
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(inner, outer, kernel_size=3, padding=1, bias=False), nn.BatchNorm2d(outer)
+            )
+            for inner, outer in pairwise(channels)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features, (B, 128 grid²), of images, float (B, 3, S, S) in 0..1."""
+        images = self.normalize(images)
+        for convolution in self.convolutions:
+            images = F.relu(F.max_pool2d(convolution(images), 2))
+        return F.adaptive_avg_pool2d(images, self.grid).flatten(1)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts from input to output."""
+        return list(self.convolutions)
+
+
+class TorchvisionBackbone(nn.Module):
+    """A classifier of torchvision without its last linear layer.
+
+    Parameters
+    ----------
+    name : as torchvision.models.list_models() has it
+    image_size : side S of the input; vision transformers are built for it
+    weights : imagenet, none, or the path of a state dict in torchvision's names, with or without the classifier
+    grid : 1 keeps the model's own pooling; above, the features are the means of grid × grid fields of its last
+        convolution, so that an embedding knows what is in the lesion's middle and what around it
+
+    Raises
+    ------
+    InputError : no such model or weights; weights that cannot be fetched, read, or do not fit; no convolutions
+        for a grid
+    """
+
+    def __init__(self, name: str, image_size: int, weights: str, grid: int = 1) -> None:
+        super().__init__()
+        models = import_torchvision().models
+        names = models.list_models(module=models)
+        if name not in names:
+            raise InputError(
+                f"backbone is {name!r}: it must be conv3, conv3_norm or one of torchvision's {', '.join(names)}"
+            )
+        published = models.get_model_weights(name).DEFAULT
+        options: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}
+        model = models.get_model(name, weights=None, **options)
+        self.features = _cut_classifier(model, name)
+        self.grid = grid
+        if weights != "none":
+            state = _published_state(published, name) if weights == "imagenet" else _read_state(Path(weights))
+            _fill(model, state, f"backbone_weights {weights}", name)
+        transforms = published.transforms()
+        self.normalize = Normalize(transforms.mean, transforms.std)
+        self.model = model if grid == 1 else _convolutions(model, name)
+        if grid > 1:
+            with torch.no_grad():
+                self.features = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features, (B, F), of images, float (B, 3, S, S) in 0..1."""
+        features = self.model(self.normalize(images))
+        return features if self.grid == 1 else F.adaptive_avg_pool2d(features, self.grid).flatten(1)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts from input to output."""
+        parts = getattr(self.model, "features", self.model)
+        return list(parts.children())
 
 
 class SiameseNetwork(nn.Module):
-    """One embedding network for both images of a pair."""
+    """One embedding network for both images of a pair: backbone, linear layer, and if wanted a unit length and a head.
 
-    def __init__(self, embedder: nn.Module) -> None:
+    Parameters
+    ----------
+    backbone : takes images, gives features (B, backbone.features), and lists its blocks
+    embedding_dim : D, length of the embedding
+    normalize : scale every embedding to length 1
+    dropout : share of the features hidden in training
+    head : give each embedding a logit as well, large = melanoma
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        embedding_dim: int,
+        normalize: bool = False,
+        dropout: float = 0.0,
+        head: bool = False,
+    ) -> None:
         super().__init__()
-        self.embedder = embedder
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.fc_embedding = nn.Linear(backbone.features, embedding_dim)  # type: ignore[arg-type]
+        self.unit_length = normalize
+        self.head: nn.Linear | None = None
+        if head:
+            self.head = nn.Linear(embedding_dim, 1)
+            nn.init.zeros_(self.head.weight)  # every lesion starts at even odds
+            nn.init.zeros_(self.head.bias)
+        self.still: list[nn.Module] = []
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the embeddings, float32 (B, D), of images, float (B, 3, S, S) in 0..1."""
-        return self.embedder(images).float()
+        embeddings = self.fc_embedding(self.dropout(self.backbone(images))).float()
+        return F.normalize(embeddings, dim=1) if self.unit_length else embeddings
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of the first and of the second images, (B, D) each."""
-        return self.embed(first), self.embed(second)
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Return the head's log odds of melanoma, float32 (B,), of embeddings (B, D); zeros without a head.
+
+        The odds are those of the training batches, of which half are melanomas.
+        """
+        if self.head is None:
+            return embeddings.new_zeros(len(embeddings))
+        return self.head(embeddings * HEAD_SCALE if self.unit_length else embeddings).float().squeeze(1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return embeddings, (B, D), and logits, (B,)."""
+        embeddings = self.embed(images)
+        return embeddings, self.logits(embeddings)
+
+    def freeze(self, blocks: int | None, norm: bool) -> None:
+        """Keep the first blocks of the backbone (None: all of it) from being trained, and let go of the others.
+
+        `norm` keeps all batch normalisation of the backbone in evaluation mode; so do frozen blocks their own.
+        """
+        parts = self.backbone.blocks()  # type: ignore[operator]
+        frozen = [self.backbone] if blocks is None else parts[:blocks]
+        self.backbone.requires_grad_(True)
+        for part in frozen:
+            part.requires_grad_(False)
+        self.still = list(frozen)
+        if norm:
+            self.still += [
+                m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            ]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> SiameseNetwork:
+        """Go to training or evaluation mode; what is frozen stays in the latter."""
+        super().train(mode)
+        for part in self.still:
+            part.eval()
+        return self
 
 
-def build_network(backbone: str, image_size: int, embedding_dim: int) -> SiameseNetwork:
+def build_network(
+    backbone: str,
+    image_size: int,
+    embedding_dim: int,
+    *,
+    weights: str = "none",
+    grid: int = 1,
+    normalize: bool = False,
+    dropout: float = 0.0,
+    head: bool = False,
+) -> SiameseNetwork:
     """Return the Siamese network around a backbone by name, weights drawn from torch's global generator.
 
     It is in channels-last memory, the layout in which pixels are stored and convolutions are fastest.
 
+    Parameters
+    ----------
+    weights, grid : of a torchvision backbone, see `TorchvisionBackbone`; conv3_norm has a grid too
+    normalize, dropout, head : see `SiameseNetwork`
+
     Raises
     ------
-    ValueError : unknown backbone
+    InputError : unknown backbone, or weights that are missing or do not fit
     """
-    if backbone != "conv3":
-        raise ValueError(f"backbone is {backbone!r}: it must be conv3")
-    network = SiameseNetwork(Conv3(image_size, embedding_dim))
+    body: nn.Module
+    if backbone == "conv3":
+        body = Conv3(image_size)
+    elif backbone == "conv3_norm":
+        body = Conv3Norm(grid)
+    else:
+        body = TorchvisionBackbone(backbone, image_size, weights, grid)
+    network = SiameseNetwork(body, embedding_dim, normalize, dropout, head)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
 
 
-def pair_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Euclidean distance of each pair, (P,), of embeddings (P, D); its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(first - second, dim=1)
+def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
+    """Return the network that the settings describe."""
+    return build_network(
+        config.backbone,
+        config.image_size,
+        config.embedding_dim,
+        weights=weights,
+        grid=config.grid,
+        normalize=config.normalize,
+        dropout=config.dropout,
+        head=config.head != "none",
+    )
 
 
-def contrastive_loss(distance: Tensor, same: Tensor, margin: float) -> Tensor:
-    """Mean contrastive loss over pairs (Hadsell et al. 2006, eq. 4; same=True is their Y=0).
+def import_torchvision() -> ModuleType:
+    """Import torchvision, which conv3 does without.
 
-    Like pairs cost ½ d², unlike pairs ½ max(0, margin - d)².
-
-    Parameters
-    ----------
-    distance : float tensor of shape (P,), >= 0
-    same : bool tensor of shape (P,)
-    margin : distance past which unlike pairs add nothing
+    Its compiled operators are built for one build of torch; with another (the CPU build beside PyPI's wheel) they do
+    not load, which torchvision tolerates but for two lines that name nms and qnms. The backbones need neither, so
+    the two are declared and the import is tried again.
     """
-    short = torch.where(same, distance, F.relu(margin - distance))
-    return 0.5 * short.square().mean()
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in ("nms", "qnms"):
+            _DECLARED.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    return torchvision
 
 
-class ContrastiveLoss(nn.Module):
-    """`contrastive_loss` of two batches of embeddings, with a margin > 0."""
+def _cut_classifier(model: nn.Module, name: str) -> int:
+    """Replace a classifier's last linear layer by nothing, and switch its dropout off; return its input's length."""
+    path, last = next(
+        ((p, m) for p, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), ("", None)
+    )
+    top = path.partition(".")[0]
+    if last is None or top != list(dict(model.named_children()))[-1]:
+        raise InputError(f"backbone {name} does not end in a linear layer: choose another")
+    model.set_submodule(path, nn.Identity())
+    for inner_path, inner in list(model.named_modules()):
+        if inner_path.partition(".")[0] in (top, "dropout") and isinstance(inner, nn.Dropout):
+            model.set_submodule(inner_path, nn.Identity())
+    return last.in_features
 
-    def __init__(self, margin: float) -> None:
-        super().__init__()
-        if not margin > 0:
-            raise ValueError(f"margin is {margin}: it must be above 0")
-        self.margin = margin
 
-    def forward(self, first: Tensor, second: Tensor, same: Tensor) -> Tensor:
-        """Return the mean loss, a scalar, of embeddings (P, D) twice and bool (P,)."""
-        return contrastive_loss(pair_distance(first, second), same, self.margin)
+def _convolutions(model: nn.Module, name: str) -> nn.Module:
+    """Return the part of a model that ends in a map of features (B, C, height, width)."""
+    children = dict(model.named_children())
+    features = children.get("features")
+    if isinstance(features, nn.Sequential) and "permute" not in children:  # swin's have the channels last
+        return features
+    if "avgpool" not in children:
+        raise InputError(f"backbone {name} has no convolutions to lay a grid over: pass --grid 1")
+    before = list(children)[: list(children).index("avgpool")]
+    return nn.Sequential(OrderedDict((part, children[part]) for part in before))
+
+
+def _published_state(published: Any, name: str) -> dict[str, Tensor]:
+    """Return the ImageNet weights that torchvision publishes, from its cache or the network."""
+    try:
+        return published.get_state_dict(check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; a download that broke off
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise InputError(
+            f"the ImageNet weights of {name} could not be fetched ({error}): download {published.url} to {folder} "
+            "or pass --backbone-weights FILE, or none to start without"
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a file; nothing in the file can run code."""
+    if not path.is_file():
+        raise InputError(
+            f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise InputError(f"backbone_weights {path} is damaged or no state dict") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"backbone_weights {path} is no state dict: it must map names to tensors")
+    return state
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Load a state dict; its classifier may be there or not, everything else must."""
+    classifier = list(dict(model.named_children()))[-1]
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and key.partition(".")[0] != classifier]
+    odd = [key for key in own if key in state and state[key].shape != own[key].shape]
+    if missing or odd:
+        what = f"lacks {missing[0]}" if missing else f"has another shape of {odd[0]}"
+        raise InputError(
+            f"{source} does not fit {name}: it {what} ({len(missing)} missing, {len(odd)} of another shape)"
+        )
+    model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+
+
+# Declares operators for as long as the process lives; see import_torchvision
+_DECLARED = torch.library.Library("torchvision", "FRAGMENT")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,21 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import checkpoint
 import dataset
 import figures
-from augment import Views, draw_views, show
-from classify import reference_score
+from augment import ViewRanges, Views, draw_views, show
+from classify import score_all
 from config import Config, InputError, add_flags, experiment, from_flags, run_script
 from dataset import Batch, PairDataset, in_batch_batches, independent_batches, sample_balanced, sample_pairs
 from device import Ranks, autocast, choose_precision, describe_device, join_ranks, keep_freed_memory
 from feed import Feed, embed_images
 from images import ImageCache, build_cache, refuse_unreadable
-from modules import ContrastiveLoss, SiameseNetwork, build_network
+from losses import MEASURES, SiameseLoss
+from modules import SiameseNetwork, network_of
 
 LOG_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
 BENIGN_REFERENCES = 2000  # of the training part, in each epoch's validation; predict.py uses all of them
@@ -60,57 +64,182 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     feed = Feed(cache, device)
 
     torch.manual_seed(config.seed)
-    network = build_network(config.backbone, config.image_size, config.embedding_dim).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=device.type != "mps")
-    loss_function = ContrastiveLoss(config.margin)
+    network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
+    loss_function = loss_of(config)
     log: list[dict[str, Any]] = []
+    steps = len(epoch_batches(config, train, cache, epoch_generators(config.seed, 1)[0]))
+    learner = Learner(network, config, config.epochs * steps)
     if resume:
         state = checkpoint.resume_run(config, table)
-        checkpoint.load_weights(network, state, config.run_dir / "last.pt")
-        optimizer.load_state_dict(state["optimizer"])
+        learner.resume(state, config.run_dir / "last.pt")
         log = state["log"]
+        learner.taken = len(log) * steps
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
         checkpoint.write_start(config, table, describe_device(device, dtype), resume)
-    shared = DistributedDataParallel(network) if ranks.count > 1 else network
 
+    ranges = view_ranges(config)
     for epoch in range(len(log) + 1, config.epochs + 1):
         start = time.perf_counter()
         rng, views_generator = epoch_generators(config.seed, epoch)
         batches = epoch_batches(config, train, cache, rng)
-        train_loss = train_epoch(
-            shared,
+        network.freeze(None if epoch <= config.frozen_epochs else config.frozen_blocks, config.frozen_norm)
+        measured = train_epoch(
+            DistributedDataParallel(network) if ranks.count > 1 else network,
             loss_function,
-            optimizer,
+            learner,
             batches,
             feed,
             ranks,
-            views_generator if config.augment else None,
+            partial(draw_views, generator=views_generator, ranges=ranges) if config.augment else None,
             dtype,
             f"epoch {epoch}/{config.epochs}",
+            config.hardest if epoch > config.mining_epochs else 1.0,
         )
         trained = time.perf_counter()
         if ranks.first:
-            val_loss, val_auc = validate(network, loss_function, feed, validation, dtype)
+            val_loss, val_aucs = validate(learner.kept, loss_function, feed, validation, dtype)
+            scorer = max(val_aucs, key=lambda name: val_aucs[name])
             log.append(
                 {
                     "epoch": epoch,
-                    "train_loss": train_loss,
+                    **measured,
                     "val_loss": val_loss,
-                    "val_auc": val_auc,
+                    "val_auc": val_aucs[scorer],
+                    "scorer": scorer,
+                    "val_aucs": val_aucs,
                     "seconds": round(time.perf_counter() - start, 3),
                     "images_per_second": round(
                         sum(len(batch.rows) for batch in batches) / (trained - start), 1
                     ),
                 }
             )
-            save_epoch(config, network, optimizer, log)
+            save_epoch(config, learner, log)
             ranks.say(describe_epoch(log[-1], config.epochs))
         ranks.wait()
+        refuse_collapse(loss_function, measured, epoch)
     if ranks.first:
         best = best_entry(log)
         ranks.say(
             f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}"
+        )
+
+
+def loss_of(config: Config) -> SiameseLoss:
+    """Return the loss that the settings describe."""
+    return SiameseLoss(
+        loss=config.loss,
+        margin=config.margin,
+        positive_margin=config.positive_margin,
+        active_only=config.average == "active",
+        melanoma_weight=config.melanoma_weight,
+        pair_weight=config.pair_weight,
+        head=config.head,
+    )
+
+
+def view_ranges(config: Config) -> ViewRanges:
+    """Return how far views may differ from the image: the settings that begin with view_."""
+    return ViewRanges(**{item.name: getattr(config, f"view_{item.name}") for item in fields(ViewRanges)})
+
+
+class Learner:
+    """Takes the steps of a training: AdamW at the learning rate's course, and the running mean of the weights.
+
+    The backbone has parameter groups of its own, whose `share` is of the learning rate. Weight decay is for matrices
+    and kernels, not for biases and the scales of normalisation.
+
+    Parameters
+    ----------
+    network : on its device
+    config : learning_rate, backbone_rate, schedule, warmup, weight_decay and ema are used
+    total : steps of the whole training, which the learning rate's course is laid over
+    """
+
+    def __init__(self, network: SiameseNetwork, config: Config, total: int) -> None:
+        self.network = network
+        self.config = config
+        self.total = total
+        self.taken = 0
+        groups = []
+        for of_backbone, share in ((True, config.backbone_rate), (False, 1.0)):
+            own = [p for name, p in network.named_parameters() if name.startswith("backbone.") == of_backbone]
+            for matrix, decay in ((True, config.weight_decay), (False, 0.0)):
+                members = [p for p in own if (p.ndim > 1) == matrix]
+                groups.append({"params": members, "share": share, "weight_decay": decay})
+        fused = next(network.parameters()).device.type != "mps"
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+        self.average: AveragedModel | None = None
+        if config.ema:
+            self.average = AveragedModel(network, multi_avg_fn=self._follow, use_buffers=True)
+
+    @property
+    def kept(self) -> SiameseNetwork:
+        """What is validated and saved as the run's model: the running mean of the weights if there is one."""
+        if self.average is None:
+            return self.network
+        assert isinstance(self.average.module, SiameseNetwork)
+        return self.average.module
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step: a rise from 0 in the warm-up, then constant or half a cosine to 0."""
+        peak, rising = self.config.learning_rate, self.config.warmup * self.total
+        if self.taken < rising:
+            return peak * (self.taken + 1) / (rising + 1)
+        if self.config.schedule == "constant":
+            return peak
+        return peak * (1 + math.cos(math.pi * (self.taken - rising) / (self.total - rising))) / 2
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step down the gradient of a loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group["share"]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.network)
+        self.taken += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on, beside the weights that are kept."""
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.average:
+            state |= {"trained": self.network.state_dict(), "averaged": int(self.average.n_averaged)}
+        return state
+
+    def resume(self, state: dict[str, Any], path: Path) -> None:
+        """Take up a checkpoint's weights and `state`."""
+        checkpoint.load_weights(self.kept, state, path)
+        if self.average:
+            checkpoint.load_weights(self.network, state, path, "trained")
+            self.average.n_averaged.fill_(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @torch.no_grad()
+    def _follow(self, average: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
+        """Move the running mean; its decay rises with the steps, so that the first ones are soon forgotten."""
+        rate = 1 - min(self.config.ema, (1 + self.taken) / (10 + self.taken))
+        for own, new in zip(average, current, strict=True):
+            if own.is_floating_point():
+                own.lerp_(new, rate)
+            else:
+                own.copy_(new)
+
+
+def refuse_collapse(loss_function: SiameseLoss, measured: dict[str, float], epoch: int) -> None:
+    """Stop a training whose embedding no longer tells images apart.
+
+    Raises
+    ------
+    InputError
+    """
+    if loss_function.collapsed(measured["unlike_distance"]):
+        raise InputError(
+            f"the embedding has collapsed in epoch {epoch}: unlike images lie {measured['unlike_distance']:.2g} "
+            f"apart on average, with a margin of {loss_function.margin}: lower --learning-rate, or try --normalize, "
+            "--head bce or --pairs batch"
         )
 
 
@@ -124,7 +253,7 @@ class Images:
     @staticmethod
     def of_part(table: Any, part: str, cache: ImageCache) -> Images:
         own = table[table["part"] == part]
-        return Images(cache.rows(own["image_name"]), own["label"].to_numpy())
+        return Images(cache.rows(own["image_name"]), own["label"].to_numpy(copy=True))
 
 
 @dataclass(frozen=True)
@@ -160,32 +289,36 @@ def epoch_generators(seed: int, epoch: int) -> tuple[np.random.Generator, torch.
 def epoch_batches(config: Config, train: Images, cache: ImageCache, rng: np.random.Generator) -> list[Batch]:
     """Draw the batches of one epoch."""
     if config.pairs == "batch":
-        order = sample_balanced(train.labels, rng)
+        order = sample_balanced(train.labels, rng, config.epoch_share)
         return in_batch_batches(order, train.labels, train.rows, config.batch_size)
-    pairs = PairDataset(cache, train.rows, *sample_pairs(train.labels, rng))
-    return independent_batches(pairs, config.batch_size)
+    pairs, same = sample_pairs(train.labels, rng)
+    shown = slice(math.ceil(config.epoch_share * len(pairs)))  # their order is random
+    dataset = PairDataset(cache, train.rows, pairs[shown], same[shown])
+    return independent_batches(dataset, train.labels, config.batch_size)
 
 
 def train_epoch(
     network: nn.Module,
-    loss_function: ContrastiveLoss,
-    optimizer: torch.optim.Optimizer,
+    loss_function: SiameseLoss,
+    learner: Learner,
     batches: Sequence[Batch],
     feed: Feed,
     ranks: Ranks,
-    views_generator: torch.Generator | None,
+    draw: Callable[[int], Views] | None,
     dtype: torch.dtype,
     name: str,
-) -> float:
-    """Take one step on each batch, in their order; return the mean loss of a pair.
+    mined_share: float = 1.0,
+) -> dict[str, float]:
+    """Take one step on each batch, in their order; return the mean loss and measures of its steps, by image.
 
     Every process embeds its share of a batch's images and compares the embeddings of all: views are drawn for the
     whole batch, so the step is the same for any number of processes.
 
     Parameters
     ----------
-    network : embeds first and second images; wrapped in DistributedDataParallel if there are several processes
-    views_generator : None shows the images as they are
+    network : the learner's, wrapped in DistributedDataParallel if there are several processes
+    draw : gives the views of a number of images; None shows the images as they are
+    mined_share : share of the pairs, the costliest, that are trained on
 
     Raises
     ------
@@ -195,66 +328,59 @@ def train_epoch(
     device = feed.device
     shares = [np.arange(len(batch.rows))[ranks.share(len(batch.rows))] for batch in batches]
     places = [
-        _at_least_two(share) for share in shares
-    ]  # in the batch, of the images that this process embeds
+        share if len(share) else np.array([0]) for share in shares
+    ]  # a process without a share embeds one
     rows = (batch.rows[place] for batch, place in zip(batches, places, strict=True))
-    total, seen = torch.zeros((), device=device), 0
+    total, seen = torch.zeros(1 + len(MEASURES), device=device), 0
     bar = tqdm(feed.batches(rows), name, len(batches), unit="step", leave=False, disable=ranks.quiet)
     steps = zip(bar, batches, shares, places, strict=True)
     for step, (images, batch, share, place) in enumerate(steps, start=1):
-        views = None
-        if views_generator is not None:
-            views = draw_views(len(batch.rows), views_generator)[torch.from_numpy(place)].to(device)
-        own = _embed(network, images, views, dtype)[: len(share)]
-        embeddings = ranks.gather(own, len(batch.rows))
-        first, second, same = (
-            torch.from_numpy(part).to(device) for part in (batch.first, batch.second, batch.same)
+        views = draw(len(batch.rows))[torch.from_numpy(place)].to(device) if draw else None
+        with autocast(device, dtype):
+            own = torch.cat([part.view(len(place), -1) for part in network(show(images, views))], dim=1)
+        outputs = ranks.gather(
+            own[: len(share)], len(batch.rows)
+        )  # embeddings, and the logit in the last column
+        first, second, labels = (
+            torch.from_numpy(part).to(device) for part in (batch.first, batch.second, batch.labels)
         )
-        loss = loss_function(embeddings[first], embeddings[second], same)
-        optimizer.zero_grad()
-        (loss * ranks.count).backward()  # the gradient is averaged over the processes: their sum is wanted
-        optimizer.step()
-        total += loss.detach() * len(same)
-        seen += len(same)
+        loss, measures = loss_function(outputs[:, :-1], outputs[:, -1], labels, first, second, mined_share)
+        rate = learner.rate
+        learner.step(loss * ranks.count)  # the gradient is averaged over the processes: their sum is wanted
+        total += torch.cat([loss.detach().view(1), measures]) * len(batch.rows)
+        seen += len(batch.rows)
         if step % LOG_STEPS == 0 or step == len(batches):
-            mean = float(total) / seen  # waits for the device
-            if not math.isfinite(mean):
-                rate = optimizer.param_groups[0]["lr"]
+            means = (total / seen).tolist()  # waits for the device
+            if not all(map(math.isfinite, means)):
                 raise InputError(
-                    f"the loss is not finite in {name}, step {step}, learning rate {rate}: "
+                    f"the loss is not finite in {name}, step {step}, learning rate {rate:.3g}: "
                     "lower --learning-rate; the last epoch's checkpoint is kept"
                 )
-            bar.set_postfix(loss=f"{mean:.4f}")
-    return mean
-
-
-def _embed(network: nn.Module, images: Tensor, views: Views | None, dtype: torch.dtype) -> Tensor:
-    """Return the embeddings (N, D) of uint8 images (N, S, S, 3) seen through their views, N >= 2."""
-    shown = show(images, views)
-    with autocast(images.device, dtype):
-        return torch.cat(network(*shown.split((len(shown) + 1) // 2)))
-
-
-def _at_least_two(share: np.ndarray) -> np.ndarray:
-    """Fill a share up so that both halves have an image; train_epoch drops the embeddings that are too many."""
-    return share if len(share) >= 2 else np.resize(share if len(share) else [0], 2)
+            bar.set_postfix(loss=f"{means[0]:.4f}")
+    return dict(zip(("train_loss", *MEASURES), means, strict=True))
 
 
 def validate(
     network: SiameseNetwork,
-    loss_function: ContrastiveLoss,
+    loss_function: SiameseLoss,
     feed: Feed,
     validation: Validation,
     dtype: torch.dtype,
-) -> tuple[float, float]:
-    """Return the mean contrastive loss of the validation pairs and the AUC of the validation images."""
+) -> tuple[float, dict[str, float]]:
+    """Return the mean loss of the validation pairs and the AUC of the validation images by each way to score."""
     images, references = validation.images, validation.references
-    embeddings = embed_images(network, feed, images.rows, dtype)
-    first, second = torch.from_numpy(embeddings)[validation.pairs.T]
-    loss = loss_function(first, second, torch.from_numpy(validation.same))
-    reference_embeddings = embed_images(network, feed, references.rows, dtype)
-    scores = reference_score(embeddings, reference_embeddings, references.labels)
-    return float(loss), float(roc_auc_score(images.labels, scores))
+    embeddings, logits = embed_images(network, feed, images.rows, dtype)
+    first, second = torch.from_numpy(validation.pairs.T)
+    loss, _ = loss_function(
+        torch.from_numpy(embeddings),
+        torch.from_numpy(logits),
+        torch.from_numpy(images.labels),
+        first,
+        second,
+    )
+    reference_embeddings, _ = embed_images(network, feed, references.rows, dtype)
+    scores = score_all(embeddings, logits if network.head else None, reference_embeddings, references.labels)
+    return float(loss), {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}
 
 
 def best_entry(log: list[dict[str, Any]]) -> dict[str, Any]:
@@ -262,14 +388,12 @@ def best_entry(log: list[dict[str, Any]]) -> dict[str, Any]:
     return max(log, key=lambda entry: entry["val_auc"])
 
 
-def save_epoch(
-    config: Config, network: SiameseNetwork, optimizer: torch.optim.Optimizer, log: list[dict[str, Any]]
-) -> None:
+def save_epoch(config: Config, learner: Learner, log: list[dict[str, Any]]) -> None:
     """Save the state after an epoch: log, checkpoints, loss curve."""
-    contents = {"config": experiment(config), "log": log, "model": network.state_dict()}
+    contents: dict[str, Any] = {"config": experiment(config), "log": log, "model": learner.kept.state_dict()}
     if best_entry(log) is log[-1]:
         checkpoint.save_checkpoint(config.run_dir / "best.pt", contents)
-    checkpoint.save_checkpoint(config.run_dir / "last.pt", {**contents, "optimizer": optimizer.state_dict()})
+    checkpoint.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state()})
     checkpoint.write_log(config.run_dir / "log.jsonl", log)
     epochs, train_loss, val_loss, val_auc = (
         [entry[key] for entry in log] for key in ("epoch", "train_loss", "val_loss", "val_auc")

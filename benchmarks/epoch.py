@@ -14,6 +14,7 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -25,13 +26,14 @@ from synthetic import alone, write_photos
 from torch.utils.data import DataLoader, Dataset
 
 import train
-from augment import to_float
+from augment import draw_views, to_float
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
 from device import Ranks, autocast, choose_device, choose_precision, describe_device, keep_freed_memory
 from feed import Feed
 from images import build_cache, find_images, peak_memory
-from modules import ContrastiveLoss, build_network
+from losses import SiameseLoss, contrastive_terms, pair_distance
+from modules import build_network
 
 SIZE = 128
 REPEATS = 3  # of train.py's loop and of its arithmetic alone, in turn; the least of each counts
@@ -57,9 +59,14 @@ class FilePairs(Dataset):
         return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
 
 
+def labels_of(n_files: int) -> np.ndarray:
+    """Return the labels of the files: every tenth counts as a melanoma."""
+    return (np.arange(n_files) % 10 == 0).astype(int)
+
+
 def draw_pairs(n_files: int, n_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return n_pairs balanced pairs of the files, of which every tenth counts as a melanoma."""
-    labels = (np.arange(n_files) % 10 == 0).astype(int)
+    """Return n_pairs balanced pairs of the files."""
+    labels = labels_of(n_files)
     rng = np.random.default_rng(0)
     drawn = [sample_pairs(labels, rng) for _ in range(n_pairs // (2 * int((labels == 0).sum())) + 1)]
     pairs, same = (np.concatenate(part) for part in zip(*drawn, strict=True))
@@ -72,12 +79,12 @@ def plain_epoch(folder: Path, n_pairs: int, batch_size: int, workers: int) -> fl
     paths = list(find_images(folder).values())
     loader = DataLoader(FilePairs(paths, *draw_pairs(len(paths), n_pairs)), batch_size, num_workers=workers)
     network = build_network("conv3", SIZE, 128).to(device, memory_format=torch.contiguous_format)
-    loss_function = ContrastiveLoss(0.5)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     start = time.perf_counter()
     for batch in loader:
         first, second, same = (part.to(device) for part in batch)
-        loss = loss_function(*network(first, second), same)
+        distance = pair_distance(network.embed(first), network.embed(second))
+        loss = contrastive_terms(distance, same, 0.5).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -96,30 +103,33 @@ def own_epoch(
     pairs = PairDataset(cache, np.arange(len(cache.pixels)), *draw_pairs(len(cache.pixels), n_pairs))
     feed, ranks = Feed(cache, device), Ranks()
     network = build_network("conv3", SIZE, 128).to(device)
-    loss_function = ContrastiveLoss(Config().margin)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=device.type != "mps")
+    loss_function = SiameseLoss(margin=Config().margin)
+    learner = train.Learner(
+        network, Config(), total=1
+    )  # of a constant rate: no matter how many steps there are
+    labels = labels_of(len(cache.pixels))
 
     def epoch(part: PairDataset) -> float:
         start = time.perf_counter()
-        views = torch.Generator().manual_seed(0)
-        batches = independent_batches(part, batch_size)
-        train.train_epoch(network, loss_function, optimizer, batches, feed, ranks, views, dtype, "")
+        views = partial(draw_views, generator=torch.Generator().manual_seed(0))
+        batches = independent_batches(part, labels, batch_size)
+        train.train_epoch(network, loss_function, learner, batches, feed, ranks, views, dtype, "")
         return time.perf_counter() - start
 
-    first, second = (
-        to_float(torch.from_numpy(part).to(device)) for part in pairs.__getitems__(range(batch_size))[:2]
+    whole_batch = independent_batches(pairs, labels, batch_size)[0]
+    images = to_float(torch.from_numpy(cache.gather(whole_batch.rows)).to(device))
+    own_labels, first, second = (
+        torch.from_numpy(part).to(device)
+        for part in (whole_batch.labels, whole_batch.first, whole_batch.second)
     )
-    same = torch.from_numpy(pairs.same[:batch_size]).to(device)
 
     def compute(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
             with autocast(device, dtype):
-                embeddings = network(first, second)
-            loss = loss_function(*embeddings, same)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+                embeddings, logits = network(images)
+            loss, _ = loss_function(embeddings, logits, own_labels, first, second)
+            learner.step(loss)
         float(loss.detach())
         return time.perf_counter() - start
 

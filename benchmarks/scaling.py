@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -21,12 +22,14 @@ import torch
 from synthetic import alone, write_photos
 
 import train
+from augment import draw_views
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
 from device import Ranks, choose_device, choose_precision, describe_device, keep_freed_memory
 from feed import Feed
 from images import build_cache, find_images, peak_memory
-from modules import ContrastiveLoss, build_network
+from losses import SiameseLoss
+from modules import network_of
 
 
 def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]:
@@ -44,18 +47,18 @@ def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]
     labels = (np.arange(len(cache.pixels)) % 57 == 0).astype(int)
     pairs, same = sample_pairs(labels, np.random.default_rng(0))
     kept = steps * config.batch_size if steps else len(pairs)
-    network = build_network("conv3", config.image_size, config.embedding_dim).to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, fused=device.type != "mps")
-    loss_function = ContrastiveLoss(config.margin)
+    network = network_of(config).to(device)
+    learner = train.Learner(network, config, total=len(pairs) // config.batch_size)
+    loss_function = SiameseLoss(margin=config.margin)
     feed = Feed(cache, device)
     ready = time.perf_counter() - start
 
     def train_on(first: int, last: int) -> float:
         start = time.perf_counter()
         part = PairDataset(cache, np.arange(len(labels)), pairs[first:last], same[first:last])
-        batches = independent_batches(part, config.batch_size)
-        views = torch.Generator().manual_seed(0)
-        train.train_epoch(network, loss_function, optimizer, batches, feed, Ranks(), views, dtype, "")
+        batches = independent_batches(part, labels, config.batch_size)
+        views = partial(draw_views, generator=torch.Generator().manual_seed(0))
+        train.train_epoch(network, loss_function, learner, batches, feed, Ranks(), views, dtype, "")
         return (time.perf_counter() - start) / len(part) * len(pairs)
 
     train_on(0, config.batch_size)  # warm-up

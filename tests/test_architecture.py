@@ -14,7 +14,8 @@ MAY_IMPORT = {
     "images": {"config"},
     "dataset": {"config", "images"},
     "augment": set(),
-    "modules": set(),
+    "modules": {"config"},
+    "losses": {"modules"},
     "classify": set(),
     "metrics": set(),
     "figures": set(),
@@ -22,8 +23,9 @@ MAY_IMPORT = {
     "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},
     "demo": set(),
+    "controls": {"config", "dataset", "images"},
 }
-BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo"}
+BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
 MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS, "predict": BELOW_THE_SCRIPTS}
 
 

@@ -182,8 +182,9 @@ def truncated(path: Path) -> None:
         lambda path: torch.save([1, 2], path),
         lambda path: torch.save({"model": {}}, path),
         lambda path: torch.save({"format": checkpoint.FORMAT + 1}, path),
+        lambda path: torch.save({"format": checkpoint.FORMAT - 1}, path),
     ],
-    ids=["truncated", "empty", "text", "list", "without format", "later format"],
+    ids=["truncated", "empty", "text", "list", "without format", "later format", "earlier format"],
 )
 def test_what_is_no_checkpoint_is_refused_with_what_to_do(tmp_path, write):
     write(tmp_path / "a.pt")
@@ -202,6 +203,14 @@ def test_weights_reach_the_network(tmp_path):
     save_checkpoint(tmp_path / "a.pt", {"model": saved.state_dict()})
     load_weights(fresh, load_checkpoint(tmp_path / "a.pt"), tmp_path / "a.pt")
     assert torch.equal(fresh.weight, saved.weight)
+
+
+def test_weights_of_another_name_reach_the_network_and_leave_the_models_alone():
+    model, trained, fresh = (nn.Linear(3, 2) for _ in range(3))
+    contents = {"model": model.state_dict(), "trained": trained.state_dict()}
+    load_weights(fresh, contents, Path("last.pt"), "trained")
+    assert torch.equal(fresh.weight, trained.weight)
+    assert "last.pt" in refusal(load_weights, fresh, contents, Path("last.pt"), "averaged")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +260,17 @@ def test_another_experiment_is_not_resumed_and_the_message_names_what_differs(co
     assert "margin 0.5 there, 0.75 asked for" in message
     assert "batch_size 256 there, 64 asked for" in message
     assert not any(name in message for name in ("epochs", "workers", "learning_rate"))
+
+
+@pytest.mark.parametrize(
+    "course", [{"schedule": "cosine"}, {"warmup": 0.1}, {"schedule": "cosine", "warmup": 0.1}], ids=str
+)
+def test_epochs_may_not_grow_where_the_learning_rates_course_depends_on_them(config, course):
+    config = dataclasses.replace(config, **course)
+    save_run(config)
+    check_run_dir(config, resume=True, overwrite=False)
+    message = refusal(check_run_dir, dataclasses.replace(config, epochs=30), True, False)
+    assert "another experiment: epochs 3 there, 30 asked for" in message
 
 
 def test_a_broken_checkpoint_is_not_resumed(config):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import config
+import controls
 import dataset
 import demo
 import images
@@ -26,6 +27,7 @@ PARSERS = {
     "dataset.py": dataset.make_parser,
     "images.py": images.make_parser,
     "demo.py": demo.make_parser,
+    "controls.py": controls.make_parser,
 }
 
 
@@ -48,6 +50,8 @@ BAD_INPUT = [
     ("train.py", ["--margin", "0"], "margin is 0.0: it must be a finite number above 0"),
     ("train.py", ["--image-size", "8"], "image_size is 8: it must be from 32 to 1024"),
     ("train.py", ["--device", "abacus"], "device 'abacus' cannot be used here"),
+    ("train.py", ["--backbone", "vgg99"], "backbone is 'vgg99': it must be conv3, conv3_norm or one of "),
+    ("train.py", ["--loss", "triplet"], "loss is 'triplet': it needs pairs batch"),
     ("train.py", ["--config", "nowhere.json"], "--config nowhere.json cannot be read"),
     ("train.py", ["--resume"], "--resume: there is no"),
     ("predict.py", [], "there is no checkpoint"),
@@ -74,13 +78,17 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ("script", "arguments", "message"),
     [
         ("train.py", ["--recipe", "lasagne"], "invalid choice: 'lasagne'"),
-        ("train.py", ["--backbone", "conv9"], "invalid choice: 'conv9'"),
+        ("train.py", ["--head", "conv9"], "invalid choice: 'conv9'"),
         ("train.py", ["--epoch", "3"], "unrecognized arguments: --epoch"),
         ("train.py", ["--batch-size", "many"], "invalid int value: 'many'"),
         ("train.py", ["--resume", "--overwrite"], "not allowed with"),
         ("predict.py", ["--margin", "1"], "unrecognized arguments: --margin"),
         ("predict.py", ["--evaluate-image", "x"], "go together"),
-        ("predict.py", ["--min-sensitivity", "1.5"], "must be above 0, at most 1"),
+        ("predict.py", ["--min-sensitivity", "1.5"], "1.5: it must be above 0 and below 1"),
+        ("predict.py", ["--prevalence", "0"], "0: it must be above 0 and below 1"),
+        ("predict.py", ["--calibration", "guess"], "invalid choice: 'guess'"),
+        ("predict.py", ["--scorer", "guess"], "invalid choice: 'guess'"),
+        ("predict.py", ["--test-views", "4"], "invalid choice: 4"),
     ],
 )
 def test_flags_that_do_not_exist_or_do_not_parse_stop_the_script(

@@ -34,14 +34,24 @@ def parse(*flags: str, only_machine: bool = False) -> Config:
 
 def other_value(name: str) -> typing.Any:
     """Return a valid value of a field, not its default where there is a choice."""
-    default, choices = FIELDS[name].default, FIELDS[name].metadata["choices"]
+    default, choices, allowed = (
+        FIELDS[name].default,
+        FIELDS[name].metadata["choices"],
+        FIELDS[name].metadata["allowed"],
+    )
     if choices:
         return choices[-1]
     if name in PATHS:
         return Path("Else where/x.csv")
     if isinstance(default, bool):
         return not default
-    return "cpu" if isinstance(default, str) else default + 1
+    if isinstance(default, str):
+        return "cpu"
+    others = (default + 1, 8) if isinstance(default, int) else (default + 1, default + 0.25, default / 2)
+    return next(value for value in others if allowed is None or allowed[1](value))
+
+
+NEEDS = {"loss": {"pairs": "batch"}}  # what a setting's other value is refused without
 
 
 def all_changed() -> Config:
@@ -85,7 +95,22 @@ OUT_OF_RANGE = [
     *[("split_seed", -1, "from 0 to 4294967295"), ("split_seed", 2**32, "from 0 to 4294967295")],
     ("workers", -1, "0 or more"),
     ("split", "random", "one of patient, published"),
-    ("backbone", "vgg99", "one of conv3"),
+    *[("dropout", value, "0 or more, below 1") for value in (-0.1, 1.0, NAN)],
+    ("head", "hinge", "one of none, bce, focal"),
+    *[("grid", value, "from 1 to 32") for value in (0, 33)],
+    ("frozen_blocks", -1, "0 or more"),
+    *[("epoch_share", value, "above 0, at most 1") for value in (0.0, 1.1, NAN)],
+    ("positive_margin", -0.1, "0 or more, and finite"),
+    ("melanoma_weight", 0.0, "a finite number above 0"),
+    *[("hardest", value, "above 0, at most 1") for value in (0.0, 1.1)],
+    *[("ema", value, "0 or more, below 1") for value in (-0.1, 1.0)],
+    ("warmup", 1.0, "0 or more, below 1"),
+    *[("weight_decay", value, "0 or more, and finite") for value in (-1.0, INF)],
+    ("view_turn", 181.0, "from 0 to 180"),
+    ("view_scale", 0.9, "from 1 to 4"),
+    ("view_light", 1.0, "0 or more, below 1"),
+    *[("view_hair", value, "from 0 to 1") for value in (-0.1, 1.1, NAN)],
+    *[("test_views", value, "1 or 8") for value in (0, 4, 9)],
     ("precision", "int8", "one of auto, float32, bfloat16"),
 ]
 
@@ -137,19 +162,32 @@ def test_the_published_split_has_no_folds():
     assert refusal(split="published", fold=1) == "fold is 1: it must be 0 with the published split"
 
 
+def test_a_triplet_needs_a_batch_in_which_all_meet():
+    message = refusal(loss="triplet")
+    assert message == "loss is 'triplet': it needs pairs batch, in which all images of a batch meet"
+    assert Config(loss="triplet", pairs="batch").loss == "triplet"
+
+
+def test_something_has_to_be_trained():
+    message = refusal(pair_weight=0.0)
+    assert message == "pair_weight is 0 and head is 'none': nothing would be trained, change one"
+    assert Config(pair_weight=0.0, head="bce").pair_weight == 0
+
+
 # --- flags ---
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_a_flag_and_changes_that_field_alone(name):
-    value = other_value(name)
+    value, needs = other_value(name), NEEDS.get(name, {})
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         changed = parse(f"--{flag}" if value else f"--no-{flag}")
         assert parse(f"--no-{flag}" if value else f"--{flag}") == Config()
     else:
-        changed = parse(f"--{flag}", str(value))
-    assert changed == dataclasses.replace(Config(), **{name: value})
+        changed = parse(f"--{flag}", str(value), *(f"--{other}={needs[other]}" for other in needs))
+    assert changed == dataclasses.replace(Config(), **{name: value}, **needs)
+    assert value != FIELDS[name].default
     assert type(getattr(changed, name)) is type(value)
 
 
@@ -170,7 +208,7 @@ def test_duplicates_can_be_switched_off_by_a_flag(tmp_path):
         ["--epochs"],
         ["--margin", "wide"],
         ["--split", "random"],
-        ["--backbone", "vgg99"],
+        ["--head", "hinge"],
         ["--recipe", "best"],
         ["--augment", "yes"],
     ],

@@ -598,7 +598,7 @@ def test_bad_input_is_one_line_and_code_2(folder, monkeypatch, capsys, flags, me
 
 @pytest.mark.parametrize(
     "flags",
-    [["--train-label", "labels.csv"], ["--epoch", "3"], ["--recipe", "best"], ["--backbone", "vgg99"]],
+    [["--train-label", "labels.csv"], ["--epoch", "3"], ["--recipe", "best"], ["--head", "hinge"]],
 )
 def test_misspelt_and_abbreviated_flags_stop_the_program(monkeypatch, capsys, flags):
     assert run_summary(monkeypatch, *flags) == 2
@@ -609,11 +609,16 @@ def test_misspelt_and_abbreviated_flags_stop_the_program(monkeypatch, capsys, fl
 
 
 def test_independent_batches_are_the_pairs_in_order(pair_dataset):
-    batches = independent_batches(pair_dataset, 12)
-    assert [len(batch.same) for batch in batches] == [12, 12, 4]
+    labels = make_labels(14, 6)
+    batches = independent_batches(pair_dataset, labels, 12)
+    assert [len(batch.first) for batch in batches] == [12, 12, 4]
     rows = np.concatenate([np.stack([b.rows[b.first], b.rows[b.second]], axis=1) for b in batches])
     np.testing.assert_array_equal(rows, pair_dataset.pair_rows(slice(None)))
-    np.testing.assert_array_equal(np.concatenate([b.same for b in batches]), pair_dataset.same)
+    same = [b.labels[b.first] == b.labels[b.second] for b in batches]
+    np.testing.assert_array_equal(np.concatenate(same), pair_dataset.same)
+    label_of = dict(zip(pair_dataset.rows, labels, strict=True))
+    for batch in batches:
+        assert batch.labels.tolist() == [label_of[row] for row in batch.rows]
 
 
 @pytest.mark.parametrize("sizes", [(40, 6), (6, 40), (10, 10)])
@@ -626,6 +631,21 @@ def test_balanced_images_show_the_larger_class_once_and_the_smaller_evenly(sizes
         assert set(shown[labels == label]) <= {max(sizes) // own, -(-max(sizes) // own)}
     assert not np.array_equal(order, sample_balanced(labels, np.random.default_rng(1)))
     assert np.array_equal(order, sample_balanced(labels, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("sizes", [(40, 6), (6, 40)])
+@pytest.mark.parametrize(("share", "each"), [(0.5, 20), (0.26, 11), (0.01, 1)])
+def test_a_share_of_an_epoch_shows_so_much_of_the_larger_class_each_once(sizes, share, each):
+    labels = make_labels(*sizes)
+    order = sample_balanced(labels, np.random.default_rng(0), share)
+    assert np.array_equal(labels[order], np.tile([1, 0], each))
+    larger, smaller = int(np.argmax(sizes)), int(np.argmin(sizes))
+    shown = np.bincount(order, minlength=len(labels))
+    assert shown[labels == larger].max() == 1
+    assert np.ptp(shown[labels == smaller]) <= 1
+    assert not np.array_equal(
+        np.sort(order), np.sort(sample_balanced(labels, np.random.default_rng(1), share))
+    )
 
 
 def test_in_batch_pairs_are_all_pairs_but_those_of_one_picture():
@@ -643,8 +663,7 @@ def test_in_batch_pairs_are_all_pairs_but_those_of_one_picture():
             if batch.rows[i] != batch.rows[j]
         }
         assert set(zip(batch.first.tolist(), batch.second.tolist(), strict=True)) == expected
-        for i, j, same in zip(batch.first, batch.second, batch.same, strict=True):
-            assert same == (label_of[batch.rows[i]] == label_of[batch.rows[j]])
+        assert batch.labels.tolist() == [label_of[row] for row in batch.rows]
 
 
 def test_a_last_batch_of_one_image_is_left_out():

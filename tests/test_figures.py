@@ -23,7 +23,7 @@ FIGURES = {
     "confusion": lambda: figures.confusion_matrix(
         {"tp": 90, "fp": 1509, "tn": 5000, "fn": 27}, "Confusion of test"
     ),
-    "roc": lambda: figures.roc(LABELS, SCORES, 0.7333, 0.5, "ROC of test"),
+    "roc": lambda: figures.roc(LABELS, SCORES, 0.7333, (0.2, 2 / 3), "ROC of test"),
     "tsne": lambda: figures.tsne_map(POINTS, LABELS, "Map of test"),
 }
 
@@ -99,14 +99,15 @@ def test_confusion_matrix_of_one_class_has_no_share_of_nothing():
 
 
 def test_roc_shows_the_curve_its_auc_and_the_operating_point():
-    auc = roc_auc_score(LABELS, SCORES)
-    axes = figures.roc(LABELS, SCORES, auc, 0.5, "ROC").axes[0]
-    chance, curve, point = axes.lines
+    auc, at = roc_auc_score(LABELS, SCORES), evaluate(LABELS, SCORES, 0.5)
+    point = (1 - at["specificity"], at["sensitivity"])
+    axes = figures.roc(LABELS, SCORES, auc, point, "ROC").axes[0]
+    chance, curve, drawn = axes.lines
     assert chance.get_xydata().tolist() == [[0, 0], [1, 1]]
     false_rate, true_rate, _ = roc_curve(LABELS, SCORES, drop_intermediate=False)
     np.testing.assert_array_equal(curve.get_xydata(), np.stack([false_rate, true_rate], axis=1))
-    at = evaluate(LABELS, SCORES, 0.5)
-    np.testing.assert_allclose(point.get_xydata(), [[1 - at["specificity"], at["sensitivity"]]])
+    np.testing.assert_allclose(drawn.get_xydata(), [[1 / 5, 2 / 3]])
+    assert np.isclose(curve.get_xydata(), drawn.get_xydata()).all(axis=1).any()  # it lies on the curve
     assert legend_texts(axes) == ["chance", "AUC 0.800", "threshold: sensitivity 66.7%, specificity 80.0%"]
 
 

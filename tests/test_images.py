@@ -541,7 +541,7 @@ def test_the_script_builds_the_cache_and_prints_what_it_took(photos, tmp_path):
         line = done.stdout.splitlines()[-1]
         assert re.search(
             rf"{len(photos)} images of 32 px, 0 unreadable, ready in [\d.]+ s \([\d,]+ images/s\), "
-            r"peak memory 0\.\d+ GB",
+            r"peak memory \d+\.\d+ GB",
             line,
         )
     assert "decoded" not in done.stdout  # the second time there is nothing to do

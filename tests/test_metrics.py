@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from metrics import auc_interval, count_outcomes, evaluate
+from metrics import auc_interval, calibration_error, count_outcomes, evaluate, sensitivity_at
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
 SCORES = np.array([0.9, 0.5, 0.1, 0.8, 0.6, 0.3, 0.3, 0.2, 0.0, 0.0])
@@ -34,6 +34,10 @@ def test_figures_by_hand():
         "sensitivity": pytest.approx(2 / 3),
         "specificity": pytest.approx(5 / 7),
         "f1": pytest.approx(4 / 7),
+        # of 7 benign one may be called melanoma at 80 %, 0.8, and none at 90 %: 0.9 is found, 0.5 is not
+        "sensitivity_at_specificity": pytest.approx({"80%": 1 / 3, "90%": 1 / 3, "95%": 1 / 3}),
+        "brier": pytest.approx((0.1**2 + 0.5**2 + 0.9**2 + 0.8**2 + 0.6**2 + 2 * 0.3**2 + 0.2**2) / 10),
+        "ece": pytest.approx((0.9 + 0.2 + 2 * 0.3 + 0.5 + 0.6 + 0.8 + 0.1) / 10),  # a bin to each value
         "threshold": 0.5,
         "counts": {"tp": 2, "fp": 2, "tn": 5, "fn": 1},
         "n": 10,
@@ -60,6 +64,65 @@ def test_figures_equal_scikit_learns(seed):
         "always_benign_accuracy": sk.accuracy_score(labels, np.zeros(200)),
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("specificity", [0.0, 0.5, 0.8, 0.9, 0.95, 1.0])
+def test_sensitivity_at_a_specificity_is_the_best_of_all_cuts(seed, specificity):
+    labels, scores = random_lesions(80, seed)
+    best = 0.0
+    for cut in [*np.unique(scores), np.inf]:
+        outcome = count_outcomes(labels, scores, cut)
+        if outcome["tn"] >= specificity * (labels == 0).sum():
+            best = max(best, outcome["tp"] / labels.sum())
+    assert sensitivity_at(labels, scores, specificity) == pytest.approx(best)
+
+
+def test_sensitivity_at_a_specificity_by_hand():
+    labels = np.array([0] * 10 + [1] * 4)
+    scores = np.array([*range(10), 2.5, 7.5, 8.5, 20])
+    for benign_called, found in enumerate((1, 2, 3, 3)):
+        assert sensitivity_at(labels, scores, 1 - benign_called / 10) == found / 4
+    assert sensitivity_at(labels, scores, 0.85) == 2 / 4  # one benign may be called, a second one not
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_has_no_sensitivity_at_a_specificity(label):
+    assert sensitivity_at(np.full(4, label), np.arange(4.0), 0.9) is None
+
+
+def test_calibration_error_by_hand():
+    labels = np.array([0, 0, 1, 1, 1, 0])
+    probabilities = np.array([0.0, 0.2, 0.2, 1.0, 0.6, 0.95])
+    # of two bins the lower has a third of melanomas and a mean of 0.4/3, the upper two thirds and 2.55/3
+    expected = (3 * (1 / 3 - 0.4 / 3) + 3 * (2.55 / 3 - 2 / 3)) / 6
+    assert calibration_error(labels, probabilities, bins=2) == pytest.approx(expected)
+    assert calibration_error(np.array([1, 0, 0, 1]), np.full(4, 0.5)) == 0  # half of them, as it says
+    assert calibration_error(np.array([0, 0]), np.array([1.0, 0.0])) == 0.5
+
+
+@pytest.mark.parametrize("bins", [1, 5, 10, 15])
+def test_calibration_error_equals_a_slow_loop(bins):
+    rng = np.random.default_rng(bins)
+    probabilities = rng.random(300)
+    labels = (rng.random(300) < (probabilities > 0.45)).astype(
+        int
+    )  # low ones are too high, high ones too low
+    total = 0.0
+    for low in range(bins):
+        own = [i for i in range(300) if low <= probabilities[i] * bins < low + 1]
+        if own:
+            total += len(own) / 300 * abs(labels[own].mean() - probabilities[own].mean())
+    assert calibration_error(labels, probabilities, bins) == pytest.approx(total)
+
+
+def test_each_lesion_may_have_its_own_threshold():
+    # the melanomas 0.9 and 0.1 are found, 0.5 is not; of the benign ones 0.2 alone is called
+    threshold = np.array([0.9, 0.6, 0.1, 0.81, 0.7, 0.4, 0.4, 0.1, 0.5, 0.5])
+    figures = evaluate(LABELS, SCORES, threshold)
+    assert figures["counts"] == {"tp": 2, "fp": 1, "tn": 6, "fn": 1}
+    assert figures["threshold"] == pytest.approx(threshold.mean())
+    assert evaluate(LABELS, SCORES, np.full(10, 0.5)) == evaluate(LABELS, SCORES, 0.5)
 
 
 def test_a_score_at_the_threshold_is_called_melanoma():

@@ -1,25 +1,26 @@
-"""The network, the loss, and the sign of it all: like pairs end up closer than unlike ones."""
+"""The networks: what an embedding is, which weights it starts from, and what is kept from being trained."""
 
-import math
-from collections.abc import Iterator
+import os
+import urllib.error
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
-from torch import nn
+from torch import Tensor, nn
 
-from classify import reference_score
-from dataset import sample_pairs
+from config import Config, InputError
 from modules import (
     CHANNEL_MEAN,
     CHANNEL_STD,
-    ContrastiveLoss,
     Conv3,
+    Conv3Norm,
     Normalize,
+    SiameseNetwork,
+    TorchvisionBackbone,
     build_network,
-    contrastive_loss,
-    pair_distance,
+    import_torchvision,
+    network_of,
 )
 
 
@@ -32,82 +33,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def random_pairs(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """First and second embeddings (n, 4) and whether they are of one label (n,)."""
-    generator = torch.Generator().manual_seed(seed)
-    first, second = 0.3 * torch.randn(2, n, 4, generator=generator)
-    return first, second, torch.rand(n, generator=generator) < 0.5
+def images(n: int = 4, side: int = 32) -> Tensor:
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
-# --- loss ---
-
-
-@pytest.mark.parametrize(
-    ("distance", "same", "margin", "loss"),
-    [
-        (0.0, True, 1.0, 0.0),
-        (0.6, True, 1.0, 0.18),  # ½ 0.6²
-        (3.0, True, 1.0, 4.5),  # like pairs know no margin
-        (0.0, False, 1.0, 0.5),  # ½ 1²
-        (0.6, False, 1.0, 0.08),  # ½ 0.4²
-        (0.6, False, 2.0, 0.98),  # ½ 1.4²
-        (1.0, False, 1.0, 0.0),
-        (3.0, False, 1.0, 0.0),
-    ],
-)
-def test_contrastive_loss_of_one_pair(distance, same, margin, loss):
-    value = contrastive_loss(torch.tensor([distance]), torch.tensor([same]), margin)
-    assert float(value) == pytest.approx(loss, abs=1e-6)
-
-
-def test_contrastive_loss_is_the_mean_over_pairs():
-    distance, same = torch.tensor([0.6, 0.6, 3.0, 3.0]), torch.tensor([True, False, True, False])
-    assert float(contrastive_loss(distance, same, 1.0)) == pytest.approx((0.18 + 0.08 + 4.5 + 0.0) / 4)
-
-
-@pytest.mark.parametrize("margin", [0.5, 2.0])
-def test_contrastive_loss_equals_a_slow_loop(margin):
-    first, second, same = random_pairs(50)
-    total = 0.0
-    for a, b, alike in zip(first.tolist(), second.tolist(), same.tolist(), strict=True):
-        distance = math.dist(a, b)
-        total += distance**2 / 2 if alike else max(0.0, margin - distance) ** 2 / 2
-    assert float(ContrastiveLoss(margin)(first, second, same)) == pytest.approx(total / 50, rel=1e-5)
-
-
-def test_contrastive_loss_is_symmetric_in_the_pair():
-    first, second, same = random_pairs(50)
-    loss = ContrastiveLoss(0.5)
-    assert torch.equal(loss(first, second, same), loss(second, first, same))
-
-
-def test_gradient_of_a_pair_at_distance_0_is_0():
-    first = torch.ones(2, 4, requires_grad=True)
-    ContrastiveLoss(0.5)(first, torch.ones(2, 4), torch.tensor([True, False])).backward()
-    assert torch.equal(first.grad, torch.zeros(2, 4))
-
-
-def test_a_gradient_step_pulls_like_pairs_together_and_pushes_unlike_ones_apart():
-    first, second, same = random_pairs(200)
-    margin = 0.5
-    before = pair_distance(first, second)
-    first.requires_grad_()
-    second.requires_grad_()
-    ContrastiveLoss(margin)(first, second, same).backward()
-    after = pair_distance(first - first.grad, second - second.grad).detach()
-
-    inside = ~same & (before < margin)
-    beyond = ~same & (before >= margin)
-    assert min(same.sum(), inside.sum(), beyond.sum()) > 5
-    assert (after[same] < before[same]).all()
-    assert (after[inside] > before[inside]).all()
-    assert torch.equal(after[beyond], before[beyond])
-
-
-@pytest.mark.parametrize("margin", [0.0, -0.5, math.nan])
-def test_a_margin_that_is_not_above_0_is_refused(margin):
-    with pytest.raises(ValueError, match=r"margin is .*above 0"):
-        ContrastiveLoss(margin)
+def refusal(function: Callable, *arguments, **settings) -> str:
+    """The message of an InputError, which must be one line."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 # --- network ---
@@ -115,28 +51,42 @@ def test_a_margin_that_is_not_above_0_is_refused(margin):
 
 @pytest.mark.parametrize("image_size", [32, 33, 64, 128])
 @pytest.mark.parametrize("embedding_dim", [2, 128])
-def test_embeddings_have_the_size_asked_for(image_size, embedding_dim):
-    network = build_network("conv3", image_size, embedding_dim)
-    assert network.embed(torch.rand(3, 3, image_size, image_size)).shape == (3, embedding_dim)
+@pytest.mark.parametrize("backbone", ["conv3", "conv3_norm"])
+def test_embeddings_have_the_size_asked_for(backbone, image_size, embedding_dim):
+    network = build_network(backbone, image_size, embedding_dim)
+    assert network.embed(images(3, image_size)).shape == (3, embedding_dim)
 
 
 def test_conv3_is_the_outlines_network():
-    network = Conv3(128, 64)
-    assert [(c.in_channels, c.out_channels) for c in network.convolutions] == [(3, 16), (16, 32), (32, 64)]
-    assert {(c.kernel_size, c.stride, c.padding) for c in network.convolutions} == {((3, 3), (1, 1), (1, 1))}
-    assert (network.fc1.in_features, network.fc1.out_features) == (64 * 16 * 16, 512)
+    network = build_network("conv3", 128, 64)
+    backbone = network.backbone
+    assert [(c.in_channels, c.out_channels) for c in backbone.convolutions] == [(3, 16), (16, 32), (32, 64)]
+    assert {(c.kernel_size, c.stride, c.padding) for c in backbone.convolutions} == {((3, 3), (1, 1), (1, 1))}
+    assert (backbone.fc1.in_features, backbone.fc1.out_features) == (64 * 16 * 16, 512)
     assert (network.fc_embedding.in_features, network.fc_embedding.out_features) == (512, 64)
     trained = sum(parameter.numel() for parameter in network.parameters())
     assert trained == 448 + 4_640 + 18_496 + (16_384 * 512 + 512) + (512 * 64 + 64)
 
 
 def test_pooling_before_relu_equals_relu_before_pooling():
-    network = Conv3(33, 8)
-    layers = [layer for c in network.convolutions for layer in (c, nn.ReLU(), nn.MaxPool2d(2))]
-    head = (nn.Flatten(), network.fc1, nn.ReLU(), network.fc_embedding)
-    as_written = nn.Sequential(network.normalize, *layers, *head)
-    images = torch.rand(4, 3, 33, 33)
-    torch.testing.assert_close(network(images), as_written(images))
+    backbone = Conv3(33)
+    layers = [layer for c in backbone.convolutions for layer in (c, nn.ReLU(), nn.MaxPool2d(2))]
+    as_written = nn.Sequential(backbone.normalize, *layers, nn.Flatten(), backbone.fc1, nn.ReLU())
+    torch.testing.assert_close(backbone(images(4, 33)), as_written(images(4, 33)))
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4])
+def test_conv3_norm_is_three_normalised_convolutions_and_the_means_of_a_grid(grid):
+    backbone = build_network("conv3_norm", 64, 5, grid=grid).backbone
+    assert sum(parameter.numel() for parameter in backbone.parameters()) == (
+        27 * (32) + 2 * 32 + 9 * 32 * 64 + 2 * 64 + 9 * 64 * 128 + 2 * 128
+    )
+    layers = [m for c, n in backbone.convolutions for m in (c, n, nn.ReLU(), nn.MaxPool2d(2))]
+    maps = nn.Sequential(backbone.normalize, *layers)(images(4, 64))  # (4, 128, 8, 8)
+    means = maps.view(4, 128, grid, 8 // grid, grid, 8 // grid).mean(dim=(3, 5))
+    features = backbone(images(4, 64))
+    torch.testing.assert_close(features, means.flatten(1))
+    assert features.shape == (4, backbone.features)
 
 
 def test_normalize_puts_each_channel_in_units_of_its_spread():
@@ -147,22 +97,78 @@ def test_normalize_puts_each_channel_in_units_of_its_spread():
     assert not Normalize().state_dict()  # constants, no weights
 
 
-def test_both_images_of_a_pair_pass_through_one_network():
+@pytest.mark.parametrize("head", [False, True])
+def test_an_image_has_one_embedding_and_logit_whatever_it_is_seen_with(head):
+    network = build_network("conv3", 32, 8, head=head)
+    if head:
+        nn.init.normal_(network.head.weight)
+    embeddings, logits = network(images(6))
+    assert (embeddings.shape, logits.shape) == ((6, 8), (6,))
+    for i, image in enumerate(images(6)):
+        alone, logit = network(image[None])
+        torch.testing.assert_close(alone[0], embeddings[i])
+        torch.testing.assert_close(logit[0], logits[i])
+    torch.testing.assert_close(network.embed(images(6)), embeddings)
+    torch.testing.assert_close(network.logits(embeddings), logits)
+    assert (logits.std() > 0.01) == head
+
+
+def test_embeddings_of_unit_length_point_where_the_others_do():
+    torch.manual_seed(0)
+    plain = build_network("conv3", 32, 8)
+    unit = build_network("conv3", 32, 8, normalize=True)
+    unit.load_state_dict(plain.state_dict())
+    embeddings, lengths = unit.embed(images()), plain.embed(images()).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(embeddings * lengths, plain.embed(images()))
+    assert (lengths - 1).abs().min() > 0.1
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_head_starts_at_even_odds_and_learns_at_once(normalize):
+    network = build_network("conv3", 32, 8, normalize=normalize, head=True)
+    _, logits = network(images())
+    assert torch.equal(logits, torch.zeros(4))
+    nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor([0.0, 1, 1, 1])).backward()
+    assert network.head.weight.grad.norm() > 0.01
+    assert network.head.bias.grad.tolist() == pytest.approx([0.5 - 3 / 4])
+
+
+def test_without_a_head_there_are_no_weights_of_one_and_the_logits_are_0():
     network = build_network("conv3", 32, 8)
-    first, second = torch.rand(2, 4, 3, 32, 32)
-    a, b = network(first, second)
-    assert torch.equal(a, network.embed(first))
-    assert torch.equal(b, network.embed(second))
-    assert not torch.equal(a, b)
-    swapped = network(second, first)
-    assert torch.equal(swapped[0], b)
-    assert torch.equal(swapped[1], a)
+    assert network.head is None
+    assert not any(name.startswith("head") for name in network.state_dict())
+    assert network(images())[1].tolist() == [0.0] * 4
+
+
+def test_the_logit_is_linear_in_the_embedding_and_a_unit_one_is_scaled_up_first():
+    for normalize, scale in ((False, 1), (True, 16)):
+        network = build_network("conv3", 32, 8, normalize=normalize, head=True)
+        nn.init.normal_(network.head.weight)
+        nn.init.constant_(network.head.bias, 0.7)
+        embeddings, logits = network(images())
+        expected = scale * embeddings @ network.head.weight[0] + 0.7
+        torch.testing.assert_close(logits, expected)
+
+
+def test_dropout_hides_a_share_of_the_features_in_training_alone():
+    network = build_network("conv3_norm", 32, 8, dropout=0.4)
+    seen = []
+    network.fc_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    torch.manual_seed(0)
+    for mode in (True, False):
+        network.train(mode)
+        network(images(16))
+        own = network.backbone(images(16))
+        hidden = (seen[-1] == 0) & (own > 0)
+        assert float(hidden.sum() / (own > 0).sum()) == pytest.approx(0.4 if mode else 0, abs=0.02)
+    torch.testing.assert_close(seen[-1], own)
 
 
 def test_embeddings_are_float32_whatever_the_network_computes_in():
-    network = build_network("conv3", 32, 8)
+    network = build_network("conv3", 32, 8, head=True)
     with torch.autocast("cpu", torch.bfloat16):
-        assert network.embed(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+        assert {part.dtype for part in network(images())} == {torch.float32}
 
 
 def test_weights_follow_the_global_seed():
@@ -174,66 +180,286 @@ def test_weights_follow_the_global_seed():
     assert not torch.equal(weights(1), weights(2))
 
 
+def test_the_network_is_the_one_that_the_settings_describe():
+    network = network_of(Config())
+    assert isinstance(network.backbone, Conv3)
+    assert (network.unit_length, network.dropout.p, network.head) == (False, 0.0, None)
+    settings = {"image_size": 64, "embedding_dim": 5, "normalize": True, "dropout": 0.3, "head": "focal"}
+    network = network_of(Config(backbone="conv3_norm", grid=2, **settings))
+    assert isinstance(network.backbone, Conv3Norm)
+    assert (network.unit_length, network.dropout.p, network.fc_embedding.out_features) == (True, 0.3, 5)
+    assert network.head is not None
+    assert network.backbone.grid == 2
+
+
 def test_an_unknown_backbone_is_refused_by_name():
-    with pytest.raises(ValueError, match="'resnet': it must be conv3"):
-        build_network("resnet", 32, 8)
+    message = refusal(build_network, "vgg99", 32, 8)
+    assert message.startswith("backbone is 'vgg99': it must be conv3, conv3_norm or one of torchvision's ")
+    assert all(name in message for name in ("resnet18", "vgg11", "efficientnet_b0"))
 
 
-# --- the sign, end to end ---
-
-SIDE = 16
+# --- freezing ---
 
 
-def draw_lesions(n_benign: int, n_melanoma: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Dark spots on skin of varying tone: round (benign) or drawn out (melanoma), of one area."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat([0, 1], [n_benign, n_melanoma])
-    y, x = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5
-    images = np.empty((len(labels), 3, SIDE, SIDE), np.float32)
-    for image, label in zip(images, labels, strict=True):
-        skin, spot = rng.uniform(0.5, 0.9), rng.uniform(0.1, 0.4)
-        right, down = x - rng.uniform(-0.1, 0.1), y - rng.uniform(-0.1, 0.1)
-        radius, turn, ratio = rng.uniform(0.2, 0.3), rng.uniform(0, np.pi), 0.45 if label else 1.0
-        long, short = np.cos(turn) * right + np.sin(turn) * down, np.cos(turn) * down - np.sin(turn) * right
-        inside = long**2 * ratio + short**2 / ratio < radius**2
-        image[:] = np.where(inside, spot, skin) + rng.normal(0, 0.05, image.shape)
-    return torch.from_numpy(images.clip(0, 1)), labels
+def step_on(network: SiameseNetwork, n: int = 8) -> dict[str, Tensor]:
+    """Take a large step on an arbitrary loss; return everything that was in the network before."""
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 1.0)
+    network.embed(images(n, 64)).square().sum().backward()
+    optimizer.step()
+    return before
 
 
-def train_and_measure(seed: int, inverted: bool) -> tuple[float, float, float]:
-    """Return mean distance of like and of unlike pairs, and AUC, on lesions that were not trained on."""
-    images, labels = draw_lesions(128, 32, seed)
-    rng = np.random.default_rng(seed)
-    torch.manual_seed(seed)
-    network = build_network("conv3", SIDE, 16)
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-    loss = ContrastiveLoss(0.5)
-    for _ in range(8):
-        pairs, same = sample_pairs(labels, rng)
-        for start in range(0, len(pairs), 32):
-            first, second = pairs[start : start + 32].T
-            alike = torch.from_numpy(same[start : start + 32])
-            optimizer.zero_grad()
-            loss(*network(images[first], images[second]), ~alike if inverted else alike).backward()
-            optimizer.step()
+def changed(network: SiameseNetwork, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
 
-    held_out, truth = draw_lesions(70, 30, seed + 1000)
+
+def names_of(network: SiameseNetwork, *parts: str) -> set[str]:
+    return {name for name in network.state_dict() if any(f"{part}." in name for part in parts)}
+
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, None])
+def test_frozen_blocks_keep_their_weights_and_statistics(blocks):
+    network = build_network("conv3_norm", 64, 4, grid=4)
+    network.freeze(blocks, norm=False)
+    frozen = [f"convolutions.{i}" for i in range(3 if blocks is None else blocks)]
+    before = step_on(network)
+    assert changed(network, before) == set(before) - names_of(network, *frozen)
+    for name, parameter in network.named_parameters():
+        assert (
+            parameter.requires_grad
+            == (parameter.grad is not None)
+            == (name not in names_of(network, *frozen))
+        )
+
+
+def test_what_was_frozen_is_trained_again_once_it_is_let_go():
+    network = build_network("conv3_norm", 64, 4, grid=4)
+    network.freeze(None, norm=True)
+    network.freeze(1, norm=False)
+    before = step_on(network)
+    assert changed(network, before) == set(before) - names_of(network, "convolutions.0")
+    network.freeze(0, norm=False)
+    before = step_on(network)
+    assert changed(network, before) == set(before)
+
+
+def test_frozen_norm_keeps_the_statistics_of_all_normalisation_and_trains_its_weights():
+    network = build_network("conv3_norm", 64, 4, grid=4)
+    network.freeze(0, norm=True)
+    before = step_on(network)
+    kept = {name for name in before if name.endswith(STATISTICS)}
+    assert len(kept) == 9
+    assert changed(network, before) == set(before) - kept
+
+
+def test_frozen_parts_stay_in_evaluation_mode_whatever_the_network_goes_to():
+    network = build_network("conv3_norm", 64, 4, dropout=0.5)
+    network.freeze(1, norm=False)
+    network.eval()
+    network.train()
+    modes = [block.training for block in network.backbone.convolutions]
+    assert (modes, network.dropout.training) == ([False, True, True], True)
+    network.eval()
+    assert not any(module.training for module in network.modules())
+
+
+def test_blocks_of_conv3_are_frozen_from_the_input_on():
+    network = build_network("conv3", 64, 4)
+    network.freeze(2, norm=False)
+    before = step_on(network)
+    assert changed(network, before) == set(before) - names_of(network, "convolutions.0", "convolutions.1")
+
+
+# --- torchvision ---
+
+
+@pytest.fixture(scope="module")
+def resnet() -> nn.Module:
+    """A classifier as torchvision builds it; read it, do not change it."""
+    torch.manual_seed(3)
+    return import_torchvision().models.resnet18().eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "n_blocks"),
+    [("resnet18", 512, 10), ("mobilenet_v2", 1280, 19), ("efficientnet_b0", 1280, 9)],
+)
+def test_classifiers_of_torchvision_embed(name, features, n_blocks):
+    network = build_network(name, 64, 6, weights="none", head=True)
+    embeddings, logits = network(images(3, 64))
+    assert (embeddings.shape, logits.shape) == ((3, 6), (3,))
+    assert network.backbone.features == network.fc_embedding.in_features == features
+    assert len(network.backbone.blocks()) == n_blocks
+    assert not any(isinstance(m, nn.Dropout) and m.p for m in network.backbone.modules())
+    network.freeze(3, norm=False)
+    network.embed(images(3, 64)).sum().backward()
+    frozen = {id(p) for block in network.backbone.blocks()[:3] for p in block.parameters()}
+    assert frozen
+    assert all((p.grad is None) == (id(p) in frozen) for p in network.backbone.parameters())
+
+
+def test_a_classifier_without_its_last_layer_gives_that_layers_input(resnet):
+    backbone = TorchvisionBackbone("resnet18", 64, "none").eval()
+    backbone.model.load_state_dict({k: v for k, v in resnet.state_dict().items() if not k.startswith("fc.")})
+    seen = []
+    hook = resnet.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        embeddings, references = network.embed(held_out), network.embed(images)
-    first, second = np.triu_indices(len(truth), 1)
-    distance = pair_distance(embeddings[first], embeddings[second]).numpy()
-    same = truth[first] == truth[second]
-    scores = reference_score(embeddings.numpy(), references.numpy(), labels)
-    return distance[same].mean(), distance[~same].mean(), roc_auc_score(truth, scores)
+        resnet(Normalize()(images(3, 64)))
+        features = backbone(images(3, 64))
+    hook.remove()
+    torch.testing.assert_close(features, seen[0])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_like_lesions_are_closer_than_unlike_ones_after_training(seed):
-    like, unlike, auc = train_and_measure(seed, inverted=False)
-    assert like < 0.6 * unlike
-    assert auc > 0.9
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("resnet18", 512), ("mobilenet_v2", 1280), ("regnet_y_400mf", 440), ("swin_t", 768)],
+)
+def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, channels):
+    torch.manual_seed(0)
+    whole = TorchvisionBackbone(name, 128, "none").eval()
+    grid = TorchvisionBackbone(name, 128, "none", grid=2).eval()
+    for key, value in whole.model.state_dict().items():  # under other names, in the same order
+        own = grid.model.state_dict()
+        match = key if key in own else key.removeprefix("features.")
+        if match in own:
+            own[match].copy_(value)
+    with torch.no_grad():
+        features = grid(images(3, 128))
+        pooled = whole(images(3, 128))
+    assert features.shape == (3, grid.features) == (3, channels * 4)
+    # the map has 4 × 4 fields, so that the mean over the grid is the mean over the map: the model's own pooling
+    fields, size = (
+        features.view(3, channels, 4),
+        pooled.abs().max(),
+    )  # random weights may leave little of an image
+    torch.testing.assert_close(fields.mean(dim=2) / size, pooled / size, atol=1e-4, rtol=1e-4)
+    assert fields.std(dim=2).max() > 1e-3 * size
+    for block, own in zip(whole.blocks()[:3], grid.blocks()[:3], strict=False):  # and freezing means the same
+        assert [p.shape for p in block.parameters()] == [p.shape for p in own.parameters()]
 
-    # the first published attempt's fault: 1 meant "same" in its data set and "different" in its loss
-    like, unlike, inverted_auc = train_and_measure(seed, inverted=True)
-    assert like > 0.9 * unlike
-    assert inverted_auc < auc - 0.2
+
+def test_a_model_without_a_map_of_features_has_no_grid():
+    message = refusal(build_network, "vit_b_32", 64, 8, grid=2)
+    assert message == "backbone vit_b_32 has no convolutions to lay a grid over: pass --grid 1"
+
+
+@pytest.mark.parametrize("classifier", [True, False], ids=["whole", "features only"])
+def test_a_file_of_weights_is_what_the_backbone_starts_from(resnet, classifier, tmp_path):
+    state = resnet.state_dict()
+    kept = {name: value for name, value in state.items() if classifier or not name.startswith("fc.")}
+    assert (len(kept) < len(state)) != classifier
+    torch.save(kept, tmp_path / "resnet.pt")
+    network = build_network("resnet18", 64, 6, weights=str(tmp_path / "resnet.pt"))
+    own = network.backbone.model.state_dict()
+    assert set(own) == {name for name in state if not name.startswith("fc.")}
+    assert all(torch.equal(value, state[name]) for name, value in own.items())
+
+
+class Command:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def without_a_layer(path: Path, state: dict) -> None:
+    torch.save({name: value for name, value in state.items() if name != "layer3.0.conv1.weight"}, path)
+
+
+def of_another_shape(path: Path, state: dict) -> None:
+    torch.save({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
+
+
+def truncated(path: Path, state: dict) -> None:
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("write", "what"),
+    [
+        (
+            without_a_layer,
+            "does not fit resnet18: it lacks layer3.0.conv1.weight (1 missing, 0 of another shape)",
+        ),
+        (
+            of_another_shape,
+            "does not fit resnet18: it has another shape of conv1.weight (0 missing, 1 of another shape)",
+        ),
+        (lambda path, state: torch.save({}, path), "does not fit resnet18: it lacks conv1.weight"),
+        (truncated, "is damaged or no state dict"),
+        (lambda path, state: path.write_text("hello"), "is damaged or no state dict"),
+        (lambda path, state: path.write_bytes(b""), "is damaged or no state dict"),
+        (lambda path, state: torch.save([1], path), "is no state dict: it must map names to tensors"),
+        (lambda path, state: torch.save({"model": state}, path), "is no state dict: it must map names to"),
+        (lambda path, state: None, "does not exist: pass imagenet, none, or a state dict's file"),
+        (lambda path, state: path.mkdir(), "does not exist: pass imagenet, none, or a state dict's file"),
+    ],
+)
+def test_weights_that_do_not_fit_or_are_none_are_refused(resnet, write, what, tmp_path):
+    path = tmp_path / "weights.pt"
+    write(path, resnet.state_dict())
+    message = refusal(build_network, "resnet18", 64, 6, weights=str(path))
+    assert message.startswith(f"backbone_weights {path} {what}")
+
+
+def test_weights_that_would_run_code_are_refused_unrun(tmp_path):
+    torch.save({"conv1.weight": Command(tmp_path / "ran")}, tmp_path / "evil.pt")
+    message = refusal(build_network, "resnet18", 64, 6, weights=str(tmp_path / "evil.pt"))
+    assert not (tmp_path / "ran").exists()
+    assert message == f"backbone_weights {tmp_path / 'evil.pt'} is damaged or no state dict"
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
+    """Answer for torchvision when it fetches published weights."""
+
+    def answer(function: Callable) -> None:
+        kind = import_torchvision().models.get_model_weights("resnet18")
+        monkeypatch.setattr(kind, "get_state_dict", lambda self, **settings: function(**settings))
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "error", [urllib.error.URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("slow")]
+)
+def test_published_weights_that_cannot_be_fetched_name_where_from_and_where_to(
+    published, error, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def fail(**settings):
+        raise error
+
+    published(fail)
+    message = refusal(build_network, "resnet18", 64, 6, weights="imagenet")
+    assert message.startswith("the ImageNet weights of resnet18 could not be fetched")
+    assert "download https://download.pytorch.org/models/resnet18-f37072fd.pth to " in message
+    assert f" to {tmp_path / 'hub' / 'checkpoints'} or pass --backbone-weights FILE" in message
+
+
+def test_published_weights_are_checked_and_loaded(published, resnet):
+    asked = []
+    published(lambda **settings: asked.append(settings) or resnet.state_dict())
+    network = build_network("resnet18", 64, 6, weights="imagenet")
+    assert asked == [{"check_hash": True}]
+    assert torch.equal(network.backbone.model.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
+
+
+def test_weights_none_asks_for_nothing(published):
+    def refuse(**settings):
+        raise AssertionError("weights were fetched")
+
+    published(refuse)
+    network_of(Config(backbone="resnet18", image_size=64))
+    with pytest.raises(AssertionError, match="weights were fetched"):
+        build_network("resnet18", 64, 6, weights="imagenet")

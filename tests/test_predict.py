@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import HEADER, quick_config
+from PIL import Image
+from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import checkpoint
+import classify
 import predict
-from classify import choose_threshold
+import train
+from classify import Platt, choose_threshold, score_all
 from config import Config, InputError
 from dataset import read_labels
+from feed import embed_images
+from predict import Choices
 
 
 @pytest.fixture
@@ -34,7 +42,17 @@ def test_the_test_part_is_scored_and_nothing_else(machine: Config) -> None:
     table = checkpoint.read_split(machine.run_dir)
     test = table[table["part"] == "test"]
     predictions = predictions_of(machine)
-    assert list(predictions) == ["image_name", "patient_id", "label", "score", "predicted"]
+    assert list(predictions) == [
+        "image_name",
+        "patient_id",
+        "label",
+        "score",
+        "probability",
+        "threshold",
+        "predicted",
+        "fold",
+    ]
+    assert set(predictions["fold"]) == {0}
     assert predictions["image_name"].tolist() == test["image_name"].tolist()
     assert predictions["label"].tolist() == test["label"].tolist()
     assert predictions["patient_id"].tolist() == test["patient_id"].tolist()
@@ -44,10 +62,11 @@ def test_metrics_are_those_of_the_predictions(machine: Config) -> None:
     returned = predict.main(machine)
     metrics = json.loads((machine.run_dir / "metrics.json").read_text())
     predictions = predictions_of(machine)
-    label, score = predictions["label"], predictions["score"]
+    label, score = predictions["label"], predictions["probability"]
     assert metrics["auc"] == pytest.approx(roc_auc_score(label, score)) and metrics["auc"] > 0.95
     assert metrics["average_precision"] == pytest.approx(average_precision_score(label, score))
-    assert predictions["predicted"].tolist() == (score >= metrics["threshold"]).astype(int).tolist()
+    assert predictions["predicted"].tolist() == (score >= predictions["threshold"]).astype(int).tolist()
+    assert metrics["threshold"] == pytest.approx(predictions["threshold"].iloc[0])
     assert metrics["counts"]["tp"] == int(((predictions["predicted"] == 1) & (label == 1)).sum())
     assert sum(metrics["counts"].values()) == metrics["n"] == len(predictions)
     low, high = metrics["auc_interval"]
@@ -62,12 +81,13 @@ def test_threshold_is_chosen_on_validation(machine: Config, monkeypatch: pytest.
         chosen.append((labels, choose_threshold(labels, scores, min_sensitivity)))
         return chosen[-1][1]
 
-    monkeypatch.setattr(predict, "choose_threshold", choose)
+    monkeypatch.setattr(classify, "choose_threshold", choose)
     metrics = predict.main(machine)
     [(labels, threshold)] = chosen
     table = checkpoint.read_split(machine.run_dir)
     assert labels.tolist() == table.loc[table["part"] == "validation", "label"].tolist()
-    assert metrics["threshold"] == threshold
+    assert metrics["threshold"] == pytest.approx(threshold)
+    np.testing.assert_array_equal(predictions_of(machine)["threshold"], threshold)
 
 
 def test_references_are_the_training_part(machine: Config) -> None:
@@ -84,9 +104,9 @@ def test_experiment_comes_from_the_checkpoint_and_paths_from_config(machine: Con
 
 
 def test_min_sensitivity_lowers_the_threshold_until_the_share_is_found(machine: Config) -> None:
-    youden = predict.main(machine)
-    everything = predict.main(machine, min_sensitivity=1.0)
-    assert everything["threshold"] <= youden["threshold"]
+    usual = predict.main(machine)
+    everything = predict.main(machine, choices=Choices(min_sensitivity=1.0))
+    assert everything["threshold"] <= usual["threshold"]
 
 
 def test_predicting_twice_gives_the_same_files(machine: Config) -> None:
@@ -128,7 +148,7 @@ def test_a_folder_without_melanoma_gives_what_can_be_computed(
     labels = pd.read_csv(lesion_folder / "train.csv", dtype=str, keep_default_na=False)
     benign = tmp_path / "benign.csv"
     labels[labels["target"] == "0"].to_csv(benign, index=False)
-    metrics = predict.main(machine, lesion_folder / "train", benign)
+    metrics = predict.main(machine, (), lesion_folder / "train", benign)
     assert metrics["auc"] is None and metrics["sensitivity"] is None and metrics["auc_interval"] is None
     assert 0 <= metrics["specificity"] <= 1
     assert (machine.graph_dir / "Confusion_matrix.png").is_file()
@@ -140,9 +160,13 @@ def test_scores_that_are_not_finite_name_their_images(
 ) -> None:
     table = checkpoint.read_split(machine.run_dir)
     first = table.loc[table["part"] == "validation", "image_name"].iloc[0]
-    monkeypatch.setattr(
-        predict, "reference_score", lambda e, *_: np.where(np.arange(len(e)) == 0, np.nan, 0.0)
-    )
+    real = predict.embed_images
+
+    def embed(*arguments):
+        embeddings, logits = real(*arguments)
+        return np.where(np.arange(len(embeddings))[:, None] == 0, np.nan, embeddings), logits
+
+    monkeypatch.setattr(predict, "embed_images", embed)
     with pytest.raises(InputError, match=rf"1 scores are not finite \({first}\)"):
         predict.main(machine)
 
@@ -163,6 +187,247 @@ def test_no_checkpoint_and_a_checkpoint_of_another_shape_are_refused(machine: Co
     torch.save(contents, other / "best.pt")
     with pytest.raises(InputError, match="does not fit"):
         predict.main(dataclasses.replace(machine, run_dir=other))
+
+
+# --- several runs, and what is chosen ---
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    """Three runs on lesions that overlap in brightness: `first` and `second` (with a head) of fold 0, `other` of 1."""
+    folder = tmp_path_factory.mktemp("overlapping")
+    (folder / "train").mkdir()
+    rng, rows = np.random.default_rng(0), [HEADER]
+    for i in range(150):
+        melanoma = i % 4 == 0
+        pixels = rng.integers(0, 60, (32, 32, 3)) + rng.normal(85 if melanoma else 115, 25)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / "train" / f"L{i:03d}.jpg")
+        verdict = "melanoma,malignant,1" if melanoma else "nevus,benign,0"
+        rows.append(f"L{i:03d},IP_{i % 50:07d},female,45,torso,{verdict}")
+    (folder / "train.csv").write_text("\n".join(rows) + "\n")
+    first = quick_config(folder, epochs=2, embedding_dim=8, run_dir=folder / "first")
+    configs = {
+        "first": first,
+        "second": dataclasses.replace(first, seed=1, head="bce", run_dir=folder / "second"),
+        "other": dataclasses.replace(first, fold=1, run_dir=folder / "other"),
+    }
+    for config in configs.values():
+        train.main(config)
+    return configs
+
+
+def dirs(runs: dict[str, Config], *names: str) -> list[Path]:
+    return [runs[name].run_dir for name in names]
+
+
+@pytest.fixture
+def here(runs: dict[str, Config], tmp_path: Path) -> Config:
+    """The machine, with a folder of one's own for the results of several runs."""
+    return dataclasses.replace(runs["first"], graph_dir=tmp_path / "graph", run_dir=tmp_path / "nowhere")
+
+
+def scores_by_hand(config: Config, part: str, views: int = 1) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Labels of a part of a run and its scores by each scorer."""
+    run = predict.load_run(config)
+    own, references = (run.table[run.table["part"] == name] for name in (part, "train"))
+    (embeddings, logits), (reference_embeddings, _) = (
+        embed_images(run.network, run.feed, run.feed.cache.rows(table["image_name"]), torch.float32, count)
+        for table, count in ((own, views), (references, 1))
+    )
+    head = logits if config.head != "none" else None
+    return own["label"].to_numpy(), score_all(
+        embeddings, head, reference_embeddings, references["label"].to_numpy()
+    )
+
+
+def best_by_hand(config: Config) -> tuple[str, Platt]:
+    labels, scores = scores_by_hand(config, "validation")
+    aucs = {name: roc_auc_score(labels, own) for name, own in scores.items()}
+    best = next(name for name, auc in aucs.items() if auc == max(aucs.values()))
+    return best, Platt.fit(labels, scores[best])
+
+
+def test_the_runs_are_neither_blind_nor_perfect(runs, here):
+    for name in runs:
+        metrics = predict.main(here, dirs(runs, name))
+        assert 0.6 < metrics["auc"] < 0.98, name  # else the tests below would show nothing
+
+
+def test_two_runs_of_one_split_judge_by_the_mean_of_their_log_odds(runs, here):
+    metrics = predict.main(here, dirs(runs, "first", "second"))
+    means = {}
+    for part in ("validation", "test"):
+        log_odds = []
+        for name in ("first", "second"):
+            best, curve = best_by_hand(runs[name])
+            labels, scores = scores_by_hand(runs[name], part)
+            log_odds.append(curve.slope * scores[best] + curve.intercept)
+        means[part] = (labels, (log_odds[0] + log_odds[1]) / 2)
+    curve = Platt.fit(*means["validation"])
+    probability = {part: expit(curve.log_odds(mean)) for part, (_, mean) in means.items()}
+    threshold = choose_threshold(means["validation"][0], probability["validation"])
+
+    predictions = pd.read_csv(here.graph_dir / "predictions.csv")
+    np.testing.assert_allclose(predictions["score"], means["test"][1], rtol=1e-6)
+    np.testing.assert_allclose(predictions["probability"], probability["test"], rtol=1e-6)
+    assert predictions["label"].tolist() == means["test"][0].tolist()
+    assert metrics["threshold"] == pytest.approx(threshold)
+    np.testing.assert_allclose(predictions["threshold"], threshold)
+    assert [run["run_dir"] for run in metrics["runs"]] == list(map(str, dirs(runs, "first", "second")))
+    assert [run["scorer"] for run in metrics["runs"]] == [
+        best_by_hand(runs[name])[0] for name in ("first", "second")
+    ]
+    alone = [predict.main(here, dirs(runs, name))["auc"] for name in ("first", "second")]
+    assert metrics["auc"] not in alone
+
+
+def test_a_mean_does_not_depend_on_the_order_of_the_runs(runs, here):
+    tables = []
+    for names in (("first", "second"), ("second", "first")):
+        predict.main(here, dirs(runs, *names))
+        tables.append(pd.read_csv(here.graph_dir / "predictions.csv"))
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_folds_are_pooled_each_judging_its_own_test_part(runs, here):
+    alone = []
+    for name in ("first", "other"):
+        predict.main(here, dirs(runs, name))
+        alone.append(pd.read_csv(runs[name].run_dir / "predictions.csv"))
+    before = [(path / "predictions.csv").read_bytes() for path in dirs(runs, "first", "other")]
+    metrics = predict.main(here, dirs(runs, "first", "other"))
+    pooled = pd.read_csv(here.graph_dir / "predictions.csv")
+    pd.testing.assert_frame_equal(pooled, pd.concat(alone, ignore_index=True))
+    assert pooled["image_name"].is_unique
+    assert sorted(set(pooled["fold"])) == [0, 1]
+    assert set(pooled.groupby("fold")["threshold"].nunique()) == {1}
+    assert pooled["threshold"].nunique() == 2  # a threshold of one's own to each fold
+    assert metrics["n"] == len(pooled)
+    assert metrics["auc"] == pytest.approx(roc_auc_score(pooled["label"], pooled["probability"]))
+    assert metrics["counts"]["tp"] == int(((pooled["predicted"] == 1) & (pooled["label"] == 1)).sum())
+    assert before == [(path / "predictions.csv").read_bytes() for path in dirs(runs, "first", "other")]
+    assert json.loads((here.graph_dir / "metrics.json").read_text())["n"] == len(pooled)
+
+
+def test_averaged_runs_of_one_fold_are_pooled_with_another_fold(runs, here):
+    predict.main(here, dirs(runs, "first", "second"))
+    averaged = pd.read_csv(here.graph_dir / "predictions.csv")
+    metrics = predict.main(here, dirs(runs, "first", "other", "second"))
+    pooled = pd.read_csv(here.graph_dir / "predictions.csv")
+    pd.testing.assert_frame_equal(pooled[pooled["fold"] == 0].reset_index(drop=True), averaged)
+    assert [run["fold"] for run in metrics["runs"]] == [0, 0, 1]
+
+
+def test_splits_whose_test_parts_overlap_are_not_pooled(runs, here, tmp_path):
+    moved = Path(shutil.copytree(runs["first"].run_dir, tmp_path / "moved"))
+    table = pd.read_csv(moved / "split.csv", dtype=str)
+    names = table.index[(table["part"] == "test") & (table["label"] == "0")]
+    table.loc[names[0], "part"] = "train"
+    table.to_csv(moved / "split.csv", index=False)
+    shared = int((table["part"] == "test").sum())
+    with pytest.raises(
+        InputError, match=rf"different splits, whose test parts share {shared} images: pool the folds"
+    ):
+        predict.main(here, [runs["first"].run_dir, moved])
+
+
+def test_the_scorer_asked_for_is_taken_if_the_run_has_it(runs, here):
+    labels, scores = scores_by_hand(runs["second"], "test")
+    for scorer in ("prototype", "neighbours", "head"):
+        metrics = predict.main(here, dirs(runs, "second"), choices=Choices(scorer=scorer))
+        assert [run["scorer"] for run in metrics["runs"]] == [scorer]
+        assert metrics["auc"] == pytest.approx(roc_auc_score(labels, scores[scorer]))
+    message = r"--scorer head: .*first has only distance, nearest, neighbours, prototype$"
+    for names in (["first"], ["second", "first"]):
+        with pytest.raises(InputError, match=message):
+            predict.main(here, dirs(runs, *names), choices=Choices(scorer="head"))
+
+
+def test_eight_views_score_lesions_in_all_flips_and_turns_against_references_as_they_are(runs, here):
+    metrics = predict.main(here, dirs(runs, "first"), choices=Choices(views=8, scorer="distance"))
+    run = pd.read_csv(runs["first"].run_dir / "predictions.csv")
+    _, scores = scores_by_hand(runs["first"], "test", views=8)
+    labels, validation = scores_by_hand(runs["first"], "validation", views=8)
+    curve = Platt.fit(labels, validation["distance"])
+    np.testing.assert_allclose(run["score"], curve.log_odds(scores["distance"]), rtol=1e-5)
+    assert metrics["runs"][0]["test_views"] == 8
+    predict.main(here, dirs(runs, "first"), choices=Choices(scorer="distance"))
+    once = pd.read_csv(runs["first"].run_dir / "predictions.csv")
+    assert np.abs(once["score"] - run["score"]).max() > 1e-4
+
+
+def test_views_of_the_run_are_used_unless_others_are_asked_for(runs, here, tmp_path):
+    eight = Path(shutil.copytree(runs["first"].run_dir, tmp_path / "eight"))
+    contents = torch.load(eight / "best.pt", weights_only=True)
+    contents["config"]["test_views"] = 8
+    torch.save(contents, eight / "best.pt")
+    for choices, views in ((Choices(), 8), (Choices(views=1), 1)):
+        metrics = predict.main(here, [eight], choices=choices)
+        assert metrics["runs"][0]["test_views"] == views
+
+
+def test_another_prevalence_moves_the_probabilities_and_not_the_order(runs, here):
+    tables, aucs = [], []
+    for prevalence in (None, 0.02):
+        metrics = predict.main(here, dirs(runs, "first"), choices=Choices(prevalence=prevalence))
+        tables.append(pd.read_csv(runs["first"].run_dir / "predictions.csv"))
+        aucs.append(metrics["auc"])
+    labels, _ = scores_by_hand(runs["first"], "validation")
+    shift = logit(0.02) - logit(labels.mean())
+    moved = logit(tables[1]["probability"]) - logit(tables[0]["probability"])
+    np.testing.assert_allclose(moved, shift, rtol=1e-6)
+    assert shift < -1
+    assert aucs[0] == aucs[1]
+    assert tables[1]["score"].tolist() == tables[0]["score"].tolist()
+    assert tables[1]["predicted"].tolist() == tables[0]["predicted"].tolist()  # the threshold moves with them
+
+
+def test_isotonic_probabilities_rise_with_the_score_in_steps(runs, here):
+    metrics = predict.main(here, dirs(runs, "first"), choices=Choices(calibration="isotonic"))
+    table = pd.read_csv(runs["first"].run_dir / "predictions.csv").sort_values("score")
+    assert (np.diff(table["probability"]) >= 0).all()
+    assert 2 <= table["probability"].nunique() < len(table)
+    assert metrics["auc"] == pytest.approx(roc_auc_score(table["label"], table["probability"]))
+
+
+def folder_of(runs: dict[str, Config]) -> tuple[Path, Path]:
+    return runs["first"].train_image, runs["first"].train_labels
+
+
+def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here):
+    tables = []
+    for names in (["first"], ["other"], ["first", "other"]):
+        metrics = predict.main(here, dirs(runs, *names), *folder_of(runs), Choices(prevalence=0.05))
+        place = here.graph_dir if len(names) > 1 else runs[names[0]].run_dir
+        tables.append(pd.read_csv(place / "evaluate_predictions.csv"))
+        assert list(tables[-1]) == [
+            "image_name",
+            "patient_id",
+            "label",
+            "score",
+            "probability",
+            "threshold",
+            "predicted",
+        ]
+        assert len(tables[-1]) == metrics["n"] == 150
+    first, other, both = tables
+    predict.main(here, dirs(runs, "first"), choices=Choices(prevalence=0.05))
+    test = pd.read_csv(runs["first"].run_dir / "predictions.csv").set_index("image_name")
+    as_a_folder = first.set_index("image_name").loc[test.index]
+    np.testing.assert_allclose(as_a_folder["probability"], test["probability"], rtol=1e-6)
+    for column in ("probability", "threshold"):
+        mean = (logit(first[column]) + logit(other[column])) / 2
+        np.testing.assert_allclose(both[column], expit(mean), rtol=1e-6)
+    np.testing.assert_allclose(both["score"], logit(both["probability"]), rtol=1e-6)
+    assert both["predicted"].tolist() == (both["probability"] >= both["threshold"]).astype(int).tolist()
+
+
+def test_another_folder_can_be_judged_in_isotonic_steps_by_several_folds(runs, here):
+    choices = Choices(calibration="isotonic")
+    metrics = predict.main(here, dirs(runs, "first", "other"), *folder_of(runs), choices=choices)
+    table = pd.read_csv(here.graph_dir / "evaluate_predictions.csv")
+    assert np.isfinite(table[["score", "probability", "threshold"]]).all(axis=None)
+    assert 0.6 < metrics["auc"] < 1
 
 
 def test_tsne_subset_keeps_every_melanoma() -> None:

@@ -40,13 +40,28 @@ def losses(config: Config) -> list[list[float]]:
     return [[json.loads(line)[key] for key in ("train_loss", "val_loss", "val_auc")] for line in lines]
 
 
-@pytest.mark.parametrize("pairs", ["independent", "batch"])
-def test_two_processes_reach_the_losses_of_one(quick: Config, pairs: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pairs": "independent"},
+        {"pairs": "batch"},
+        {
+            "pairs": "batch",
+            "head": "bce",
+            "normalize": True,
+            "hardest": 0.5,
+            "ema": 0.5,
+            "schedule": "cosine",
+            "view_hair": 0.5,
+        },
+    ],
+    ids=["independent", "batch", "everything"],
+)
+def test_two_processes_reach_the_losses_of_one(quick: Config, settings: dict) -> None:
     n = summarise(load_lesions(quick), quick)["pairs_per_epoch"]
     # an odd number of images in a step, and a short last one
-    one = dataclasses.replace(
-        quick, pairs=pairs, epochs=3, batch_size=n - 1 if pairs == "independent" else 15
-    )
+    size = n - 1 if settings["pairs"] == "independent" else 15
+    one = dataclasses.replace(quick, **{"epochs": 2, "batch_size": size, **settings})
     two = dataclasses.replace(one, run_dir=quick.run_dir.with_name("two"))
     train.main(one)
     done = torchrun(two, 2)
@@ -59,10 +74,11 @@ def test_two_processes_reach_the_losses_of_one(quick: Config, pairs: str) -> Non
     gradients = [state["optimizer"]["state"][0]["exp_avg"] for state in states]
     # of one size: Adam would hide a gradient that is twice too large
     assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.1)
-    weights = [state["model"] for state in states]
-    for name, weight in weights[0].items():
-        # half a step of Adam at this learning rate: where a gradient is all but 0, rounding decides its sign
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=one.learning_rate / 2)
+    weights = [torch.cat([part.flatten().float() for part in state["model"].values()]) for state in states]
+    apart = (weights[1] - weights[0]).abs()
+    # in steps of Adam at this learning rate: where a gradient is all but 0, rounding decides its sign
+    assert (apart > one.learning_rate / 10).float().mean() < 1e-3
+    assert apart.max() < 2 * one.learning_rate
 
 
 def test_bad_input_is_said_once_by_several_processes(quick: Config) -> None:

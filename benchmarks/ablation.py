@@ -1,0 +1,158 @@
+"""What each step of the recipes is worth: `python benchmarks/ablation.py --train-image DIR --train-labels CSV`.
+
+Trains every step with several seeds on one fold and prints the figures of its *validation* part, mean and standard
+deviation over the seeds; the test part is not looked at. Each step keeps what the one before it had, those marked "or"
+replace the step before them. Every step is shown the same number of images.
+
+The first two steps bring back faults of the first published attempt by patching the training: the network that
+calls like pairs unlike, and views for the melanomas alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import losses
+import predict
+import train
+from augment import show, to_float
+from config import RECIPES, Config, run_script
+
+COLUMNS = ("auc", "average_precision", "80%", "90%", "95%", "minutes")
+
+
+@contextlib.contextmanager
+def inverted_sign() -> Iterator[None]:
+    """Let the loss take like pairs for unlike ones."""
+    right = losses.contrastive_terms
+
+    def wrong(distance: torch.Tensor, same: torch.Tensor, *margins: float) -> torch.Tensor:
+        return right(distance, ~same, *margins)
+
+    with patch.object(losses, "contrastive_terms", wrong), melanomas_alone():
+        yield
+
+
+@contextlib.contextmanager
+def melanomas_alone() -> Iterator[None]:
+    """Show the benign images as they are and the melanomas through views."""
+    labels: list[np.ndarray] = []
+    whole_epoch = train.train_epoch
+
+    def train_epoch(network: Any, loss: Any, learner: Any, batches: Any, *others: Any) -> Any:
+        labels[:] = [batch.labels for batch in batches]
+        return whole_epoch(network, loss, learner, batches, *others)
+
+    def show_some(images: torch.Tensor, views: Any) -> torch.Tensor:
+        melanoma = torch.from_numpy(labels.pop(0) == 1)[:, None, None, None]
+        return torch.where(melanoma, show(images, views), to_float(images))
+
+    with patch.object(train, "train_epoch", train_epoch), patch.object(train, "show", show_some):
+        yield
+
+
+Step = tuple[str, Callable[[], contextlib.AbstractContextManager[None]], dict[str, Any]]
+
+
+def ladder() -> list[Step]:
+    """Return the steps: name, fault, and all settings that differ from the baseline recipe's."""
+    scratch = RECIPES["scratch"]
+
+    def of_scratch(*names: str) -> dict[str, Any]:
+        return {name: scratch[name] for name in names}
+
+    as_is = contextlib.nullcontext
+    start = {"epoch_share": 0.5}  # of the independent pairs, each of which has two images
+    batch = {"pairs": "batch", "batch_size": scratch["batch_size"]}
+    rate = batch | of_scratch("learning_rate")
+    unit = rate | of_scratch("normalize", "margin", "positive_margin", "average")
+    head = unit | of_scratch("head")
+    course = head | of_scratch("schedule", "warmup", "ema", "weight_decay")
+    firm = course | {name: value for name, value in scratch.items() if name.startswith(("view_", "dropout"))}
+    return [
+        ("inverted sign", inverted_sign, start),
+        ("sign right, views for melanomas alone", melanomas_alone, start),
+        ("views for both classes", as_is, start),
+        ("in-batch pairs", as_is, batch),
+        ("the recipe's learning rate", as_is, rate),
+        ("unit length, margins, active pairs", as_is, unit),
+        ("joint head", as_is, head),
+        ("cosine, EMA, weight decay", as_is, course),
+        ("dropout, wider views", as_is, firm),
+        ("8 views of a test image", as_is, firm | {"test_views": 8}),
+        ("and mining: the hardest half of the pairs", as_is, firm | {"test_views": 8, "hardest": 0.5}),
+        ("or the head's focal loss", as_is, firm | {"test_views": 8, "head": "focal"}),
+        ("or a melanoma's weight 2", as_is, firm | {"test_views": 8, "melanoma_weight": 2.0}),
+        ("or triplet loss", as_is, firm | {"test_views": 8, "loss": "triplet", "margin": 0.3}),
+        ("or the head alone", as_is, firm | {"test_views": 8, "pair_weight": 0.0}),
+    ]
+
+
+def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, float]:
+    """Train one run and return the figures of its validation part."""
+    start = time.perf_counter()
+    with fault():
+        train.main(config, overwrite=True)
+    minutes = (time.perf_counter() - start) / 60
+    panel = predict.make_panel([predict.load_run(config)])
+    table = predict.score_part(panel, "validation").table
+    figures = predict.measure(table, np.random.default_rng(0))
+    at = figures["sensitivity_at_specificity"]
+    return {
+        "auc": figures["auc"],
+        "average_precision": figures["average_precision"],
+        **at,
+        "minutes": minutes,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--train-image", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--train-labels", type=Path, required=True, metavar="CSV")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="runs and results go here")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, nargs="*", help="numbers of the steps, from 0 (default: all)")
+    arguments = parser.parse_args()
+    base = Config(
+        train_image=arguments.train_image,
+        train_labels=arguments.train_labels,
+        cache_dir=arguments.cache_dir,
+        run_dir=arguments.work / "run",
+        graph_dir=arguments.work / "graph",
+        **{**RECIPES["baseline"], "epochs": arguments.epochs, "image_size": arguments.image_size},
+    )
+    steps = ladder()
+    results = []
+    for number in arguments.steps or range(len(steps)):
+        name, fault, changes = steps[number]
+        for seed in range(arguments.seeds):
+            config = dataclasses.replace(base, **changes, seed=seed)
+            figures = measure(config, fault)
+            results.append({"step": name, "seed": seed, **figures})
+            (arguments.work / "ablation.jsonl").open("a").write(json.dumps(results[-1]) + "\n")
+    print("\n| step | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
+    for name in dict.fromkeys(result["step"] for result in results):
+        own = [result for result in results if result["step"] == name]
+        cells = [np.array([result[column] for result in own]) for column in COLUMNS]
+        print(f"| {name} | " + " | ".join(f"{cell.mean():.3f} ± {cell.std():.3f}" for cell in cells) + " |")
+
+
+if __name__ == "__main__":
+    run_script(main)

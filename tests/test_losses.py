@@ -1,0 +1,406 @@
+"""The losses against slow loops, mining, what is said of the embedding, and the sign of it all."""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from classify import reference_score
+from dataset import sample_pairs
+from losses import (
+    FOCUS,
+    MEASURES,
+    SiameseLoss,
+    contrastive_terms,
+    hardest,
+    head_loss,
+    pair_distance,
+    triplet_terms,
+    weighted_mean,
+)
+from modules import build_network
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small are slower on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_pairs(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """First and second embeddings (n, 4) and whether they are of one label (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    first, second = 0.3 * torch.randn(2, n, 4, generator=generator)
+    return first, second, torch.rand(n, generator=generator) < 0.5
+
+
+def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings (n, 4), logits (n,), labels (n,) and all pairs but a few, as in-batch pairs are."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings, logits = 0.3 * torch.randn(n, 4, generator=generator), torch.randn(n, generator=generator)
+    first, second = torch.triu_indices(n, n, 1)
+    kept = torch.rand(len(first), generator=generator) < 0.9
+    return embeddings, logits, torch.arange(n) % 3 % 2, first[kept], second[kept]
+
+
+# --- contrastive ---
+
+
+@pytest.mark.parametrize(
+    ("distance", "same", "margin", "positive_margin", "loss"),
+    [
+        (0.0, True, 1.0, 0.0, 0.0),
+        (0.6, True, 1.0, 0.0, 0.18),  # ½ 0.6²
+        (3.0, True, 1.0, 0.0, 4.5),  # like pairs know no margin
+        (0.0, False, 1.0, 0.0, 0.5),  # ½ 1²
+        (0.6, False, 1.0, 0.0, 0.08),  # ½ 0.4²
+        (0.6, False, 2.0, 0.0, 0.98),  # ½ 1.4²
+        (1.0, False, 1.0, 0.0, 0.0),
+        (3.0, False, 1.0, 0.0, 0.0),
+        (0.6, True, 1.0, 0.2, 0.08),  # ½ 0.4²
+        (0.2, True, 1.0, 0.2, 0.0),
+        (0.1, True, 1.0, 0.2, 0.0),
+        (0.6, False, 1.0, 0.2, 0.08),  # unlike pairs know no positive margin
+    ],
+)
+def test_contrastive_loss_of_one_pair(distance, same, margin, positive_margin, loss):
+    value = contrastive_terms(torch.tensor([distance]), torch.tensor([same]), margin, positive_margin)
+    assert value.tolist() == pytest.approx([loss], abs=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.5, 2.0])
+@pytest.mark.parametrize("positive_margin", [0.0, 0.3])
+def test_contrastive_loss_equals_a_slow_loop(margin, positive_margin):
+    first, second, same = random_pairs(50)
+    expected = []
+    for a, b, alike in zip(first.tolist(), second.tolist(), same.tolist(), strict=True):
+        distance = math.dist(a, b)
+        expected.append(
+            max(0.0, distance - positive_margin) ** 2 / 2 if alike else max(0.0, margin - distance) ** 2 / 2
+        )
+    terms = contrastive_terms(pair_distance(first, second), same, margin, positive_margin)
+    assert terms.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_contrastive_loss_is_symmetric_in_the_pair():
+    first, second, same = random_pairs(50)
+    terms = [
+        contrastive_terms(pair_distance(*pair), same, 0.5) for pair in ((first, second), (second, first))
+    ]
+    assert torch.equal(*terms)
+
+
+def test_gradient_of_a_pair_at_distance_0_is_0():
+    first = torch.ones(2, 4, requires_grad=True)
+    distance = pair_distance(first, torch.ones(2, 4))
+    contrastive_terms(distance, torch.tensor([True, False]), 0.5).mean().backward()
+    assert torch.equal(first.grad, torch.zeros(2, 4))
+
+
+def test_a_gradient_step_pulls_like_pairs_together_and_pushes_unlike_ones_apart():
+    first, second, same = random_pairs(200)
+    margin = 0.5
+    before = pair_distance(first, second)
+    first.requires_grad_()
+    second.requires_grad_()
+    contrastive_terms(pair_distance(first, second), same, margin).mean().backward()
+    after = pair_distance(first - first.grad, second - second.grad).detach()
+
+    inside = ~same & (before < margin)
+    beyond = ~same & (before >= margin)
+    assert min(same.sum(), inside.sum(), beyond.sum()) > 5
+    assert (after[same] < before[same]).all()
+    assert (after[inside] > before[inside]).all()
+    assert torch.equal(after[beyond], before[beyond])
+
+
+# --- triplet ---
+
+
+def slow_triplets(embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, margin: float) -> list:
+    """Loss and label of the anchor of each triplet."""
+    met = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
+    points, labels, found = embeddings.tolist(), labels.tolist(), []
+    for anchor, positive, negative in itertools.product(range(len(points)), repeat=3):
+        alike = labels[anchor] == labels[positive] and frozenset((anchor, positive)) in met
+        if alike and labels[negative] != labels[anchor]:
+            near, far = (math.dist(points[anchor], points[other]) for other in (positive, negative))
+            found.append((max(0.0, near - far + margin), labels[anchor]))
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_triplet_loss_equals_a_slow_triple_loop(seed):
+    embeddings, _, labels, first, second = random_batch(seed=seed)
+    is_pair = torch.zeros(12, 12, dtype=torch.bool)
+    is_pair[first, second] = is_pair[second, first] = True
+    terms, anchor = triplet_terms(torch.cdist(embeddings, embeddings), labels, is_pair, 0.4)
+    expected = slow_triplets(embeddings, labels, first, second, 0.4)
+    assert len(terms) > 200 and 0.1 < (terms > 0).float().mean() < 0.99
+    got = sorted(zip(terms.tolist(), labels[anchor].tolist(), strict=True))
+    for (cost, label), (right_cost, right_label) in zip(got, sorted(expected), strict=True):
+        assert cost == pytest.approx(right_cost, abs=1e-5)
+        assert cost < 1e-4 or label == right_label
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 0]])
+def test_a_batch_without_triplets_costs_nothing_and_moves_nothing(labels):
+    embeddings = torch.rand(len(labels), 4, requires_grad=True)
+    first, second = torch.triu_indices(len(labels), len(labels), 1)
+    loss, _ = SiameseLoss("triplet")(
+        embeddings, torch.zeros(len(labels)), torch.tensor(labels), first, second, 0.5
+    )
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert torch.equal(embeddings.grad, torch.zeros_like(embeddings))
+
+
+# --- mining and means ---
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 0.77, 1.0])
+def test_the_hardest_are_the_costliest_share_of_each_group(share):
+    generator = torch.Generator().manual_seed(0)
+    terms, groups = torch.rand(40, generator=generator), torch.rand(40, generator=generator) < 0.3
+    kept = hardest(terms, groups, share)
+    for group in (True, False):
+        own = sorted(terms[groups == group].tolist(), reverse=True)
+        expected = own[: math.ceil(share * len(own))]
+        assert sorted(terms[kept & (groups == group)].tolist(), reverse=True) == expected
+
+
+def test_of_equal_costs_at_the_border_all_are_kept():
+    terms = torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0, 0.0])
+    groups = torch.tensor([True, True, True, True, False, False])
+    assert hardest(terms, groups, 0.5).tolist() == [True, True, True, False, True, True]
+
+
+def test_a_group_may_be_empty():
+    assert hardest(torch.tensor([1.0, 2.0]), torch.tensor([True, True]), 0.5).tolist() == [False, True]
+    assert hardest(torch.zeros(0), torch.zeros(0, dtype=torch.bool), 0.5).tolist() == []
+
+
+def test_weighted_mean_by_hand():
+    terms, weights = torch.tensor([4.0, 0.0, 1.0, 0.0]), torch.tensor([1.0, 3.0, 2.0, 0.0])
+    assert float(weighted_mean(terms)) == 5 / 4
+    assert float(weighted_mean(terms, weights)) == 6 / 6
+    assert float(weighted_mean(terms, active_only=True)) == 5 / 2
+    assert float(weighted_mean(terms, weights, active_only=True)) == 6 / 3
+
+
+@pytest.mark.parametrize("active_only", [False, True])
+def test_the_mean_of_nothing_is_0_and_moves_nothing(active_only):
+    for terms, weights in ((torch.zeros(3), None), (torch.ones(3), torch.zeros(3)), (torch.zeros(0), None)):
+        terms.requires_grad_()
+        mean = weighted_mean(terms.relu(), weights, active_only)
+        mean.backward()
+        assert float(mean.detach()) == 0
+        if active_only or weights is not None:
+            assert torch.equal(terms.grad, torch.zeros_like(terms))
+
+
+# --- head ---
+
+
+def slow_head(logits: Tensor, labels: Tensor, kind: str, melanoma_weight: float) -> float:
+    total = weight = 0.0
+    for logit, label in zip(logits.tolist(), labels.tolist(), strict=True):
+        chance = 1 / (1 + math.exp(-logit))
+        right = chance if label else 1 - chance
+        focus = (1 - right) ** FOCUS if kind == "focal" else 1.0
+        own = melanoma_weight if label else 1.0
+        total, weight = total - own * focus * math.log(right), weight + own
+    return total / weight
+
+
+@pytest.mark.parametrize("kind", ["bce", "focal"])
+@pytest.mark.parametrize("melanoma_weight", [1.0, 3.0, 0.25])
+def test_the_heads_loss_equals_its_formula(kind, melanoma_weight):
+    _, logits, labels, _, _ = random_batch(30)
+    loss = head_loss(logits, labels, kind, melanoma_weight)
+    assert float(loss) == pytest.approx(slow_head(logits, labels, kind, melanoma_weight), rel=1e-5)
+
+
+def test_the_heads_loss_by_hand():
+    logits, labels = torch.tensor([math.log(3), 0.0, -math.log(3)]), torch.tensor([1, 0, 1])  # ¾, ½, ¼
+    costs = [-math.log(0.75), -math.log(0.5), -math.log(0.25)]
+    assert float(head_loss(logits, labels, "bce")) == pytest.approx(sum(costs) / 3)
+    weighted = (2 * costs[0] + costs[1] + 2 * costs[2]) / 5
+    assert float(head_loss(logits, labels, "bce", 2.0)) == pytest.approx(weighted)
+    focal = (0.25**2 * costs[0] + 0.5**2 * costs[1] + 0.75**2 * costs[2]) / 3
+    assert float(head_loss(logits, labels, "focal")) == pytest.approx(focal)
+
+
+# --- a whole batch ---
+
+LOSSES = [
+    SiameseLoss("contrastive", 0.5),
+    SiameseLoss("contrastive", 0.8, positive_margin=0.3, active_only=True),
+    SiameseLoss("contrastive", 0.5, melanoma_weight=4.0, pair_weight=0.3, head="bce"),
+    SiameseLoss("contrastive", 0.5, active_only=True, melanoma_weight=4.0, head="focal"),
+    SiameseLoss("contrastive", 0.5, pair_weight=0.0, head="bce"),
+    SiameseLoss("triplet", 0.2),
+    SiameseLoss("triplet", 0.2, active_only=True, melanoma_weight=4.0, pair_weight=2.0, head="bce"),
+]
+
+
+def slow_pairs(
+    embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, loss: SiameseLoss
+) -> list[tuple[float, bool, bool]]:
+    """Cost, group that it is mined in, and whether a melanoma is part of it, for each pair or triplet."""
+    if loss.loss == "triplet":
+        return [
+            (cost, bool(label), bool(label))
+            for cost, label in slow_triplets(embeddings, labels, first, second, loss.margin)
+        ]
+    found = []
+    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+        distance, same = (
+            math.dist(embeddings[i].tolist(), embeddings[j].tolist()),
+            bool(labels[i] == labels[j]),
+        )
+        gap = distance - loss.positive_margin if same else loss.margin - distance
+        found.append((max(0.0, gap) ** 2 / 2, same, bool(labels[i] or labels[j])))
+    return found
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
+@pytest.mark.parametrize("mined_share", [1.0, 0.3])
+def test_the_loss_of_a_batch_equals_a_slow_loop(loss, mined_share):
+    embeddings, logits, labels, first, second = random_batch(seed=3)
+    parts = slow_pairs(embeddings, labels, first, second, loss)
+    mined = []
+    for group in (True, False):
+        own = sorted((part for part in parts if part[1] is group), reverse=True)
+        mined += own[: math.ceil(mined_share * len(own))]
+    total = weight = 0.0
+    for cost, _, melanoma in mined:
+        own = loss.melanoma_weight if melanoma else 1.0
+        total += own * cost
+        weight += own if cost > 1e-9 or not loss.active_only else 0.0
+    expected = loss.pair_weight * total / weight
+    if loss.head != "none":
+        expected += slow_head(logits, labels, loss.head, loss.melanoma_weight)
+    value, _ = loss(embeddings, logits, labels, first, second, mined_share)
+    assert value.shape == ()
+    assert float(value) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_pair_that_is_not_mined_moves_nothing():
+    # on a line: of the like pairs 0-1 is near and 2-3 far, of the unlike ones 1-2 is nearest
+    embeddings = torch.tensor([[0.0], [0.1], [0.3], [5.0]], requires_grad=True)
+    first, second = torch.triu_indices(4, 4, 1)
+    batch = (embeddings, torch.zeros(4), torch.tensor([0, 0, 1, 1]), first, second)
+    for share, moved in ((1e-6, [False, True, True, True]), (1.0, [True] * 4)):
+        embeddings.grad = None
+        SiameseLoss("contrastive", 1.0)(*batch, share)[0].backward()
+        assert (embeddings.grad[:, 0] != 0).tolist() == moved
+
+
+def test_measures_say_what_the_embedding_looks_like():
+    embeddings = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0], [3.0, 4.0]])
+    labels, first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 3])
+    # like: 0-1 at 0.5 and 2-3 at 0; unlike: 0-2 at 5 and 1-2 at 4.5, of margin 4.8
+    _, measures = SiameseLoss("contrastive", 4.8)(embeddings, torch.zeros(4), labels, first, second)
+    spread = math.sqrt(np.var([0, 0.3, 3, 3]) + np.var([0, 0.4, 4, 4]))
+    assert dict(zip(MEASURES, measures.tolist(), strict=True)) == pytest.approx(
+        {"like_distance": 0.25, "unlike_distance": 4.75, "active_share": 2 / 4, "spread": spread}
+    )
+
+
+def test_measures_are_of_all_pairs_whatever_the_loss_and_have_no_gradient():
+    batch = random_batch()
+    batch[0].requires_grad_()
+    results = [SiameseLoss("contrastive", 0.5)(*batch)[1]]
+    results.append(SiameseLoss("contrastive", 0.5, melanoma_weight=3.0, head="bce")(*batch, 0.1)[1])
+    results.append(SiameseLoss("triplet", 0.5)(*batch, 0.1)[1])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert not results[0].requires_grad
+
+
+def test_an_embedding_on_one_point_has_collapsed():
+    batch = random_batch()
+    loss = SiameseLoss("contrastive", 0.5)
+    for scale, collapsed in ((1.0, False), (0.1, False), (1e-3, True), (0.0, True)):
+        _, measures = loss(scale * batch[0], *batch[1:])
+        assert loss.collapsed(float(measures[MEASURES.index("unlike_distance")])) is collapsed
+    assert loss.collapsed(0.0049) and not loss.collapsed(0.0051)  # a hundredth of the margin
+    assert not SiameseLoss(pair_weight=0.0, head="bce").collapsed(0.0)  # nothing holds it apart
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
+@pytest.mark.parametrize("mined_share", [1.0, 0.3])
+def test_a_batch_on_one_point_has_a_finite_gradient(loss, mined_share):
+    embeddings, logits, labels, first, second = random_batch()
+    embeddings = torch.ones_like(embeddings).requires_grad_()
+    value, _ = loss(embeddings, logits, labels, first, second, mined_share)
+    value.backward()
+    assert torch.isfinite(value) and torch.isfinite(embeddings.grad).all()
+
+
+# --- the sign, end to end ---
+
+SIDE = 16
+
+
+def draw_lesions(n_benign: int, n_melanoma: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Dark spots on skin of varying tone: round (benign) or drawn out (melanoma), of one area."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], [n_benign, n_melanoma])
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5
+    images = np.empty((len(labels), 3, SIDE, SIDE), np.float32)
+    for image, label in zip(images, labels, strict=True):
+        skin, spot = rng.uniform(0.5, 0.9), rng.uniform(0.1, 0.4)
+        right, down = x - rng.uniform(-0.1, 0.1), y - rng.uniform(-0.1, 0.1)
+        radius, turn, ratio = rng.uniform(0.2, 0.3), rng.uniform(0, np.pi), 0.45 if label else 1.0
+        long, short = np.cos(turn) * right + np.sin(turn) * down, np.cos(turn) * down - np.sin(turn) * right
+        inside = long**2 * ratio + short**2 / ratio < radius**2
+        image[:] = np.where(inside, spot, skin) + rng.normal(0, 0.05, image.shape)
+    return torch.from_numpy(images.clip(0, 1)), labels
+
+
+def train_and_measure(seed: int, inverted: bool) -> tuple[float, float, float]:
+    """Return mean distance of like and of unlike pairs, and AUC, on lesions that were not trained on."""
+    images, labels = draw_lesions(128, 32, seed)
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    network = build_network("conv3", SIDE, 16)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    for _ in range(8):
+        pairs, same = sample_pairs(labels, rng)
+        for start in range(0, len(pairs), 32):
+            first, second = pairs[start : start + 32].T
+            alike = torch.from_numpy(same[start : start + 32])
+            optimizer.zero_grad()
+            distance = pair_distance(network.embed(images[first]), network.embed(images[second]))
+            contrastive_terms(distance, ~alike if inverted else alike, 0.5).mean().backward()
+            optimizer.step()
+
+    held_out, truth = draw_lesions(70, 30, seed + 1000)
+    with torch.no_grad():
+        embeddings, references = network.embed(held_out), network.embed(images)
+    first, second = np.triu_indices(len(truth), 1)
+    distance = pair_distance(embeddings[first], embeddings[second]).numpy()
+    same = truth[first] == truth[second]
+    scores = reference_score(embeddings.numpy(), references.numpy(), labels)
+    return distance[same].mean(), distance[~same].mean(), roc_auc_score(truth, scores)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_like_lesions_are_closer_than_unlike_ones_after_training(seed):
+    like, unlike, auc = train_and_measure(seed, inverted=False)
+    assert like < 0.6 * unlike
+    assert auc > 0.9
+
+    # the first published attempt's fault: 1 meant "same" in its data set and "different" in its loss
+    like, unlike, inverted_auc = train_and_measure(seed, inverted=True)
+    assert like > 0.9 * unlike
+    assert inverted_auc < auc - 0.2

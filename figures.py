@@ -48,7 +48,7 @@ def loss_curves(
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         upper.plot(epochs, train_loss, "-o", color=GREY, markersize=4, label="training pairs (augmented)")
         upper.plot(epochs, validation_loss, "-s", color=BENIGN, markersize=4, label="validation pairs")
-        upper.set(ylabel="average contrastive loss", title="Average loss per epoch", ylim=(0, None))
+        upper.set(ylabel="average loss", title="Average loss per epoch", ylim=(0, None))
         upper.legend()
         lower.plot(epochs, validation_auc, "-s", color=BENIGN, markersize=4)
         lower.axvline(best_epoch, color=MELANOMA, linestyle="--", label=f"best: epoch {best_epoch}")

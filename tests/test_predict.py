@@ -135,7 +135,7 @@ def test_another_labelled_folder_is_judged_with_the_runs_threshold(
         evaluate_labels=lesion_folder / "train.csv",
         metrics_file=file,
     )
-    assert metrics["threshold"] == usual["threshold"]
+    assert metrics["threshold"] == pytest.approx(usual["threshold"], rel=1e-9)
     assert metrics["n"] == len(read_labels(lesion_folder / "train.csv"))
     assert json.loads(file.read_text())["n"] == metrics["n"]
     assert len(predictions_of(machine, "evaluate_predictions.csv")) == metrics["n"]

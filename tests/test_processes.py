@@ -32,7 +32,7 @@ def torchrun(config: Config, processes: int) -> subprocess.CompletedProcess[str]
     ]
     command += [str(ROOT / "train.py"), f"--config={settings}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=45)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
 
 
 def losses(config: Config) -> list[list[float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -440,7 +441,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--evaluate-labels", type=Path, metavar="CSV", help="labels of --evaluate-image")
     parser.add_argument(
         "--min-sensitivity",
-        type=_share,
+        type=partial(_share, most=1.0),
         metavar="SHARE",
         help="threshold: the most specific that finds this share of validation's melanomas (default: the one whose "
         "smaller of sensitivity and specificity is largest)",
@@ -471,10 +472,10 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _share(text: str) -> float:
+def _share(text: str, most: float = 0.999) -> float:
     value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: it must be above 0 and below 1")
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"{text}: it must be above 0, at most {most:g}")
     return value
 
 

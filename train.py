@@ -56,6 +56,10 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
 
     lesions = dataset.load_lesions(config)
     ranks.say(dataset.describe(dataset.summarise(lesions, config)))
+    torch.manual_seed(
+        config.seed
+    )  # and before the images are decoded: what is wrong with the weights is said at once
+    network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
     cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
     refuse_unreadable(cache.errors, config.skip_unreadable)
     table = dataset.without_images(lesions.table, cache.errors)
@@ -63,8 +67,6 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     validation = Validation.of(table, cache, config.seed)
     feed = Feed(cache, device)
 
-    torch.manual_seed(config.seed)
-    network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
     loss_function = loss_of(config)
     log: list[dict[str, Any]] = []
     steps = len(epoch_batches(config, train, cache, epoch_generators(config.seed, 1)[0]))

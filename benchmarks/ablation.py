@@ -81,7 +81,7 @@ def ladder() -> list[Step]:
     unit = rate | of_scratch("normalize", "margin", "positive_margin", "average")
     head = unit | of_scratch("head")
     course = head | of_scratch("schedule", "warmup", "ema", "weight_decay")
-    firm = course | {name: value for name, value in scratch.items() if name.startswith(("view_", "dropout"))}
+    firm = course | of_scratch("dropout")
     return [
         ("inverted sign", inverted_sign, start),
         ("sign right, views for melanomas alone", melanomas_alone, start),
@@ -91,7 +91,7 @@ def ladder() -> list[Step]:
         ("unit length, margins, active pairs", as_is, unit),
         ("joint head", as_is, head),
         ("cosine, EMA, weight decay", as_is, course),
-        ("dropout, wider views", as_is, firm),
+        ("dropout", as_is, firm),
         ("8 views of a test image", as_is, firm | {"test_views": 8}),
         ("and mining: the hardest half of the pairs", as_is, firm | {"test_views": 8, "hardest": 0.5}),
         ("or the head's focal loss", as_is, firm | {"test_views": 8, "head": "focal"}),

@@ -59,7 +59,7 @@ def test_a_figure_has_its_title_and_axis_labels(name, title, x, y):
 def test_loss_curves_show_both_losses_the_auc_and_the_best_epoch():
     upper, lower = FIGURES["loss"]().axes
     assert upper.get_title() == "Average loss per epoch"
-    assert (upper.get_ylabel(), lower.get_ylabel()) == ("average contrastive loss", "validation AUC")
+    assert (upper.get_ylabel(), lower.get_ylabel()) == ("average loss", "validation AUC")
     assert lower.get_xlabel() == "epoch"
     drawn = {line.get_label(): line.get_xydata().tolist() for line in upper.lines}
     assert drawn == {

@@ -2,11 +2,13 @@
 
 import mmap
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import train
@@ -75,3 +77,12 @@ def trained(lesion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
     config = quick_config(folder, epochs=6)
     train.main(config)
     return config
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small are slower on two threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

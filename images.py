@@ -346,6 +346,13 @@ def main() -> None:
 
 def peak_memory() -> float:
     """Return the most memory that this process has held so far, in GB (10⁹ bytes); NaN where it isn't known."""
+    status = Path("/proc/self/status")
+    if (
+        status.is_file()
+    ):  # Linux, whose ru_maxrss also counts what the parent held when this process was forked
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
     if resource is None:
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

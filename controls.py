@@ -1,4 +1,4 @@
-"""Controls: what metadata, file size or mean colour alone say of a lesion. A network worth its while beats them.
+"""A control: what age, sex and site alone say of a lesion. A network worth its while beats it.
 
 `python controls.py` prints the AUC of the metadata (age, sex, site) over the five test folds of the patient split:
 it needs the CSV alone, no image.
@@ -9,58 +9,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 import dataset
 from config import Config, add_flags, from_flags, run_script
-from images import ImageCache
 
 METADATA = ["age", "sex", "site"]
-FILE = ["width", "height", "bytes"]
-COLOUR = ["red", "green", "blue"]
 
 
-def file_traits(paths: list[Path]) -> pd.DataFrame:
-    """Return width, height (pixels, from the header) and bytes of image files; NaN where one cannot be read."""
-    rows = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                rows.append((*image.size, path.stat().st_size))
-        except (OSError, Image.DecompressionBombError):
-            rows.append((np.nan, np.nan, np.nan))
-    return pd.DataFrame(rows, columns=FILE, dtype=float)
-
-
-def mean_colour(cache: ImageCache, rows: np.ndarray, block: int = 256) -> pd.DataFrame:
-    """Return the mean red, green and blue, 0..255, of images by cache row."""
-    parts = [cache.gather(own).mean(axis=(1, 2)) for own in np.split(rows, range(block, len(rows), block))]
-    return pd.DataFrame(np.concatenate(parts), columns=COLOUR)
-
-
-def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str], seed: int = 0) -> np.ndarray:
+def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """Learn melanoma from some columns of one table and return the scores (N,) of another, large = melanoma.
 
-    Mean colour by logistic regression, which is enough for three numbers; all else by gradient-boosted trees, which
-    take blanks and categories as they are.
+    By gradient-boosted trees, which take blanks and categories as they are.
 
     Parameters
     ----------
     train, test : tables with the columns; train has `label` too
     """
-    labels = train["label"].to_numpy()
-    if columns == COLOUR:
-        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-        return model.fit(train[columns], labels).decision_function(test[columns])
     features = pd.concat([train[columns], test[columns]], ignore_index=True)
     for name in features.select_dtypes(exclude="number"):
         features[name] = pd.Categorical(features[name].where(features[name] != ""))
@@ -68,10 +37,10 @@ def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str], s
         max_iter=100,
         learning_rate=0.05,
         class_weight="balanced",
-        random_state=seed,
+        random_state=0,
         categorical_features="from_dtype",
     )
-    trees.fit(features.iloc[: len(train)], labels)
+    trees.fit(features.iloc[: len(train)], train["label"])
     return trees.decision_function(features.iloc[len(train) :])
 
 

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},
     "demo": set(),
-    "controls": {"config", "dataset", "images"},
+    "controls": {"config", "dataset"},
 }
 BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
 MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS, "predict": BELOW_THE_SCRIPTS}

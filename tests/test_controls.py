@@ -1,4 +1,4 @@
-"""Controls: what is read of a file, and that scores come from other images than those they were learnt on."""
+"""The control: its scores come from other images than those they were learnt on."""
 
 import dataclasses
 import json
@@ -8,30 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import HEADER, cache_of
-from PIL import Image
+from conftest import HEADER
 from sklearn.metrics import roc_auc_score
 
 import controls
 from config import Config, run_script
-
-
-def test_traits_of_a_file_are_its_size_in_pixels_and_bytes(tmp_path):
-    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg")
-    (tmp_path / "b.jpg").write_text("no picture")
-    traits = controls.file_traits([tmp_path / "a.jpg", tmp_path / "b.jpg", tmp_path / "nowhere.jpg"])
-    assert traits.columns.tolist() == controls.FILE
-    assert traits.loc[0].tolist() == [30, 20, (tmp_path / "a.jpg").stat().st_size]
-    assert traits.loc[1:].isna().all(axis=None)
-
-
-@pytest.mark.parametrize("block", [1, 3, 100])
-def test_mean_colour_is_that_of_each_channel_in_the_order_asked_for(block):
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 4, 4, 3), dtype=np.uint8)
-    rows = np.array([5, 0, 5, 6])
-    colour = controls.mean_colour(cache_of(pixels), rows, block)
-    assert colour.columns.tolist() == controls.COLOUR
-    np.testing.assert_allclose(colour, [[pixels[row, :, :, c].mean() for c in range(3)] for row in rows])
 
 
 def lesions(n: int, seed: int) -> pd.DataFrame:
@@ -46,15 +27,12 @@ def lesions(n: int, seed: int) -> pd.DataFrame:
                 rng.random(n) < 0.1, "", np.where(rng.random(n) < 0.4 + 0.3 * label, "male", "female")
             ),
             "site": rng.choice(["torso", "head/neck", ""], n),
-            **dict(
-                zip(controls.COLOUR, (rng.normal(100 - 10 * label, 10, n) for _ in range(3)), strict=True)
-            ),
         }
     )
 
 
-@pytest.mark.parametrize("columns", [controls.METADATA, controls.COLOUR])
-def test_scores_tell_what_the_columns_tell_and_nothing_where_they_tell_nothing(columns):
+def test_scores_tell_what_the_columns_tell_and_nothing_where_they_tell_nothing():
+    columns = controls.METADATA
     train, test = lesions(600, 0), lesions(400, 1)
     scores = controls.fit_and_score(train, test, columns)
     assert scores.shape == (400,)

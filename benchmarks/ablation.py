@@ -22,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,7 +32,7 @@ import train
 from augment import show, to_float
 from config import RECIPES, Config, run_script
 
-COLUMNS = ("auc", "average_precision", "80%", "90%", "95%", "minutes")
+SPECIFICITIES = ("80%", "90%", "95%")
 
 
 @contextlib.contextmanager
@@ -119,6 +120,20 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
     }
 
 
+def markdown(results: pd.DataFrame) -> str:
+    """Return one row for each step, mean ± standard deviation over its seeds; results has a row for each run."""
+    lines = [
+        "| step | AUC | average precision | sensitivity at 80, 90, 95 % specificity | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for step, own in results.groupby("step", sort=False):
+        mean, deviation = own.mean(numeric_only=True), own.std(numeric_only=True)
+        spread = [f"{mean[name]:.3f} ± {deviation[name]:.3f}" for name in ("auc", "average_precision")]
+        sensitivity = ", ".join(f"{mean[name]:.2f}" for name in SPECIFICITIES)
+        lines.append(f"| {step} | {' | '.join(spread)} | {sensitivity} | {mean['minutes']:.1f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--train-image", type=Path, required=True, metavar="DIR")
@@ -146,12 +161,9 @@ def main() -> None:
             config = dataclasses.replace(base, **changes, seed=seed)
             figures = measure(config, fault)
             results.append({"step": name, "seed": seed, **figures})
-            (arguments.work / "ablation.jsonl").open("a").write(json.dumps(results[-1]) + "\n")
-    print("\n| step | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1))
-    for name in dict.fromkeys(result["step"] for result in results):
-        own = [result for result in results if result["step"] == name]
-        cells = [np.array([result[column] for result in own]) for column in COLUMNS]
-        print(f"| {name} | " + " | ".join(f"{cell.mean():.3f} ± {cell.std():.3f}" for cell in cells) + " |")
+            with (arguments.work / "ablation.jsonl").open("a") as file:
+                file.write(json.dumps(results[-1]) + "\n")
+    print(markdown(pd.DataFrame(results)))
 
 
 if __name__ == "__main__":

@@ -191,10 +191,8 @@ def _draw_hairs(images: Tensor, hair: Tensor) -> Tensor:
     right, down = centre - x, centre[:, None] - y
     along = right * angle.cos() + down * angle.sin()
     across = down * angle.cos() - right * angle.sin() - curvature * along.square()
-    cover = ((width - across.abs()) * (side / 2) + 0.5).clamp(0, 1) * (
-        width > 0
-    )  # the edge is one pixel wide
-    cover = cover.amax(dim=1, keepdim=True)
+    inside = ((width - across.abs()) * (side / 2) + 0.5).clamp(0, 1)  # the edge is one pixel wide
+    cover = (inside * (width > 0)).amax(dim=1, keepdim=True)
     return images * (1 - cover) + HAIR_SHADE * cover
 
 

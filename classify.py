@@ -153,10 +153,9 @@ class Judge:
         if calibration == "isotonic":
             least = 0.5 / len(
                 labels
-            )  # so many images cannot show a chance of 0 or 1, whose log odds are infinite
-            self.isotonic = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip").fit(
-                scores, labels
-            )
+            )  # no number of images shows a chance of 0 or 1, whose log odds are infinite
+            curve = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
+            self.isotonic = curve.fit(scores, labels)
         self.threshold = choose_threshold(labels, self.probability(scores), min_sensitivity)
 
     def log_odds(self, scores: np.ndarray) -> np.ndarray:

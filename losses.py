@@ -164,10 +164,10 @@ class SiameseLoss:
         with_melanoma = (labels[first] | labels[second]).bool()
         groups = same
         if self.loss == "triplet":
-            square = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
-            is_pair = torch.zeros_like(square, dtype=torch.bool)
+            apart = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+            is_pair = torch.zeros_like(apart, dtype=torch.bool)
             is_pair[first, second] = is_pair[second, first] = True
-            terms, anchor = triplet_terms(square, labels, is_pair, self.margin)
+            terms, anchor = triplet_terms(apart, labels, is_pair, self.margin)
             groups = with_melanoma = labels[anchor].bool()
         weights = 1 + (self.melanoma_weight - 1) * with_melanoma.to(terms.dtype)
         if mined_share < 1:

@@ -17,6 +17,7 @@ from config import Config, InputError
 # Mean and standard deviation of the colour channels of ImageNet, torchvision's convention
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
+_DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # declares operators, see import_torchvision
 HEAD_SCALE = 16.0  # of a unit-length embedding before the head: else its logit could hardly leave -1..1
 
 
@@ -40,7 +41,17 @@ class Normalize(nn.Module):
         return (images - self.mean) / self.std
 
 
-class Conv3(nn.Module):
+class Backbone(nn.Module):
+    """What every backbone has: images, float (B, 3, S, S) in 0..1, become features (B, `features`)."""
+
+    features: int
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts from input to output, so that the first of them can be frozen."""
+        raise NotImplementedError
+
+
+class Conv3(Backbone):
     """The outline's backbone: three 3×3 convolutions (16, 32, 64 channels) and a linear layer to 512 features.
 
     Each convolution is followed by 2×2 max pooling and ReLU; ReLU and maximum commute, and pooling first leaves a
@@ -74,7 +85,7 @@ class Conv3(nn.Module):
         return [*self.convolutions, self.fc1]
 
 
-class Conv3Norm(nn.Module):
+class Conv3Norm(Backbone):
     """Three 3×3 convolutions with batch normalisation (32, 64, 128 channels), then the means of grid × grid fields.
 
     The grid in place of the outline's linear layer (8.4 million weights at 128 px) leaves 0.1 million weights in
@@ -106,7 +117,7 @@ class Conv3Norm(nn.Module):
         return list(self.convolutions)
 
 
-class TorchvisionBackbone(nn.Module):
+class TorchvisionBackbone(Backbone):
     """A classifier of torchvision without its last linear layer.
 
     Parameters
@@ -173,7 +184,7 @@ class SiameseNetwork(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         embedding_dim: int,
         normalize: bool = False,
         dropout: float = 0.0,
@@ -182,7 +193,7 @@ class SiameseNetwork(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
-        self.fc_embedding = nn.Linear(backbone.features, embedding_dim)  # type: ignore[arg-type]
+        self.fc_embedding = nn.Linear(backbone.features, embedding_dim)
         self.unit_length = normalize
         self.head: nn.Linear | None = None
         if head:
@@ -215,7 +226,7 @@ class SiameseNetwork(nn.Module):
 
         `norm` keeps all batch normalisation of the backbone in evaluation mode; so do frozen blocks their own.
         """
-        parts = self.backbone.blocks()  # type: ignore[operator]
+        parts = self.backbone.blocks()
         frozen = [self.backbone] if blocks is None else parts[:blocks]
         self.backbone.requires_grad_(True)
         for part in frozen:
@@ -259,7 +270,7 @@ def build_network(
     ------
     InputError : unknown backbone, or weights that are missing or do not fit
     """
-    body: nn.Module
+    body: Backbone
     if backbone == "conv3":
         body = Conv3(image_size)
     elif backbone == "conv3_norm":
@@ -369,7 +380,3 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str, name: str) ->
             f"{source} does not fit {name}: it {what} ({len(missing)} missing, {len(odd)} of another shape)"
         )
     model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
-
-
-# Declares operators for as long as the process lives; see import_torchvision
-_DECLARED = torch.library.Library("torchvision", "FRAGMENT")

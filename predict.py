@@ -222,22 +222,19 @@ def score_part(panel: Panel, part: str = "test") -> Scored:
 
 def score_folder(panels: list[Panel], folder: Path, labels: Path) -> Scored:
     """Return the judgement of all panels, the mean of their log odds, on another labelled folder."""
-    sums, thresholds = [], []
     feeds: dict[int, Feed] = {}
+    for run in (run for panel in panels for run in panel.runs):
+        if run.config.image_size not in feeds:
+            lesions, feeds[run.config.image_size] = load_labelled(folder, labels, run.config, run.device)
+    log_odds, embeddings = [], []
     for panel in panels:
-        for run in panel.runs:
-            if run.config.image_size not in feeds:
-                lesions, feed = load_labelled(folder, labels, run.config, run.device)
-                feeds[run.config.image_size] = feed
-        scores, embeddings = panel_score(
-            panel, [feeds[run.config.image_size] for run in panel.runs], lesions["image_name"]
-        )
-        if panel is panels[0]:
-            shown = embeddings
-        sums.append(panel.judge.log_odds(scores))
-        thresholds.append(logit(panel.judge.threshold))
-    score = np.mean(sums, axis=0)
-    return Scored(judged(lesions, score, expit(score), float(expit(np.mean(thresholds)))), shown)
+        own_feeds = [feeds[run.config.image_size] for run in panel.runs]
+        scores, own = panel_score(panel, own_feeds, lesions["image_name"])
+        log_odds.append(panel.judge.log_odds(scores))
+        embeddings.append(own)
+    score = np.mean(log_odds, axis=0)
+    threshold = expit(np.mean([logit(panel.judge.threshold) for panel in panels]))
+    return Scored(judged(lesions, score, expit(score), float(threshold)), embeddings[0])
 
 
 def judged(
@@ -291,13 +288,12 @@ def load_labelled(
 
 def panel_score(panel: Panel, feeds: list[Feed], names: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean log odds (N,) of the panel's runs, each with its feed, and the first run's embeddings (N, D)."""
-    log_odds, shown = [], None
+    log_odds, embeddings = [], []
     for run, feed, scorer, curve in zip(panel.runs, feeds, panel.scorers, panel.curves, strict=True):
-        scores, embeddings = score_images(run, feed, names)
+        scores, own = score_images(run, feed, names)
         log_odds.append(curve.log_odds(scores[scorer]))
-        shown = embeddings if shown is None else shown
-    assert shown is not None
-    return np.mean(log_odds, axis=0), shown
+        embeddings.append(own)
+    return np.mean(log_odds, axis=0), embeddings[0]
 
 
 def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -357,9 +353,7 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
     def show(value: float | None) -> str:
         return "n/a" if value is None else f"{value:.3f}"
 
-    at = {
-        share: metrics["sensitivity_at_specificity"][share] for share in metrics["sensitivity_at_specificity"]
-    }
+    at = metrics["sensitivity_at_specificity"]
     counts = metrics["counts"]
     interval = metrics["auc_interval"]
     within = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f}, over patients)" if interval else ""
@@ -490,9 +484,7 @@ def run() -> None:
         run_dirs,
         arguments.evaluate_image,
         arguments.evaluate_labels,
-        Choices(
-            **{item.name: getattr(arguments, item.name) for item in fields(Choices)},
-        ),
+        Choices(**{item.name: getattr(arguments, item.name) for item in fields(Choices)}),
         arguments.metrics_file,
     )
 

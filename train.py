@@ -56,9 +56,8 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
 
     lesions = dataset.load_lesions(config)
     ranks.say(dataset.describe(dataset.summarise(lesions, config)))
-    torch.manual_seed(
-        config.seed
-    )  # and before the images are decoded: what is wrong with the weights is said at once
+    # before the images are decoded: what is wrong with the weights is said at once
+    torch.manual_seed(config.seed)
     network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
     cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
     refuse_unreadable(cache.errors, config.skip_unreadable)
@@ -221,7 +220,10 @@ class Learner:
 
     @torch.no_grad()
     def _follow(self, average: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
-        """Move the running mean; its decay rises with the steps, so that the first ones are soon forgotten."""
+        """Move the running mean; its decay rises with the steps, so that the first ones are soon forgotten.
+
+        `steps` is `taken` on the device: to read it would be to wait for it.
+        """
         rate = 1 - min(self.config.ema, (1 + self.taken) / (10 + self.taken))
         for own, new in zip(average, current, strict=True):
             if own.is_floating_point():

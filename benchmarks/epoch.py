@@ -106,7 +106,7 @@ def own_epoch(
     loss_function = SiameseLoss(margin=Config().margin)
     learner = train.Learner(
         network, Config(), total=1
-    )  # of a constant rate: no matter how many steps there are
+    )  # at a constant rate the number of steps does not matter
     labels = labels_of(len(cache.pixels))
 
     def epoch(part: PairDataset) -> float:

@@ -105,9 +105,8 @@ def test_calibration_error_by_hand():
 def test_calibration_error_equals_a_slow_loop(bins):
     rng = np.random.default_rng(bins)
     probabilities = rng.random(300)
-    labels = (rng.random(300) < (probabilities > 0.45)).astype(
-        int
-    )  # low ones are too high, high ones too low
+    # low ones are too high, high ones too low
+    labels = (rng.random(300) < (probabilities > 0.45)).astype(int)
     total = 0.0
     for low in range(bins):
         own = [i for i in range(300) if low <= probabilities[i] * bins < low + 1]

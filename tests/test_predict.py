@@ -26,6 +26,8 @@ from dataset import read_labels
 from feed import embed_images
 from predict import Choices
 
+COLUMNS = ["image_name", "patient_id", "label", "score", "probability", "threshold", "predicted"]
+
 
 @pytest.fixture
 def machine(trained: Config, tmp_path: Path) -> Config:
@@ -42,16 +44,7 @@ def test_the_test_part_is_scored_and_nothing_else(machine: Config) -> None:
     table = checkpoint.read_split(machine.run_dir)
     test = table[table["part"] == "test"]
     predictions = predictions_of(machine)
-    assert list(predictions) == [
-        "image_name",
-        "patient_id",
-        "label",
-        "score",
-        "probability",
-        "threshold",
-        "predicted",
-        "fold",
-    ]
+    assert list(predictions) == [*COLUMNS, "fold"]
     assert set(predictions["fold"]) == {0}
     assert predictions["image_name"].tolist() == test["image_name"].tolist()
     assert predictions["label"].tolist() == test["label"].tolist()
@@ -400,15 +393,7 @@ def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here):
         metrics = predict.main(here, dirs(runs, *names), *folder_of(runs), Choices(prevalence=0.05))
         place = here.graph_dir if len(names) > 1 else runs[names[0]].run_dir
         tables.append(pd.read_csv(place / "evaluate_predictions.csv"))
-        assert list(tables[-1]) == [
-            "image_name",
-            "patient_id",
-            "label",
-            "score",
-            "probability",
-            "threshold",
-            "predicted",
-        ]
+        assert list(tables[-1]) == COLUMNS
         assert len(tables[-1]) == metrics["n"] == 150
     first, other, both = tables
     predict.main(here, dirs(runs, "first"), choices=Choices(prevalence=0.05))

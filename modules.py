@@ -117,6 +117,50 @@ class Conv3Norm(Backbone):
         return list(self.convolutions)
 
 
+class FoldingSequential(nn.Sequential):
+    """A sequence in which batch normalisation with fixed statistics is folded into the convolution before it.
+
+    Where the normalisation is in evaluation mode (`SiameseNetwork.freeze`, or any model that is not being trained) it
+    is one factor and one offset for each channel: conv(x, w) · a + b = conv(x, w · a) + b. To scale the weights rather
+    than the map leaves one pass less over every map, forwards and backwards, which is a third of the time of
+    mobilenet_v2 on a CPU. Parameters, their names and their gradients are those of `nn.Sequential`.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the output of the last part."""
+        parts = list(self)
+        while parts:
+            part = parts.pop(0)
+            norm = parts[0] if parts else None
+            if isinstance(part, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _is_fixed(norm):
+                images = _folded(part, norm, images)
+                parts.pop(0)
+            else:
+                images = part(images)
+        return images
+
+
+def _is_fixed(norm: nn.BatchNorm2d) -> bool:
+    return norm.affine and norm.track_running_stats and not norm.training
+
+
+def _folded(convolution: nn.Conv2d, norm: nn.BatchNorm2d, images: Tensor) -> Tensor:
+    """Return norm(convolution(images)); torch's own fuse_conv_bn_weights cuts the gradient off."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    factor = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    before = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
+    weight = convolution.weight * factor[:, None, None, None]
+    return convolution._conv_forward(images, weight, norm.bias - before * factor)
+
+
+def _fold_sequences(model: nn.Module) -> None:
+    """Make every plain sequence within a model a `FoldingSequential` of the same parts and names."""
+    for name, child in list(model.named_children()):
+        _fold_sequences(child)
+        if isinstance(child, nn.Sequential) and type(child).forward is nn.Sequential.forward:
+            setattr(model, name, FoldingSequential(OrderedDict(child.named_children())))
+
+
 class TorchvisionBackbone(Backbone):
     """A classifier of torchvision without its last linear layer.
 
@@ -155,6 +199,7 @@ class TorchvisionBackbone(Backbone):
         transforms = published.transforms()
         self.normalize = Normalize(transforms.mean, transforms.std)
         self.model = model if grid == 1 else _convolutions(model, name)
+        _fold_sequences(self)
         if grid > 1:
             with torch.no_grad():
                 self.features = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]

@@ -27,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import losses
+import panel
 import predict
 import train
 from augment import show, to_float
@@ -108,8 +109,8 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
     with fault():
         train.main(config, overwrite=True)
     minutes = (time.perf_counter() - start) / 60
-    panel = predict.make_panel([predict.load_run(config)])
-    table = predict.score_part(panel, "validation").table
+    judges = panel.make_panel([panel.load_run(config)])
+    table = panel.score_part(judges, "validation").table
     figures = predict.measure(table, np.random.default_rng(0))
     at = figures["sensitivity_at_specificity"]
     return {

@@ -22,11 +22,12 @@ MAY_IMPORT = {
     "device": {"config"},
     "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},
+    "panel": {"checkpoint", "classify", "config", "dataset", "device", "feed", "images", "modules"},
     "demo": set(),
     "controls": {"config", "dataset"},
 }
 BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
-MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS, "predict": BELOW_THE_SCRIPTS}
+MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - {"panel"}, "predict": BELOW_THE_SCRIPTS}
 
 
 def imported(name: str) -> set[str]:

@@ -1,5 +1,6 @@
 """The networks: what an embedding is, which weights it starts from, and what is kept from being trained."""
 
+import copy
 import os
 import urllib.error
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from modules import (
     CHANNEL_STD,
     Conv3,
     Conv3Norm,
+    FoldingSequential,
     Normalize,
     SiameseNetwork,
     TorchvisionBackbone,
@@ -334,6 +336,46 @@ def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, channels):
     assert fields.std(dim=2).max() > 1e-3 * size
     for block, own in zip(whole.blocks()[:3], grid.blocks()[:3], strict=False):  # and freezing means the same
         assert [p.shape for p in block.parameters()] == [p.shape for p in own.parameters()]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_fixed_norm_is_folded_into_its_convolution_without_a_trace(fixed):
+    """Output, gradients, statistics and names are those of a plain sequence, with less work where norms are fixed."""
+    torch.manual_seed(0)
+    parts = [
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 1),
+        nn.BatchNorm2d(5),
+    ]
+    plain = nn.Sequential(*parts)
+    for norm in (parts[1], parts[4]):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+        nn.init.uniform_(norm.bias)
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    plain.train(not fixed)
+    folding = FoldingSequential(*copy.deepcopy(plain)).train(not fixed)
+    normalised = []
+    folding[1].register_forward_hook(lambda *_: normalised.append(True))
+    outputs = [network(images(4, 16)) for network in (plain, folding)]
+    assert bool(normalised) is not fixed
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, mine), (other, its) in zip(folding.named_parameters(), plain.named_parameters(), strict=True):
+        assert name == other
+        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(folding.state_dict(), plain.state_dict())
+
+
+def test_sequences_of_a_classifier_are_folding_ones_under_the_same_names():
+    ours = TorchvisionBackbone("mobilenet_v2", 32, "none")
+    theirs = import_torchvision().models.mobilenet_v2()
+    assert [n for n in ours.model.state_dict()] == [n for n in theirs.state_dict() if "classifier.1" not in n]
+    sequences = [m for m in ours.modules() if isinstance(m, nn.Sequential)]
+    assert len(sequences) > 50 and all(isinstance(m, FoldingSequential) for m in sequences)
 
 
 def test_a_model_without_a_map_of_features_has_no_grid():

@@ -18,13 +18,14 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import checkpoint
 import classify
+import panel
 import predict
 import train
 from classify import Platt, choose_threshold, score_all
 from config import Config, InputError
 from dataset import read_labels
 from feed import embed_images
-from predict import Choices
+from panel import Choices
 
 COLUMNS = ["image_name", "patient_id", "label", "score", "probability", "threshold", "predicted"]
 
@@ -84,14 +85,14 @@ def test_threshold_is_chosen_on_validation(machine: Config, monkeypatch: pytest.
 
 
 def test_references_are_the_training_part(machine: Config) -> None:
-    run = predict.load_run(machine)
+    run = panel.load_run(machine)
     train = run.table[run.table["part"] == "train"]
     assert run.references.shape == (len(train), run.config.embedding_dim)
     assert run.reference_labels.tolist() == train["label"].tolist()
 
 
 def test_experiment_comes_from_the_checkpoint_and_paths_from_config(machine: Config, trained: Config) -> None:
-    config = predict.load_run(machine).config
+    config = panel.load_run(machine).config
     assert (config.margin, config.image_size) == (trained.margin, trained.image_size)
     assert config.graph_dir == machine.graph_dir
 
@@ -153,13 +154,13 @@ def test_scores_that_are_not_finite_name_their_images(
 ) -> None:
     table = checkpoint.read_split(machine.run_dir)
     first = table.loc[table["part"] == "validation", "image_name"].iloc[0]
-    real = predict.embed_images
+    real = panel.embed_images
 
     def embed(*arguments):
         embeddings, logits = real(*arguments)
         return np.where(np.arange(len(embeddings))[:, None] == 0, np.nan, embeddings), logits
 
-    monkeypatch.setattr(predict, "embed_images", embed)
+    monkeypatch.setattr(panel, "embed_images", embed)
     with pytest.raises(InputError, match=rf"1 scores are not finite \({first}\)"):
         predict.main(machine)
 
@@ -221,7 +222,7 @@ def here(runs: dict[str, Config], tmp_path: Path) -> Config:
 
 def scores_by_hand(config: Config, part: str, views: int = 1) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Labels of a part of a run and its scores by each scorer."""
-    run = predict.load_run(config)
+    run = panel.load_run(config)
     own, references = (run.table[run.table["part"] == name] for name in (part, "train"))
     (embeddings, logits), (reference_embeddings, _) = (
         embed_images(run.network, run.feed, run.feed.cache.rows(table["image_name"]), torch.float32, count)

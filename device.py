@@ -55,8 +55,8 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":  # without AMX, bfloat16 is emulated and slower than float32
-        native = torch.cpu._is_amx_tile_supported()
+    elif device.type == "cpu":  # without either, bfloat16 is emulated and slower than float32
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     else:
         native = False
     return torch.bfloat16 if native else torch.float32

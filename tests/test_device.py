@@ -64,18 +64,22 @@ def test_precision_asked_for_by_name_is_taken(type_, dtype):
 
 
 @pytest.mark.parametrize(
-    ("type_", "native", "expected"),
+    ("type_", "units", "expected"),
     [
-        ("cpu", False, torch.float32),
-        ("cpu", True, torch.bfloat16),
-        ("cuda", False, torch.float32),
-        ("cuda", True, torch.bfloat16),
-        ("mps", True, torch.float32),
+        ("cpu", "", torch.float32),
+        ("cpu", "AMX", torch.bfloat16),
+        ("cpu", "AVX-512 BF16", torch.bfloat16),
+        ("cuda", "", torch.float32),
+        ("cuda", "Ampere", torch.bfloat16),
+        ("mps", "AMX", torch.float32),
     ],
 )
-def test_auto_precision_is_bfloat16_where_there_are_units_for_it(monkeypatch, type_, native, expected):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0) if native else (7, 5))
+def test_auto_precision_is_bfloat16_where_there_are_units_for_it(monkeypatch, type_, units, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units == "AMX")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units == "AVX-512 BF16")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda _: (8, 0) if units == "Ampere" else (7, 5)
+    )
     assert choose_precision("auto", torch.device(type_)) == expected
 
 

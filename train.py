@@ -340,8 +340,9 @@ def train_epoch(
     steps = zip(bar, batches, shares, places, strict=True)
     for step, (images, batch, share, place) in enumerate(steps, start=1):
         views = draw(len(batch.rows))[torch.from_numpy(place)].to(device) if draw else None
+        shown = show(images, views)  # in float32: autocast would round what blur and noise compute
         with autocast(device, dtype):
-            own = torch.cat([part.view(len(place), -1) for part in network(show(images, views))], dim=1)
+            own = torch.cat([part.view(len(place), -1) for part in network(shown)], dim=1)
         outputs = ranks.gather(
             own[: len(share)], len(batch.rows)
         )  # embeddings, and the logit in the last column

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import checkpoint
 import train
-from augment import ViewRanges
+from augment import ViewRanges, show
 from classify import SCORERS, score_all
 from config import Config, InputError
 from dataset import sample_pairs
@@ -180,6 +180,23 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
     allowed = set(cache.rows(table.loc[table["part"] == "train", "image_name"]))
     assert set(rows.ravel()) == allowed  # every training image, and no other
     assert sum(shown) == rows.size  # every image of every pair, whatever its class
+
+
+def test_views_are_drawn_in_float32_whatever_the_network_computes_in(
+    quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = {}
+    for precision in ("float32", "bfloat16"):
+        own = shown[precision] = []
+
+        def note(images, views, own=own):
+            own.append(show(images, views))
+            return own[-1]
+
+        monkeypatch.setattr(train, "show", note)
+        every = {f"view_{name}": 1.0 for name in ("blur", "noise", "hair", "cutout", "corners")}
+        train.main(dataclasses.replace(quick, precision=precision, **every), overwrite=True)
+    torch.testing.assert_close(shown["bfloat16"], shown["float32"], rtol=0, atol=0)
 
 
 def test_without_augmentation_no_view_is_drawn(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ from losses import MEASURES, SiameseLoss
 from modules import SiameseNetwork, network_of
 
 LOG_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
-BENIGN_REFERENCES = 2000  # of the training part, in each epoch's validation; predict.py uses all of them
+BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them
 
 
 def main(config: Config, resume: bool = False, overwrite: bool = False) -> None:

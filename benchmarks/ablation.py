@@ -1,8 +1,9 @@
 """What each step of the recipes is worth: `python benchmarks/ablation.py --train-image DIR --train-labels CSV`.
 
 Trains every step with several seeds on one fold and prints the figures of its *validation* part, mean and standard
-deviation over the seeds; the test part is not looked at. Each step keeps what the one before it had, those marked "or"
-replace the step before them. Every step is shown the same number of images.
+deviation over the seeds; the test part is not looked at. Each step keeps what the one before it had; those marked "or"
+are tried on top of the wider views and then left. All are shown the same number of images, up to the last two or three,
+which are the whole recipes.
 
 The first two steps bring back faults of the first published attempt by patching the training: the network that
 calls like pairs unlike, and views for the melanomas alone.
@@ -69,8 +70,11 @@ def melanomas_alone() -> Iterator[None]:
 Step = tuple[str, Callable[[], contextlib.AbstractContextManager[None]], dict[str, Any]]
 
 
-def ladder() -> list[Step]:
-    """Return the steps: name, fault, and all settings that differ from the baseline recipe's."""
+def ladder(weights: str | None) -> list[Step]:
+    """Return the steps: name, fault, and all settings that differ from the baseline recipe's.
+
+    weights : file of mobilenet_v2's ImageNet weights, for the last step; None leaves it out
+    """
     scratch = RECIPES["scratch"]
 
     def of_scratch(*names: str) -> dict[str, Any]:
@@ -78,29 +82,35 @@ def ladder() -> list[Step]:
 
     as_is = contextlib.nullcontext
     start = {"epoch_share": 0.5}  # of the independent pairs, each of which has two images
-    batch = {"pairs": "batch", "batch_size": scratch["batch_size"]}
-    rate = batch | of_scratch("learning_rate")
-    unit = rate | of_scratch("normalize", "margin", "positive_margin", "average")
+    batch = {**start, "pairs": "batch", "batch_size": scratch["batch_size"]}
+    unit = batch | of_scratch("normalize", "margin", "positive_margin", "average")
     head = unit | of_scratch("head")
     course = head | of_scratch("schedule", "warmup", "ema", "weight_decay")
-    firm = course | of_scratch("dropout")
-    return [
+    firm = course | of_scratch("learning_rate", "dropout")
+    wide = firm | {name: value for name, value in scratch.items() if name.startswith("view_")}
+    long = wide | of_scratch("epochs") | {"epoch_share": 1.0}
+    steps = [
         ("inverted sign", inverted_sign, start),
         ("sign right, views for melanomas alone", melanomas_alone, start),
         ("views for both classes", as_is, start),
         ("in-batch pairs", as_is, batch),
-        ("the recipe's learning rate", as_is, rate),
         ("unit length, margins, active pairs", as_is, unit),
         ("joint head", as_is, head),
         ("cosine, EMA, weight decay", as_is, course),
-        ("dropout", as_is, firm),
-        ("8 views of a test image", as_is, firm | {"test_views": 8}),
-        ("and mining: the hardest half of the pairs", as_is, firm | {"test_views": 8, "hardest": 0.5}),
-        ("or the head's focal loss", as_is, firm | {"test_views": 8, "head": "focal"}),
-        ("or a melanoma's weight 2", as_is, firm | {"test_views": 8, "melanoma_weight": 2.0}),
-        ("or triplet loss", as_is, firm | {"test_views": 8, "loss": "triplet", "margin": 0.3}),
-        ("or the head alone", as_is, firm | {"test_views": 8, "pair_weight": 0.0}),
+        ("the recipe's learning rate and dropout", as_is, firm),
+        ("wider views", as_is, wide),
+        ("or that and mining: the hardest half of the pairs", as_is, wide | {"hardest": 0.5}),
+        ("or the head's focal loss", as_is, wide | {"head": "focal"}),
+        ("or a melanoma's weight 2", as_is, wide | {"melanoma_weight": 2.0}),
+        ("or triplet loss", as_is, wide | {"loss": "triplet", "margin": 0.3}),
+        ("or the head alone", as_is, wide | {"pair_weight": 0.0}),
+        ("wider views, 20 epochs of all benign images", as_is, long),
+        ("8 views of a test image: recipe scratch", as_is, long | of_scratch("test_views")),
     ]
+    if weights:
+        strong = RECIPES["strong"] | {"backbone_weights": weights}
+        steps.append((f"mobilenet_v2 at {strong['image_size']} px: recipe strong", as_is, strong))
+    return steps
 
 
 def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, float]:
@@ -144,6 +154,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--fold", type=int, default=1)
+    parser.add_argument("--backbone-weights", metavar="FILE", help="of mobilenet_v2: adds recipe strong")
     parser.add_argument("--steps", type=int, nargs="*", help="numbers of the steps, from 0 (default: all)")
     arguments = parser.parse_args()
     base = Config(
@@ -153,8 +165,9 @@ def main() -> None:
         run_dir=arguments.work / "run",
         graph_dir=arguments.work / "graph",
         **{**RECIPES["baseline"], "epochs": arguments.epochs, "image_size": arguments.image_size},
+        fold=arguments.fold,
     )
-    steps = ladder()
+    steps = ladder(arguments.backbone_weights)
     results = []
     for number in arguments.steps or range(len(steps)):
         name, fault, changes = steps[number]

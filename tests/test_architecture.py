@@ -24,11 +24,25 @@ MAY_IMPORT = {
     "checkpoint": {"config"},
     "panel": {"checkpoint", "classify", "config", "dataset", "device", "feed", "images", "modules"},
     "explain": {"augment", "modules"},
+    "cards": {"figures"},
+    "unlabelled": {
+        "cards",
+        "checkpoint",
+        "classify",
+        "config",
+        "dataset",
+        "device",
+        "explain",
+        "feed",
+        "figures",
+        "images",
+        "panel",
+    },
     "demo": set(),
     "controls": {"config", "dataset"},
 }
 BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
-FOR_PREDICT = {"panel", "explain"}
+FOR_PREDICT = {"panel", "explain", "cards", "unlabelled"}
 MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - FOR_PREDICT, "predict": BELOW_THE_SCRIPTS}
 
 

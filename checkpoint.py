@@ -31,6 +31,7 @@ RESULTS = (
     "predictions.csv",
     "metrics.json",
     "new_lesions.csv",
+    "submission.csv",
 )
 EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
 PACKAGES = ("torch", "numpy", "pandas", "pillow", "scikit-learn")

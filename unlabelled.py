@@ -1,6 +1,6 @@
-"""Lesions without a label: photos from anywhere are judged, explained and drawn.
+"""Lesions without a label: photos from anywhere are judged, explained and drawn; the challenge's test set is scored.
 
-`python predict.py photo.jpg folder/` comes here.
+`python predict.py photo.jpg folder/` and `python predict.py --submission` come here.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ import checkpoint
 from cards import Neighbour, lesion_card, printable
 from classify import familiarity, nearest_references, prototypes
 from config import Config, InputError
+from dataset import read_test_names
 from device import keep_freed_memory
 from explain import grad_cam
 from feed import Feed
 from figures import save_figure
 from images import (
     ImageCache,
+    build_cache,
     decode_image,
     decode_photos,
     find_images,
     find_photos,
+    refuse_unreadable,
 )
 from panel import Choices, Panel, Run, common_threshold, image_sizes, load_panels, score_together
 
@@ -39,6 +42,9 @@ NEIGHBOURS = 5  # of each class on a card
 SIDE = 256  # pixels of an image on a card
 UNFAMILIAR = 0.01  # below it a photo is said to be unlike anything seen
 DECISIONS = ("benign", "melanoma")
+
+
+# --- photos ---
 
 
 def judge_photos(
@@ -257,3 +263,58 @@ def _chunks(paths: Iterable[Path]) -> Iterable[list[Path]]:
 def _text(path: Path) -> str:
     """Return a path as valid text: a name that is no UTF-8 has its odd bytes escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+# --- the challenge's test set ---
+
+
+def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> pd.DataFrame:
+    """Judge the images of `test_image` that `test_labels` names, and write submission.csv.
+
+    Returns
+    -------
+    the table written, image_name and target (probability of melanoma), a row for each name in the file's order;
+    with `skip_unreadable` an image that cannot be read has the prevalence
+
+    Raises
+    ------
+    InputError : a bad CSV, an image that is missing, one that cannot be read
+    """
+    keep_freed_memory()
+    names = pd.Series(read_test_names(machine.test_labels), dtype=str)
+    found = find_images(machine.test_image, "test_image")
+    missing = names[~names.isin(list(found))]
+    if len(missing):
+        raise InputError(
+            f"test_image {machine.test_image} lacks {len(missing):,} of the {len(names):,} images that "
+            f"{machine.test_labels} names, {missing.iloc[0]} for one"
+        )
+    panels = load_panels(machine, run_dirs, choices)
+    paths = {name: found[name] for name in sorted(names)}
+    caches = {
+        size: build_cache(paths, size, machine.cache_dir, machine.workers) for size in image_sizes(panels)
+    }
+    errors = {name: error for cache in caches.values() for name, error in cache.errors.items()}
+    refuse_unreadable(errors, machine.skip_unreadable)
+    readable = names[~names.isin(list(errors))]
+    if readable.empty:
+        raise InputError(f"test_image {machine.test_image} has no image that can be read")
+    feeds = {size: Feed(cache, panels[0].runs[0].device) for size, cache in caches.items()}
+    log_odds, _ = score_together(panels, feeds, readable)
+    target = pd.Series(expit(log_odds), index=readable.index).reindex(names.index)
+    table = pd.DataFrame({"image_name": names, "target": target.fillna(prevalence(panels, choices))})
+
+    file = results_folder(panels, machine) / "submission.csv"
+    checkpoint.replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
+    if errors:
+        print(f"{len(errors):,} images cannot be read and have the prevalence: {', '.join(sorted(errors))}")
+    print(f"wrote {file}: {len(table):,} images")
+    return table
+
+
+def prevalence(panels: list[Panel], choices: Choices) -> float:
+    """Return the share of melanomas for which the probabilities hold: as chosen, or that of validation."""
+    if choices.prevalence is not None:
+        return choices.prevalence
+    parts = [panel.runs[0].table for panel in panels]
+    return float(np.mean([table.loc[table["part"] == "validation", "label"].mean() for table in parts]))

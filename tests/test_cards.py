@@ -78,8 +78,16 @@ def test_a_class_with_few_references_has_a_shorter_row():
     assert sum(title.startswith("B") for title in titles(card(benign=2))) == 2
 
 
-@pytest.mark.parametrize("name", ["$x_1$ 100 %.jpg", "a, \"b\" 'c'.png", "皮膚\n\t.jpg", "ä" * 300, "$"])
-@pytest.mark.parametrize("heat", [None, np.zeros((4, 4)), np.eye(4) - 0.5])
+@pytest.mark.parametrize(
+    ("name", "heat"),
+    [
+        ("$x_1$ 100 %.jpg", None),
+        ("a, \"b\" 'c'.png", np.zeros((4, 4))),
+        ("皮膚\n\t.jpg", np.eye(4) - 0.5),
+        ("ä" * 300, -np.eye(4)),
+        ("$", np.eye(4)),
+    ],
+)
 def test_a_card_of_any_name_and_heat_is_drawn(tmp_path, name, heat):
     figure = lesion_card(name, grey(0), heat, VERDICT, [Neighbour(name, grey(1), 0.0)], neighbours("B", 5))
     save_figure(figure, tmp_path / "card.png")

@@ -1,4 +1,4 @@
-"""unlabelled.py: photos are judged as the test part is, bad ones have their error."""
+"""unlabelled.py: photos are judged as the test part is, bad ones have their error, and a submission is complete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import train
 import unlabelled
 from config import Config, InputError
 from panel import Choices
-from unlabelled import judge_photos, unique_name
+from unlabelled import judge_photos, unique_name, write_submission
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "error"]
@@ -311,6 +311,80 @@ def test_the_heat_map_explains_the_runs_own_embedding(machine, folder, monkeypat
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)
 
 
+# --- the challenge's test set ---
+
+
+@pytest.fixture
+def challenge(machine: Config, folder: Path, tmp_path: Path) -> Config:
+    """The machine with the six photos as the challenge's test set, in an order of its own."""
+    text = "image,patient,age_approx,anatom_site,sex\n" + "".join(
+        f"{name},IP_1,45,torso,male\n" for name in "ecafdb"
+    )
+    (tmp_path / "test.csv").write_text(text)
+    return dataclasses.replace(
+        machine, test_image=folder, test_labels=tmp_path / "test.csv", cache_dir=tmp_path / "cache"
+    )
+
+
+def test_a_submission_has_a_row_for_every_name_in_the_files_order(challenge):
+    table = write_submission(challenge, ())
+    lines = (challenge.run_dir / "submission.csv").read_text().splitlines()
+    assert lines[0] == "image_name,target"
+    assert [line.partition(",")[0] for line in lines[1:]] == list("ecafdb")
+    photos = judge_photos(
+        challenge, (), [challenge.test_image / f"{name}.jpg" for name in "ecafdb"], cards=False
+    )
+    np.testing.assert_allclose(table["target"], photos["probability"].astype(float), rtol=1e-5)
+    assert table["target"].nunique() == 6
+
+
+def test_kaggles_file_is_understood_and_several_runs_submit_to_the_graph_dir(challenge, second):
+    challenge.test_labels.write_text("image_name,patient_id,sex\nb,IP_1,male\na,IP_2,male\n")
+    run_dirs = [challenge.run_dir, second]
+    table = write_submission(challenge, run_dirs)
+    assert table["image_name"].tolist() == ["b", "a"]
+    photos = judge_photos(
+        challenge, run_dirs, [challenge.test_image / "b.jpg", challenge.test_image / "a.jpg"], cards=False
+    )
+    np.testing.assert_allclose(table["target"], photos["probability"].astype(float), rtol=1e-5)
+    pd.testing.assert_frame_equal(pd.read_csv(challenge.graph_dir / "submission.csv"), table)
+
+
+def test_missing_test_images_are_counted_and_the_first_is_named(challenge):
+    for name in "cd":
+        (challenge.test_image / f"{name}.jpg").unlink()
+    skipping = dataclasses.replace(challenge, skip_unreadable=True)
+    for machine in (challenge, skipping):
+        with pytest.raises(
+            InputError, match=r"test_image .* lacks 2 of the 6 images that .*test\.csv names, c for one"
+        ):
+            write_submission(machine, ())
+
+
+@pytest.mark.parametrize("prevalence", [None, 0.0176])
+def test_an_unreadable_test_image_stops_or_has_the_prevalence(challenge, capsys, prevalence):
+    (challenge.test_image / "f.jpg").write_bytes(b"x")
+    with pytest.raises(
+        InputError, match="1 images cannot be read, replace them or pass --skip-unreadable: f:"
+    ):
+        write_submission(challenge, ())
+    machine = dataclasses.replace(challenge, skip_unreadable=True)
+    table = write_submission(machine, (), Choices(prevalence=prevalence)).set_index("image_name")["target"]
+    split = pd.read_csv(machine.run_dir / "split.csv")
+    usual = split.loc[split["part"] == "validation", "label"].mean()
+    assert table["f"] == pytest.approx(prevalence or usual)
+    assert table.index.tolist() == list("ecafdb")
+    assert (table.drop("f") != table["f"]).all()
+    assert "1 images cannot be read and have the prevalence: f" in capsys.readouterr().out
+
+
+def test_a_test_set_of_which_nothing_can_be_read_is_refused(challenge):
+    for name in "abcdef":
+        (challenge.test_image / f"{name}.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match="has no image that can be read"):
+        write_submission(dataclasses.replace(challenge, skip_unreadable=True), ())
+
+
 # --- the command line ---
 
 
@@ -321,10 +395,13 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
     return stopped.value.code
 
 
-@pytest.mark.parametrize("arguments", [["a.jpg", "--evaluate-image", "x", "--evaluate-labels", "y"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["a.jpg", "--submission"], ["--submission", "--evaluate-image", "x", "--evaluate-labels", "y"]],
+)
 def test_two_things_at_once_are_refused(monkeypatch, capsys, arguments):
     assert call(monkeypatch, *arguments) == 2
-    assert "are different things: ask for one" in capsys.readouterr().err
+    assert "are three different things: ask for one" in capsys.readouterr().err
 
 
 def test_a_photo_among_the_runs_is_told_from_one(monkeypatch, capsys, folder):
@@ -338,15 +415,16 @@ def test_flags_reach_what_they_are_for(monkeypatch):
     def spy(name: str) -> Callable:
         return lambda *arguments: calls.append((name, *arguments[1:]))
 
-    for name in ("judge_photos", "main"):
+    for name in ("judge_photos", "write_submission", "main"):
         monkeypatch.setattr(predict, name, spy(name))
     for arguments in (
         ["a.jpg", "b", "--no-cards", "--run-dir", "r", "s", "--test-views", "8"],
         ["--graph-dir", "g", "a.jpg"],
+        ["--submission", "--prevalence", "0.02"],
         [],
     ):
         assert call(monkeypatch, *arguments) == 0
-    photos, one, evaluation = calls
+    photos, one, submission, evaluation = calls
     assert photos == (
         "judge_photos",
         [Path("r"), Path("s")],
@@ -355,4 +433,5 @@ def test_flags_reach_what_they_are_for(monkeypatch):
         False,
     )
     assert one == ("judge_photos", (), [Path("a.jpg")], Choices(), None)
+    assert submission == ("write_submission", (), Choices(prevalence=0.02))
     assert evaluation == ("main", (), None, None, Choices(), None)

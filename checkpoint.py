@@ -24,7 +24,15 @@ import torch
 from config import Config, InputError, experiment, to_dict
 
 FORMAT = 2
-RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json")
+RESULTS = (
+    "last.pt",
+    "best.pt",
+    "log.jsonl",
+    "predictions.csv",
+    "metrics.json",
+    "new_lesions.csv",
+    "submission.csv",
+)
 EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
 PACKAGES = ("torch", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "patient_id", "label", "part"]

@@ -10,6 +10,7 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.neighbors import NearestNeighbors
 
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 CALIBRATIONS = ("platt", "isotonic")
@@ -63,10 +64,52 @@ def reference_score(
     return parts[0] - parts[1]
 
 
+def prototypes(references: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean embeddings, (D,), of the benign references and of the melanomas."""
+    benign, melanoma = _by_class(references, labels)
+    return benign.mean(axis=0), melanoma.mean(axis=0)
+
+
 def prototype_score(embeddings: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Score images by distance to each class's mean embedding (Snell et al. 2017); arguments as `reference_score`."""
-    benign, melanoma = (own.mean(axis=0) for own in _by_class(references, labels))
+    benign, melanoma = prototypes(references, labels)
     return np.linalg.norm(embeddings - benign, axis=1) - np.linalg.norm(embeddings - melanoma, axis=1)
+
+
+def nearest_references(
+    embeddings: np.ndarray, references: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest references of each image.
+
+    Parameters
+    ----------
+    embeddings : float array of shape (N, D)
+    references : float array of shape (R, D)
+    count : K, of fewer references all are found
+
+    Returns
+    -------
+    distances : float64 array of shape (N, K), Euclidean, the nearest first
+    places : int64 array of shape (N, K), rows of `references`
+    """
+    # in float64, so that an image that is a reference itself lies at 0 to 7 digits
+    search = NearestNeighbors(n_neighbors=min(count, len(references)), algorithm="brute")
+    return search.fit(references.astype(np.float64)).kneighbors(embeddings.astype(np.float64))
+
+
+def familiarity(distance: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """Return how usual it is to lie as far from the nearest reference.
+
+    Parameters
+    ----------
+    distance : float array of shape (N,), of each image to its nearest reference
+    usual : float array of shape (V,), the same of images that are like the references but not among them
+
+    Returns
+    -------
+    float64 array of shape (N,): share of `usual` that is as far or farther; 1 nearer than all, 0 farther than all
+    """
+    return 1 - np.searchsorted(np.sort(usual), distance) / len(usual)
 
 
 def score_all(

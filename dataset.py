@@ -54,12 +54,7 @@ def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{where} has no rows")
     names = table["image_name"]
-    _refuse_rows(
-        where,
-        "image_name is not a plain file name",
-        names,
-        names.str.contains(r"[/\\\x00]") | names.isin(["", ".", ".."]),
-    )
+    _refuse_names(where, "image_name", names)
     labels = _labels(table, where)
     _refuse_rows(
         where, "rows of one image_name differ in label", names, labels.groupby(names).transform("nunique") > 1
@@ -77,6 +72,30 @@ def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
         }
     )
     return result.drop_duplicates("image_name").reset_index(drop=True)
+
+
+def read_test_names(path: Path, argument: str = "test_labels") -> list[str]:
+    """Read the names of images without labels, in the file's order, from a column image_name or image.
+
+    Understands ISIC_2020_Test_Metadata.csv (image) and Kaggle's test.csv (image_name).
+
+    Raises
+    ------
+    InputError : no such file, no such column, no rows, names that are no file names or come twice
+    """
+    table = _read_csv(path, argument)
+    where = f"{argument} {path}"
+    column = next((name for name in ("image_name", "image") if name in table), None)
+    if column is None:
+        raise InputError(
+            f"{where} has no column image_name and no image: its columns are {', '.join(table.columns)}"
+        )
+    if table.empty:
+        raise InputError(f"{where} has no rows")
+    names = table[column]
+    _refuse_names(where, column, names)
+    _refuse_rows(where, f"{column} comes twice", names, names.duplicated(keep=False))
+    return names.tolist()
 
 
 def read_duplicates(path: Path) -> list[tuple[str, str]]:
@@ -137,6 +156,11 @@ def _labels(table: pd.DataFrame, where: str) -> pd.Series:
         told = ~table["diagnosis"].str.lower().isin(["", "unknown"])
         _refuse_rows(where, "target and diagnosis contradict", names, told & (melanoma != (target == 1)))
     return target.astype(int)
+
+
+def _refuse_names(where: str, column: str, names: pd.Series) -> None:
+    odd = names.str.contains(r"[/\\\x00]") | names.isin(["", ".", ".."])
+    _refuse_rows(where, f"{column} is not a plain file name", names, odd)
 
 
 def _refuse_rows(where: str, problem: str, names: pd.Series, bad: pd.Series) -> None:

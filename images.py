@@ -68,6 +68,25 @@ def find_images(folder: Path, argument: str = "train_image") -> dict[str, Path]:
     return found
 
 
+def find_photos(places: Iterable[Path]) -> list[Path]:
+    """Return files as they are named, whatever they are, and the image files of folders, sorted; each path once.
+
+    Raises
+    ------
+    InputError : there is none
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        inside = sorted(place.iterdir()) if place.is_dir() else []
+        images = [path for path in inside if path.suffix.lower() in EXTENSIONS]
+        found |= dict.fromkeys(images if place.is_dir() else [place])
+    if not found:
+        raise InputError(
+            f"no image in {', '.join(map(str, places))}: name image files, or folders with {' '.join(EXTENSIONS)} files"
+        )
+    return list(found)
+
+
 def decode_image(path: Path, size: int) -> np.ndarray:
     """Return one image file as uint8 of shape (size, size, 3), RGB, upright, squashed to a square.
 
@@ -148,6 +167,15 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
     row_of = {name: state.entries[name]["row"] for name in paths if name not in errors}
     memory, pixels = _map_pixels(where, state.rows, size)
     return ImageCache(memory, pixels, row_of, errors)
+
+
+def decode_photos(paths: Mapping[str, Path], size: int, workers: int = 0) -> ImageCache:
+    """Return a cache of image files from anywhere that is kept in memory alone; arguments as `build_cache`."""
+    decoded = list(_decode_all(paths, size, workers or os.cpu_count() or 1))
+    pixels = np.stack([block for _, block, _ in decoded])
+    errors = {name: error for name, _, error in decoded if error}
+    row_of = {name: row for row, (name, _, error) in enumerate(decoded) if not error}
+    return ImageCache(mmap.mmap(-1, 1), pixels, row_of, errors)
 
 
 def refuse_unreadable(errors: Mapping[str, str], skip: bool) -> None:

@@ -50,6 +50,10 @@ class Backbone(nn.Module):
         """Return the parts from input to output, so that the first of them can be frozen."""
         raise NotImplementedError
 
+    def last_map(self) -> nn.Module | None:
+        """Return the part whose output is the last map of features, (B, C, height, width); None: there is no map."""
+        raise NotImplementedError
+
 
 class Conv3(Backbone):
     """The outline's backbone: three 3×3 convolutions (16, 32, 64 channels) and a linear layer to 512 features.
@@ -84,6 +88,10 @@ class Conv3(Backbone):
         """Return the parts from input to output."""
         return [*self.convolutions, self.fc1]
 
+    def last_map(self) -> nn.Module:
+        """Return the last convolution; its map, (B, 64, S/4, S/4), is not yet pooled and rectified."""
+        return self.convolutions[-1]
+
 
 class Conv3Norm(Backbone):
     """Three 3×3 convolutions with batch normalisation (32, 64, 128 channels), then the means of grid × grid fields.
@@ -115,6 +123,10 @@ class Conv3Norm(Backbone):
     def blocks(self) -> list[nn.Module]:
         """Return the parts from input to output."""
         return list(self.convolutions)
+
+    def last_map(self) -> nn.Module:
+        """Return the last convolution; its map, (B, 128, S/4, S/4), is not yet pooled and rectified."""
+        return self.convolutions[-1]
 
 
 class FoldingSequential(nn.Sequential):
@@ -213,6 +225,18 @@ class TorchvisionBackbone(Backbone):
         """Return the parts from input to output."""
         parts = getattr(self.model, "features", self.model)
         return list(parts.children())
+
+    def last_map(self) -> nn.Module | None:
+        """Return what stands before the pooling; None for a vision transformer, which keeps a list of patches."""
+        if self.grid > 1:
+            return self.model
+        children = dict(self.model.named_children())
+        if "encoder" in children:
+            return None
+        names = list(children)
+        before = names[: names.index("avgpool") if "avgpool" in names else -1]
+        last = children[before[-1]]
+        return last[-1] if isinstance(last, nn.ModuleList) else last
 
 
 class SiameseNetwork(nn.Module):

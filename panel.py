@@ -6,7 +6,7 @@ that are judged choose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import checkpoint
 import dataset
 from classify import Judge, Platt, best_scorer, score_all
 from config import Config, InputError, with_machine
-from device import choose_device, choose_precision
+from device import choose_device, choose_precision, describe_device
 from feed import Feed, embed_images
 from images import build_cache, find_images, refuse_unreadable
 from modules import SiameseNetwork, network_of
@@ -56,13 +56,14 @@ class Panel:
     """Runs with one split, which judge a lesion together: by the mean of their log odds.
 
     Each run scores in its own best way, chosen on validation, on a logistic curve of its own; the judge is fitted on
-    the mean.
+    the mean. `validation` holds the embeddings (V, D) of the validation part by the first run.
     """
 
     runs: list[Run]
     scorers: list[str]
     curves: list[Platt]
     judge: Judge
+    validation: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,16 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
     return Run(config, network, device, dtype, table, feed, references, train["label"].to_numpy())
 
 
+def load_panels(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Panel]:
+    """Load runs, by default the machine's one, as a panel for each split, and print what they are."""
+    runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
+    print(f"predicting on {describe_device(runs[0].device, runs[0].dtype)}")
+    panels = [make_panel(members, choices) for members in by_split(runs)]
+    for panel in panels:
+        print(describe_panel(panel))
+    return panels
+
+
 def by_split(runs: Sequence[Run]) -> list[list[Run]]:
     """Group the runs that have one split, in the order in which they come."""
     groups: list[list[Run]] = []
@@ -135,9 +146,10 @@ def make_panel(runs: list[Run], choices: Choices = Choices()) -> Panel:
     """Choose each run's scorer and fit its curve, then the judge of all, on the validation part of their split."""
     validation = runs[0].table[runs[0].table["part"] == "validation"]
     labels = validation["label"].to_numpy()
-    scorers, curves, log_odds = [], [], []
+    scorers, curves, log_odds, embeddings = [], [], [], []
     for run in runs:
-        scores, _ = score_images(run, run.feed, validation["image_name"])
+        scores, own = score_images(run, run.feed, validation["image_name"])
+        embeddings.append(own)
         scorers.append(choices.scorer or best_scorer(labels, scores))
         if scorers[-1] not in scores:
             raise InputError(f"--scorer {scorers[-1]}: {run.config.run_dir} has only {', '.join(scores)}")
@@ -145,7 +157,7 @@ def make_panel(runs: list[Run], choices: Choices = Choices()) -> Panel:
         log_odds.append(curves[-1].log_odds(scores[scorers[-1]]))
     mean = np.mean(log_odds, axis=0)
     judge = Judge(labels, mean, choices.calibration, choices.prevalence, choices.min_sensitivity)
-    return Panel(runs, scorers, curves, judge)
+    return Panel(runs, scorers, curves, judge, embeddings[0])
 
 
 def score_part(panel: Panel, part: str = "test") -> Scored:
@@ -165,15 +177,34 @@ def score_folder(panels: list[Panel], folder: Path, labels: Path) -> Scored:
     for run in (run for panel in panels for run in panel.runs):
         if run.config.image_size not in feeds:
             lesions, feeds[run.config.image_size] = load_labelled(folder, labels, run.config, run.device)
+    score, embeddings = score_together(panels, feeds, lesions["image_name"])
+    return Scored(judged(lesions, score, expit(score), common_threshold(panels)), embeddings)
+
+
+def score_together(
+    panels: list[Panel], feeds: Mapping[int, Feed], names: pd.Series
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of all panels' log odds of melanoma, (N,), and the first run's embeddings (N, D).
+
+    feeds : of the named images, by their side in pixels
+    """
     log_odds, embeddings = [], []
     for panel in panels:
         own_feeds = [feeds[run.config.image_size] for run in panel.runs]
-        scores, own = panel_score(panel, own_feeds, lesions["image_name"])
+        scores, own = panel_score(panel, own_feeds, names)
         log_odds.append(panel.judge.log_odds(scores))
         embeddings.append(own)
-    score = np.mean(log_odds, axis=0)
-    threshold = expit(np.mean([logit(panel.judge.threshold) for panel in panels]))
-    return Scored(judged(lesions, score, expit(score), float(threshold)), embeddings[0])
+    return np.mean(log_odds, axis=0), embeddings[0]
+
+
+def common_threshold(panels: list[Panel]) -> float:
+    """Return the probability from which on all panels together call a lesion melanoma: the mean in log odds."""
+    return float(expit(np.mean([logit(panel.judge.threshold) for panel in panels])))
+
+
+def image_sizes(panels: list[Panel]) -> list[int]:
+    """Return the sides in pixels at which the runs see a lesion, each once."""
+    return list(dict.fromkeys(run.config.image_size for panel in panels for run in panel.runs))
 
 
 def judged(

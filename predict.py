@@ -1,5 +1,8 @@
 """Score lesions with a trained run and draw the figures: `python predict.py` (paths: config.py, or flags).
 
+`python predict.py photo.jpg folder/` and `python predict.py --submission` judge lesions without a label, see
+unlabelled.py; what follows here is the evaluation on labelled ones.
+
 Three layers that meet only in `main`: score (panel.py, on the device) -> predictions.csv; measure (NumPy) ->
 metrics.json; draw (arrays to figures) -> graph/*.png.
 """
@@ -35,6 +38,7 @@ from panel import (
     score_folder,
     score_part,
 )
+from unlabelled import CARDS, judge_photos, write_submission
 
 TSNE_IMAGES = 3000  # more are thinned to every melanoma and as many benign as fill this number
 
@@ -175,7 +179,25 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         conflict_handler="resolve",  # --run-dir takes several here
     )
+    parser.add_argument(
+        "photos",
+        type=Path,
+        nargs="*",
+        metavar="PHOTO",
+        help="judge these images, and those of these folders, which have no label: a row in new_lesions.csv and a "
+        "figure in lesions/ of graph_dir each (name them before the flags; default: evaluate on the test part)",
+    )
     add_flags(parser, only_machine=True)
+    parser.add_argument(
+        "--submission",
+        action="store_true",
+        help="judge test_image, named by test_labels, and write submission.csv for the ISIC 2020 leaderboard",
+    )
+    parser.add_argument(
+        "--cards",
+        action=argparse.BooleanOptionalAction,
+        help=f"draw a figure of each photo (default: of up to {CARDS} photos, of none where there are more)",
+    )
     parser.add_argument(
         "--run-dir",
         type=Path,
@@ -231,15 +253,27 @@ def run() -> None:
     arguments = parser.parse_args()
     if (arguments.evaluate_image is None) != (arguments.evaluate_labels is None):
         parser.error("--evaluate-image and --evaluate-labels go together")
-    run_dirs = vars(arguments).pop("run_dir", ())
-    main(
-        from_flags(arguments),
-        run_dirs,
-        arguments.evaluate_image,
-        arguments.evaluate_labels,
-        Choices(**{item.name: getattr(arguments, item.name) for item in fields(Choices)}),
-        arguments.metrics_file,
-    )
+    if bool(arguments.photos) + arguments.submission + (arguments.evaluate_image is not None) > 1:
+        parser.error("photos, --submission and --evaluate-image are three different things: ask for one")
+    run_dirs = vars(arguments).pop("run_dir") or ()
+    files = [str(path) for path in run_dirs if path.is_file()]
+    if files:
+        parser.error(f"--run-dir {files[0]} is a file: name photos before the flags")
+    machine = from_flags(arguments)
+    choices = Choices(**{item.name: getattr(arguments, item.name) for item in fields(Choices)})
+    if arguments.photos:
+        judge_photos(machine, run_dirs, arguments.photos, choices, arguments.cards)
+    elif arguments.submission:
+        write_submission(machine, run_dirs, choices)
+    else:
+        main(
+            machine,
+            run_dirs,
+            arguments.evaluate_image,
+            arguments.evaluate_labels,
+            choices,
+            arguments.metrics_file,
+        )
 
 
 if __name__ == "__main__":

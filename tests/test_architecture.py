@@ -23,11 +23,27 @@ MAY_IMPORT = {
     "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},
     "panel": {"checkpoint", "classify", "config", "dataset", "device", "feed", "images", "modules"},
+    "explain": {"augment", "modules"},
+    "cards": {"figures"},
+    "unlabelled": {
+        "cards",
+        "checkpoint",
+        "classify",
+        "config",
+        "dataset",
+        "device",
+        "explain",
+        "feed",
+        "figures",
+        "images",
+        "panel",
+    },
     "demo": set(),
     "controls": {"config", "dataset"},
 }
 BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
-MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - {"panel"}, "predict": BELOW_THE_SCRIPTS}
+FOR_PREDICT = {"panel", "explain", "cards", "unlabelled"}
+MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - FOR_PREDICT, "predict": BELOW_THE_SCRIPTS}
 
 
 def imported(name: str) -> set[str]:

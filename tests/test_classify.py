@@ -13,7 +13,9 @@ from classify import (
     Platt,
     best_scorer,
     choose_threshold,
+    familiarity,
     mean_distance,
+    nearest_references,
     prototype_score,
     reference_score,
     score_all,
@@ -110,6 +112,34 @@ def test_prototype_score_by_hand():
         np.array([[8.0, 1.0], [4.0, 5.0], [0.0, 4.0]]), references, np.array([0, 0, 1, 1, 1])
     )
     np.testing.assert_allclose(scores, [8 - 0, 0, 3 - math.hypot(8, 3)], atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_the_nearest_references_equal_a_slow_loop(count):
+    embeddings, references = random_embeddings(20, 0), random_embeddings(30, 1)
+    distances, places = nearest_references(embeddings, references, count)
+    assert distances.shape == places.shape == (20, min(count, 30))
+    for i, embedding in enumerate(embeddings):
+        found = sorted(
+            (math.dist(embedding.tolist(), reference.tolist()), place)
+            for place, reference in enumerate(references)
+        )
+        assert places[i].tolist() == [place for _, place in found[:count]]
+        np.testing.assert_allclose(distances[i], [distance for distance, _ in found[:count]], rtol=1e-6)
+
+
+def test_a_reference_is_nearest_to_itself_at_0_far_from_the_origin_too():
+    references = random_embeddings(30, 1) + 1000
+    distances, places = nearest_references(references, references, 1)
+    assert places[:, 0].tolist() == list(range(30))
+    np.testing.assert_allclose(distances, 0, atol=1e-4)
+
+
+def test_familiarity_is_the_share_of_usual_distances_as_far_or_farther():
+    usual = np.array([3.0, 1.0, 2.0, 2.0])
+    np.testing.assert_allclose(
+        familiarity(np.array([0, 1, 1.5, 2, 3, 3.1]), usual), [1, 1, 0.75, 0.75, 0.25, 0]
+    )
 
 
 def test_every_scorer_is_the_one_of_its_name():

@@ -24,6 +24,7 @@ from dataset import (
     load_lesions,
     read_duplicates,
     read_labels,
+    read_test_names,
     sample_balanced,
     sample_pairs,
     split_patients,
@@ -236,6 +237,50 @@ def test_a_duplicate_list_without_its_columns_is_refused(tmp_path):
     (tmp_path / "d.csv").write_text("image_name_1,image_name\na,b\n")
     with pytest.raises(InputError, match=r"duplicates .*d\.csv has no column image_name_2$"):
         read_duplicates(tmp_path / "d.csv")
+
+
+# --- names without labels ---
+
+
+def names_of(tmp_path: Path, text: str) -> list[str]:
+    (tmp_path / "test.csv").write_text(text, encoding="utf-8")
+    return read_test_names(tmp_path / "test.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,patient,age_approx,anatom_site,sex\nISIC_2,IP_1,45,torso,male\nISIC_1,IP_1,,,\n",
+        "image_name,patient_id,sex,age_approx,anatom_site_general_challenge\nISIC_2,IP_1,male,45.0,torso\nISIC_1,IP_1,,,\n",
+        "\ufeffsex,image_name,image\r\nmale, ISIC_2 ,x\r\n\r\nmale,ISIC_1,x\r\n",
+    ],
+    ids=["ISIC", "Kaggle", "by hand"],
+)
+def test_names_of_test_images_are_read_in_the_files_order(tmp_path, text):
+    assert names_of(tmp_path, text) == ["ISIC_2", "ISIC_1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("image,sex\n", "has no rows"),
+        ("name,sex\na,male\n", "has no column image_name and no image: its columns are name, sex"),
+        (
+            "image,sex\na,m\n../b,m\n,m\n",
+            r"image is not a plain file name in line 3 \('../b'\), line 4 \(''\)",
+        ),
+        ("image\na\nb\na\n", r"image comes twice in line 2 \('a'\), line 4 \('a'\)"),
+    ],
+)
+def test_bad_names_of_test_images_are_refused(tmp_path, text, message):
+    with pytest.raises(InputError, match=rf"^test_labels {tmp_path}/test\.csv:? {message}"):
+        names_of(tmp_path, text)
+
+
+def test_a_missing_file_of_test_names_is_named_with_its_flag(tmp_path):
+    with pytest.raises(InputError, match=r"test_labels .*test\.csv does not exist: .* --test-labels"):
+        read_test_names(tmp_path / "test.csv")
 
 
 # --- split ---

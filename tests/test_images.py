@@ -18,7 +18,15 @@ from PIL import Image
 
 import images
 from config import InputError
-from images import ImageCache, build_cache, decode_image, find_images, refuse_unreadable
+from images import (
+    ImageCache,
+    build_cache,
+    decode_image,
+    decode_photos,
+    find_images,
+    find_photos,
+    refuse_unreadable,
+)
 
 ROOT = Path(__file__).parents[1]
 SIZE = 8
@@ -100,6 +108,23 @@ def test_a_missing_image_folder_is_named_with_its_flag(tmp_path, argument):
     flag = argument.replace("_", "-")
     assert str(error.value).startswith(f"{argument} {tmp_path / 'nowhere'} is not a folder")
     assert f"--{flag}" in str(error.value)
+
+
+def test_photos_are_files_as_named_and_the_images_of_folders_each_once(tmp_path):
+    for name in ("b.jpg", "a.PNG", "a.jpeg", "notes.txt", "within/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    named = [tmp_path / "notes.txt", tmp_path / "b.jpg", tmp_path, tmp_path / "nowhere.jpg"]
+    expected = ["notes.txt", "b.jpg", "a.PNG", "a.jpeg", "nowhere.jpg"]
+    assert find_photos(named) == [tmp_path / name for name in expected]
+
+
+def test_no_photo_at_all_is_an_input_error(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(
+        InputError, match=r"no image in \S+, \S+: name image files, or folders with \.jpg \.jpeg \.png"
+    ):
+        find_photos([tmp_path, tmp_path])
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):
@@ -494,6 +519,18 @@ def test_however_many_unreadable_images_are_all_listed():
     with pytest.raises(InputError) as error:
         refuse_unreadable(errors, skip=False)
     assert [name for name in errors if name not in str(error.value)] == []
+
+
+def test_photos_are_the_pixels_and_errors_of_a_cache_without_one(photos, broken, tmp_path):
+    kept = build(photos, tmp_path / "cache")
+    files = set(tmp_path.rglob("*"))
+    cache = decode_photos(photos, SIZE, workers=1)
+    assert content(cache) == content(kept)
+    assert list(cache.row_of) == [name for name in photos if name not in broken]
+    assert cache.errors == kept.errors
+    rows = cache.rows(["i9", "i0"])
+    assert [image.tobytes() for image in cache.gather(rows)] == [content(kept)[name] for name in ("i9", "i0")]
+    assert set(tmp_path.rglob("*")) == files
 
 
 def test_unreadable_images_can_be_left_out_on_purpose(photos, broken, tmp_path):

@@ -19,6 +19,8 @@ MAY_IMPORT = {
     "classify": set(),
     "metrics": set(),
     "figures": set(),
+    "curves": {"figures"},
+    "galleries": {"figures"},
     "device": {"config"},
     "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},

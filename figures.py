@@ -35,6 +35,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.3,
     "legend.facecolor": "white",
     "legend.edgecolor": "none",
+    "legend.framealpha": 0.9,
 }
 
 

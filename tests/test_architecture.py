@@ -21,6 +21,8 @@ MAY_IMPORT = {
     "figures": set(),
     "curves": {"figures"},
     "galleries": {"figures"},
+    "tables": set(),
+    "report": {"tables"},
     "device": {"config"},
     "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},

@@ -80,6 +80,10 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         checkpoint.write_start(config, table, describe_device(device, dtype), resume)
 
     ranges = view_ranges(config)
+    what = "\n".join(
+        f"{part}: {len(images.labels):,} images, {images.labels.sum():,} melanoma"
+        for part, images in (("training", train), ("validation", validation.images))
+    )
     for epoch in range(len(log) + 1, config.epochs + 1):
         start = time.perf_counter()
         rng, views_generator = epoch_generators(config.seed, epoch)
@@ -115,7 +119,7 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
                     ),
                 }
             )
-            save_epoch(config, learner, log)
+            save_epoch(config, learner, log, what)
             ranks.say(describe_epoch(log[-1], config.epochs))
         ranks.wait()
         refuse_collapse(loss_function, measured, epoch)
@@ -393,17 +397,14 @@ def best_entry(log: list[dict[str, Any]]) -> dict[str, Any]:
     return max(log, key=lambda entry: entry["val_auc"])
 
 
-def save_epoch(config: Config, learner: Learner, log: list[dict[str, Any]]) -> None:
-    """Save the state after an epoch: log, checkpoints, loss curve."""
+def save_epoch(config: Config, learner: Learner, log: list[dict[str, Any]], what: str) -> None:
+    """Save the state after an epoch: log, checkpoints, learning curves of `what`."""
     contents: dict[str, Any] = {"config": experiment(config), "log": log, "model": learner.kept.state_dict()}
     if best_entry(log) is log[-1]:
         checkpoint.save_checkpoint(config.run_dir / "best.pt", contents)
     checkpoint.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state()})
     checkpoint.write_log(config.run_dir / "log.jsonl", log)
-    epochs, train_loss, val_loss, val_auc = (
-        [entry[key] for entry in log] for key in ("epoch", "train_loss", "val_loss", "val_auc")
-    )
-    figure = figures.loss_curves(epochs, train_loss, val_loss, val_auc, best_entry(log)["epoch"])
+    figure = figures.learning_curves(log, best_entry(log)["epoch"], what)
     figures.save_figure(figure, config.graph_dir / "Train_average_loss.png")
 
 

@@ -1,6 +1,4 @@
-"""Figures say what they show: titles, axes, and the numbers they were given."""
-
-from collections.abc import Iterator
+"""The outline's figures say what they show: titles, axes, and the numbers they were given."""
 
 import matplotlib
 import numpy as np
@@ -17,24 +15,40 @@ from metrics import evaluate
 LABELS = np.array([0, 0, 1, 0, 1, 1, 0, 0])
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.0])
 POINTS = np.arange(16.0).reshape(8, 2)
+WHAT = "test: 8 images, 3 melanoma"
+LOG = [
+    {
+        "epoch": 1,
+        "train_loss": 0.3,
+        "val_loss": 0.4,
+        "val_auc": 0.6,
+        "like_distance": 0.5,
+        "unlike_distance": 0.6,
+    },
+    {
+        "epoch": 2,
+        "train_loss": 0.2,
+        "val_loss": 0.25,
+        "val_auc": 0.8,
+        "like_distance": 0.4,
+        "unlike_distance": 0.7,
+    },
+    {
+        "epoch": 3,
+        "train_loss": 0.1,
+        "val_loss": 0.3,
+        "val_auc": 0.7,
+        "like_distance": 0.3,
+        "unlike_distance": 0.8,
+    },
+]
 
 FIGURES = {
-    "loss": lambda: figures.loss_curves([1, 2, 3], [0.3, 0.2, 0.1], [0.4, 0.25, 0.3], [0.6, 0.8, 0.7], 2),
-    "confusion": lambda: figures.confusion_matrix(
-        {"tp": 90, "fp": 1509, "tn": 5000, "fn": 27}, "Confusion of test"
-    ),
-    "roc": lambda: figures.roc(LABELS, SCORES, 0.7333, (0.2, 2 / 3), "ROC of test"),
-    "tsne": lambda: figures.tsne_map(POINTS, LABELS, "Map of test"),
+    "learning": lambda: figures.learning_curves(LOG, 2, WHAT),
+    "confusion": lambda: figures.confusion_matrix({"tp": 90, "fp": 1509, "tn": 5000, "fn": 27}, WHAT),
+    "roc": lambda: figures.roc(LABELS, SCORES, 0.7333, (0.2, 2 / 3), WHAT),
+    "tsne": lambda: figures.tsne_map(POINTS, LABELS, WHAT),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_global_state() -> Iterator[None]:
-    """No figure is left with pyplot, and matplotlib's settings stay as they were."""
-    settings = dict(matplotlib.rcParams)
-    yield
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
 
 
 def legend_texts(axes) -> list[str]:
@@ -44,37 +58,69 @@ def legend_texts(axes) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "title", "x", "y"),
     [
-        ("confusion", "Confusion of test", "predicted", "true"),
-        ("roc", "ROC of test", "1 - specificity", "sensitivity"),
-        ("tsne", "Map of test", "t-SNE 1", "t-SNE 2"),
+        ("learning", "Average loss per epoch", "", "average loss"),
+        ("confusion", "Confusion matrix", "predicted", "true"),
+        ("roc", "ROC curve", "1 - specificity", "sensitivity"),
+        ("tsne", "t-SNE of the embeddings", "t-SNE 1", "t-SNE 2"),
     ],
 )
-def test_a_figure_has_its_title_and_axis_labels(name, title, x, y):
+def test_a_figure_says_what_it_shows_of_which_set(name, title, x, y):
     figure = FIGURES[name]()
     assert isinstance(figure, Figure)
     axes = figure.axes[0]
-    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (title, x, y)
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (f"{title}\n{WHAT}", x, y)
 
 
-def test_loss_curves_show_both_losses_the_auc_and_the_best_epoch():
-    upper, lower = FIGURES["loss"]().axes
-    assert upper.get_title() == "Average loss per epoch"
-    assert (upper.get_ylabel(), lower.get_ylabel()) == ("average loss", "validation AUC")
-    assert lower.get_xlabel() == "epoch"
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in upper.lines}
-    assert drawn == {
-        "training pairs (augmented)": [[1, 0.3], [2, 0.2], [3, 0.1]],
-        "validation pairs": [[1, 0.4], [2, 0.25], [3, 0.3]],
-    }
-    assert upper.get_ylim()[0] == 0
-    auc, best = lower.lines
+def test_a_long_title_is_wrapped_and_a_dollar_is_a_dollar(tmp_path):
+    figure = figures.tsne_map(POINTS, LABELS, "a$^$b$\\frac$: 8 images\n" + "word " * 30)
+    name, first, *rest = figure.axes[0].get_title().splitlines()
+    assert (name, first) == ("t-SNE of the embeddings", "a$^$b$\\frac$: 8 images")
+    assert len(rest) == 3
+    assert max(map(len, rest)) <= 62
+    figures.save_figure(figure, tmp_path / "dollar.png")  # as mathematics it would be an error
+
+
+def test_learning_curves_show_losses_auc_distances_and_the_best_epoch():
+    figure = FIGURES["learning"]()
+    upper, middle, lower = figure.axes
+    assert (middle.get_ylabel(), lower.get_ylabel(), lower.get_xlabel()) == (
+        "validation AUC",
+        "mean distance",
+        "epoch",
+    )
+    for axes, expected in (
+        (
+            upper,
+            {
+                "training pairs (augmented)": [[1, 0.3], [2, 0.2], [3, 0.1]],
+                "validation pairs": [[1, 0.4], [2, 0.25], [3, 0.3]],
+            },
+        ),
+        (
+            lower,
+            {
+                "like training pairs": [[1, 0.5], [2, 0.4], [3, 0.3]],
+                "unlike training pairs": [[1, 0.6], [2, 0.7], [3, 0.8]],
+            },
+        ),
+    ):
+        assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines} == expected
+        assert axes.get_ylim()[0] == 0
+    auc, best = middle.lines
     assert auc.get_xydata().tolist() == [[1, 0.6], [2, 0.8], [3, 0.7]]
     assert list(best.get_xdata()) == [2, 2]
-    assert legend_texts(lower) == ["best: epoch 2"]
+    assert legend_texts(middle) == ["best: epoch 2"]
 
 
-def test_a_run_of_one_epoch_has_a_loss_curve(tmp_path):
-    figures.save_figure(figures.loss_curves([1], [0.3], [0.4], [0.6], 1), tmp_path / "one.png")
+def test_a_log_without_distances_has_learning_curves():
+    log = [{key: entry[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for entry in LOG]
+    axes = figures.learning_curves(log, 2, WHAT).axes
+    assert [one.get_ylabel() for one in axes] == ["average loss", "validation AUC"]
+    assert axes[-1].get_xlabel() == "epoch"
+
+
+def test_a_run_of_one_epoch_has_learning_curves(tmp_path):
+    figures.save_figure(figures.learning_curves(LOG[:1], 1, WHAT), tmp_path / "one.png")
     assert (tmp_path / "one.png").is_file()
 
 
@@ -101,7 +147,7 @@ def test_confusion_matrix_of_one_class_has_no_share_of_nothing():
 def test_roc_shows_the_curve_its_auc_and_the_operating_point():
     auc, at = roc_auc_score(LABELS, SCORES), evaluate(LABELS, SCORES, 0.5)
     point = (1 - at["specificity"], at["sensitivity"])
-    axes = figures.roc(LABELS, SCORES, auc, point, "ROC").axes[0]
+    axes = figures.roc(LABELS, SCORES, auc, point, WHAT).axes[0]
     chance, curve, drawn = axes.lines
     assert chance.get_xydata().tolist() == [[0, 0], [1, 1]]
     false_rate, true_rate, _ = roc_curve(LABELS, SCORES, drop_intermediate=False)
@@ -109,6 +155,21 @@ def test_roc_shows_the_curve_its_auc_and_the_operating_point():
     np.testing.assert_allclose(drawn.get_xydata(), [[1 / 5, 2 / 3]])
     assert np.isclose(curve.get_xydata(), drawn.get_xydata()).all(axis=1).any()  # it lies on the curve
     assert legend_texts(axes) == ["chance", "AUC 0.800", "threshold: sensitivity 66.7%, specificity 80.0%"]
+
+
+def test_roc_shows_a_band_if_given_one():
+    grid, low, high = np.array([0, 0.5, 1]), np.array([0, 0.6, 1]), np.array([0.3, 0.9, 1])
+    axes = figures.roc(LABELS, SCORES, 0.8, (0.2, 2 / 3), WHAT, (grid, low, high)).axes[0]
+    [band] = axes.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    assert corners >= {(0, 0), (0.5, 0.6), (1, 1), (0.5, 0.9), (0, 0.3)}
+    assert legend_texts(axes)[1] == "95 % of bootstrap samples"
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_roc_of_one_class_is_refused(label):
+    with pytest.raises(ValueError, match=rf"a ROC curve needs .*, got {8 * label} of 8 images"):
+        figures.roc(np.full(8, label), SCORES, 0.8, (0.2, 0.6), WHAT)
 
 
 def test_tsne_draws_melanomas_last_and_counts_both():
@@ -129,9 +190,12 @@ def test_tsne_of_one_class_is_drawn():
 @pytest.mark.parametrize("name", FIGURES)
 def test_save_figure_makes_the_folder_and_a_picture_of_readable_size(tmp_path, name):
     path = tmp_path / "new" / "graph" / f"{name}.png"
+    settings = dict(matplotlib.rcParams)
     figures.save_figure(FIGURES[name](), path)
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert 600 <= min(image.size) <= max(image.size) <= 1200
         low, high = image.convert("L").getextrema()
         assert (low < 100, high) == (True, 255)  # neither blank nor transparent black
+    assert plt.get_fignums() == []  # no figure is left with pyplot
+    assert dict(matplotlib.rcParams) == settings

@@ -19,10 +19,11 @@ from sklearn.manifold import TSNE
 
 import checkpoint
 import figures
+from bootstrap import auc_interval
 from classify import CALIBRATIONS, SCORERS
 from config import Config, add_flags, from_flags, run_script
 from device import describe_device, keep_freed_memory
-from metrics import auc_interval, evaluate
+from metrics import evaluate
 from panel import (
     Choices,
     Scored,

@@ -18,16 +18,18 @@ MAY_IMPORT = {
     "losses": {"modules"},
     "classify": set(),
     "metrics": set(),
+    "bootstrap": {"metrics"},
+    "subgroups": {"bootstrap", "images"},
     "figures": set(),
     "device": {"config"},
     "feed": {"augment", "device", "images", "modules"},
     "checkpoint": {"config"},
     "panel": {"checkpoint", "classify", "config", "dataset", "device", "feed", "images", "modules"},
     "demo": set(),
-    "controls": {"config", "dataset"},
+    "controls": {"bootstrap", "config", "dataset", "images", "metrics"},
 }
 BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
-MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - {"panel"}, "predict": BELOW_THE_SCRIPTS}
+MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - {"panel"}, "predict": BELOW_THE_SCRIPTS | {"controls"}}
 
 
 def imported(name: str) -> set[str]:

@@ -80,6 +80,13 @@ def learning_curves(log: Sequence[Mapping[str, Any]], best_epoch: int, what: str
     return figure
 
 
+def describe_parts(parts: Mapping[str, np.ndarray]) -> str:
+    """Return how many images and melanomas each part has, a line for each, of its labels (N,) by its name."""
+    return "\n".join(
+        f"{name}: {len(labels):,} images, {labels.sum():,} melanoma" for name, labels in parts.items()
+    )
+
+
 def confusion_matrix(counts: Mapping[str, int], what: str) -> Figure:
     """Draw the confusion matrix {tp, fp, tn, fn}, each cell with its count and its share of the true class."""
     table = np.array([[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]])

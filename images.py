@@ -5,7 +5,8 @@
 The cache of one folder at one size is two files that only ever grow:
 
     pixels.bin   64 bytes of header, then one uint8 (S, S, 3) block for each row
-    index.jsonl  a header line, then one line for each row: name, bytes, mtime_ns and, if it failed, error
+    index.jsonl  a header line, then one line for each row: name, bytes and mtime_ns of the file, and either its width
+                 and height or, if it could not be decoded, error
 
 A row counts once its index line is whole, and that line is written after the row's pixels have reached the disk.
 So a build killed at any moment has lost at most the rows of its last commit, and the next build goes on from
@@ -24,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -43,7 +44,7 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-FORMAT = "lesion-cache-1"
+FORMAT = "lesion-cache-2"
 HEADER_BYTES = 64
 COMMIT_ROWS = 256  # rows between two waits for the disk: a kill loses at most these
 SPARE_BYTES = 64 * 2**20  # left free on the cache's disk
@@ -93,7 +94,13 @@ def decode_image(path: Path, size: int) -> np.ndarray:
     A JPEG is decoded at the smallest of its built-in scales that is at least twice the size wanted, then resized
     with an antialiasing filter; benchmarks/decode.py measures what that saves and changes.
     """
+    return decode_with_size(path, size)[0]
+
+
+def decode_with_size(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return `decode_image` of a file, and the width and height in pixels at which it is stored."""
     with Image.open(path) as image:
+        stored = image.size
         image.draft("RGB", (2 * size, 2 * size))
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
@@ -101,7 +108,16 @@ def decode_image(path: Path, size: int) -> np.ndarray:
         elif "transparency" in upright.info:
             upright = upright.convert("RGBA")
         small = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(small)
+        return np.asarray(small), stored
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that an image was decoded from: its size on the disk in bytes, and in pixels as it is stored."""
+
+    bytes: int
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -112,12 +128,14 @@ class ImageCache:
     pixels : the images in it, uint8 of shape (rows, S, S, 3), read-only
     row_of : row of each readable image, by name
     errors : what was wrong with each unreadable image, by name
+    sources : the file of each readable image, by name
     """
 
     memory: mmap.mmap
     pixels: np.ndarray
     row_of: Mapping[str, int]
     errors: Mapping[str, str]
+    sources: Mapping[str, Source] = field(default_factory=dict)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of images by row, uint8 (B, S, S, 3).
@@ -166,15 +184,18 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
     errors = {name: state.entries[name]["error"] for name in paths if "error" in state.entries[name]}
     row_of = {name: state.entries[name]["row"] for name in paths if name not in errors}
     memory, pixels = _map_pixels(where, state.rows, size)
-    return ImageCache(memory, pixels, row_of, errors)
+    sources = {
+        name: Source(*(state.entries[name][key] for key in ("bytes", "width", "height"))) for name in row_of
+    }
+    return ImageCache(memory, pixels, row_of, errors, sources)
 
 
 def decode_photos(paths: Mapping[str, Path], size: int, workers: int = 0) -> ImageCache:
     """Return a cache of image files from anywhere that is kept in memory alone; arguments as `build_cache`."""
     decoded = list(_decode_all(paths, size, workers or os.cpu_count() or 1))
     pixels = np.stack([block for _, block, _ in decoded])
-    errors = {name: error for name, _, error in decoded if error}
-    row_of = {name: row for row, (name, _, error) in enumerate(decoded) if not error}
+    errors = {name: found["error"] for name, _, found in decoded if "error" in found}
+    row_of = {name: row for row, (name, _, _) in enumerate(decoded) if name not in errors}
     return ImageCache(mmap.mmap(-1, 1), pixels, row_of, errors)
 
 
@@ -217,6 +238,10 @@ class _State:
         for line in lines[1 : whole_rows + 1]:
             try:
                 entry = json.loads(line) if line.endswith(b"\n") else {}
+                if "error" not in entry:
+                    Source(
+                        entry["bytes"], entry["width"], entry["height"]
+                    )  # an entry without them is not whole
                 state.entries[entry["name"]] = entry | {"row": state.rows}
             except (ValueError, LookupError, TypeError):
                 break
@@ -263,9 +288,9 @@ def _append(
         with tqdm(total=len(paths), desc="decoding", unit="image", disable=None) as bar:
             while True:
                 blocks, lines = [], []
-                for name, block, error in islice(decoded, COMMIT_ROWS):
+                for name, block, found in islice(decoded, COMMIT_ROWS):
                     entry = {"name": name, "bytes": stats[name][0], "mtime_ns": stats[name][1]}
-                    lines.append(_line(entry | ({"error": error} if error else {})))
+                    lines.append(_line(entry | found))
                     blocks.append(block.tobytes())
                     bar.update()
                 if not lines:
@@ -278,15 +303,16 @@ def _append(
 
 def _decode_all(
     paths: Mapping[str, Path], size: int, workers: int
-) -> Iterator[tuple[str, np.ndarray, str | None]]:
-    """Yield (name, pixels, error) in the order of `paths`, with a bounded number of images in memory."""
+) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+    """Yield (name, pixels, {width, height} or {error}) in the order of `paths`, few images in memory at a time."""
     black = np.zeros((size, size, 3), np.uint8)  # the row of an unreadable file; never handed out
 
-    def decode(name: str) -> tuple[str, np.ndarray, str | None]:
+    def decode(name: str) -> tuple[str, np.ndarray, dict[str, Any]]:
         try:
-            return name, decode_image(paths[name], size), None
+            pixels, (width, height) = decode_with_size(paths[name], size)
+            return name, pixels, {"width": width, "height": height}
         except Exception as error:  # a broken file can raise nearly anything inside the decoder
-            return name, black, f"{type(error).__name__}: {error}"
+            return name, black, {"error": f"{type(error).__name__}: {error}"}
 
     window: deque = deque()
     with ThreadPoolExecutor(workers) as pool:

@@ -1,69 +1,87 @@
-"""Figures of merit: pure functions of labels (1 melanoma, 0 benign), scores (large = melanoma) and a threshold."""
+"""Figures of merit: pure functions of labels (1 melanoma, 0 benign), scores (large = melanoma) and a threshold.
+
+Every figure is computed for many weightings of the lesions at once, shape (B, N) to (B,). `evaluate` asks for one
+weighting, each lesion once; the bootstrap (bootstrap.py) for thousands, in which a weight says how often a lesion was
+drawn. So there is one formula for a figure and for its interval.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from scipy.stats import binomtest
+
+LEVELS = (0.8, 0.9, 0.95)  # of specificity or sensitivity, at which the other one is stated
+PREVALENCE = 0.0176  # share of melanomas in ISIC 2020: 584 of 33,126
+BINS = 10  # of the calibration error
+
+Figures = dict[tuple[str, ...], np.ndarray]  # (B,) by name; a name of several words is nested in JSON
 
 
 def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> dict[str, Any]:
     """Return the figures of one set of lesions as JSON values; those that cannot be computed are None.
+
+    Precision (PPV), NPV and flag rate (the share that is called melanoma) are the data's own; `at_prevalence` has what
+    they would be where melanomas are as rare as in ISIC 2020, at the same sensitivity and specificity. `rates` has the
+    shares of lesions with their counts and Wilson intervals; `not_computed` says why a figure is None.
 
     Parameters
     ----------
     labels : int array of shape (N,), N >= 1
     scores : finite float array of shape (N,); probabilities, if Brier score and calibration error are to mean something
     threshold : a lesion is called melanoma where score >= threshold; one for all, or an array of shape (N,)
+
+    Raises
+    ------
+    ValueError : no lesions, arrays of different lengths, a score that is not finite: the message says which,
+        a threshold that is NaN
     """
-    melanoma = labels == 1
-    n, n_melanoma = len(labels), int(melanoma.sum())
-    both = 0 < n_melanoma < n
+    check_scores(labels, scores)
+    if np.isnan(threshold).any():
+        raise ValueError("the threshold is not a number")
+    weighted = weighted_figures(labels, scores, threshold, np.ones((1, len(labels))))
+    figures = nested(
+        {name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()}
+    )
     counts = count_outcomes(labels, scores, threshold)
     tp, fp, tn, fn = (counts[key] for key in ("tp", "fp", "tn", "fn"))
-    sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
+    n, n_melanoma = len(labels), tp + fn
     return {
-        "auc": float(roc_auc_score(melanoma, scores)) if both else None,
-        "average_precision": float(average_precision_score(melanoma, scores)) if n_melanoma else None,
-        "accuracy": (tp + tn) / n,
-        "always_benign_accuracy": (n - n_melanoma) / n,
-        "balanced_accuracy": None
-        if sensitivity is None or specificity is None
-        else (sensitivity + specificity) / 2,
-        "precision": _ratio(tp, tp + fp),
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "sensitivity_at_specificity": {
-            f"{share:.0%}": sensitivity_at(labels, scores, share) for share in (0.8, 0.9, 0.95)
+        **figures,
+        "rates": {
+            "sensitivity": rate(tp, n_melanoma),
+            "specificity": rate(tn, n - n_melanoma),
+            "precision": rate(tp, tp + fp),
+            "npv": rate(tn, tn + fn),
+            "accuracy": rate(tp + tn, n),
+            "flag_rate": rate(tp + fp, n),
         },
-        "brier": float(np.mean((scores - melanoma) ** 2)),
-        "ece": calibration_error(labels, scores),
+        "counts_at_specificity": _counts_at(figures["sensitivity_at_specificity"], n_melanoma),
+        "counts_at_sensitivity": _counts_at(figures["specificity_at_sensitivity"], n - n_melanoma),
         "threshold": float(np.mean(threshold)),
         "counts": counts,
         "n": n,
         "n_melanoma": n_melanoma,
+        "not_computed": _reasons(figures, counts, absent_class(labels)),
     }
 
 
-def sensitivity_at(labels: np.ndarray, scores: np.ndarray, specificity: float) -> float | None:
-    """Return the largest sensitivity among thresholds of at least this specificity; None where a class is absent."""
-    melanoma = labels == 1
-    if melanoma.all() or not melanoma.any():
-        return None
-    false_rate, true_rate, _ = roc_curve(melanoma, scores, drop_intermediate=False)
-    return float(true_rate[false_rate <= 1 - specificity + 1e-12].max())
+def rate(hits: int, of: int) -> dict[str, Any]:
+    """Return a share with its counts and its 95 % interval (Wilson 1927): {value, hits, of, wilson}.
 
-
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
-    """Return the expected calibration error (Naeini et al. 2015): bins of equal width over 0..1.
-
-    The mean over images of how far the share of melanomas in their bin is from their bin's mean probability.
+    Value and interval are None where `of` is 0. The interval takes lesions for independent of each other; the
+    bootstrap over patients does not.
     """
-    place = np.clip((probabilities * bins).astype(int), 0, bins - 1)
-    gap = np.bincount(place, labels - probabilities, bins)  # (share - mean probability) × count of each bin
-    return float(np.abs(gap).sum() / len(labels))
+    if not of:
+        return {"value": None, "hits": hits, "of": of, "wilson": None}
+    interval = binomtest(hits, of).proportion_ci(method="wilson")
+    return {
+        "value": hits / of,
+        "hits": hits,
+        "of": of,
+        "wilson": [float(interval.low), float(interval.high)],
+    }
 
 
 def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> dict[str, int]:
@@ -77,46 +95,194 @@ def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np
     }
 
 
-def auc_interval(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    groups: np.ndarray,
-    rng: np.random.Generator,
-    draws: int = 2000,
-    level: float = 0.95,
-) -> tuple[float, float] | None:
-    """Return a bootstrap percentile interval of the ROC AUC, whole patients drawn with replacement.
+def check_scores(labels: np.ndarray, scores: np.ndarray) -> None:
+    """Raise ValueError unless there is one finite score for each label, and one at least."""
+    if not len(labels):
+        raise ValueError("there are no lesions to measure")
+    if len(labels) != len(scores):
+        raise ValueError(
+            f"{len(labels)} labels and {len(scores)} scores: one of each is needed for each lesion"
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        where = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ValueError(f"{len(bad)} of {len(scores)} scores are not finite, at index {where}")
+
+
+def absent_class(labels: np.ndarray) -> str | None:
+    """Return what class is absent from labels (N,), in words: the reason why a figure cannot be computed."""
+    n, n_melanoma = len(labels), int((labels == 1).sum())
+    if n_melanoma == 0:
+        return f"there is no melanoma among {n:,} images"
+    if n_melanoma == n:
+        return f"there is no benign lesion among {n:,} images"
+    return None
+
+
+# --- figures of many weightings ---
+
+
+def weighted_figures(
+    labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray, weights: np.ndarray
+) -> Figures:
+    """Return every figure of B weightings of N lesions, float64 (B,) by name; NaN where it cannot be computed.
 
     Parameters
     ----------
-    labels, scores : arrays of shape (N,)
-    groups : array of shape (N,), the patient of each image
-    rng : source of the draws
-    draws : resamplings; those that lack a class are left out
-    level : coverage of the interval
+    labels, scores, threshold : see `evaluate`
+    weights : float array of shape (B, N), >= 0: how often each lesion counts
+    """
+    tp_curve, fp_curve = roc_counts(labels, scores, weights)
+    melanoma, called = labels == 1, scores >= threshold
+    parts = [called & melanoma, called & ~melanoma, ~called & ~melanoma, ~called & melanoma]
+    tp, fp, tn, fn = (weights @ np.stack(parts, axis=1).astype(float)).T
+    n = tp + fp + tn + fn
+    sensitivity, specificity = divide(tp, tp + fn), divide(tn, tn + fp)
+    figures: Figures = {
+        ("auc",): auc(tp_curve, fp_curve),
+        ("average_precision",): average_precision(tp_curve, fp_curve),
+        ("partial_auc",): partial_auc(tp_curve, fp_curve),
+        ("accuracy",): divide(tp + tn, n),
+        ("always_benign_accuracy",): divide(tn + fp, n),
+        ("balanced_accuracy",): (sensitivity + specificity) / 2,
+        ("precision",): divide(tp, tp + fp),
+        ("npv",): divide(tn, tn + fn),
+        ("flag_rate",): divide(tp + fp, n),
+        ("sensitivity",): sensitivity,
+        ("specificity",): specificity,
+        ("f1",): divide(2 * tp, 2 * tp + fp + fn),
+        # the correlation of labels and decisions (Matthews 1975)
+        ("mcc",): divide(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
+    }
+    for level in LEVELS:
+        name = f"{level:.0%}"
+        figures["sensitivity_at_specificity", name] = sensitivity_at(tp_curve, fp_curve, level)
+        figures["specificity_at_sensitivity", name] = specificity_at(tp_curve, fp_curve, level)
+    found, flagged = PREVALENCE * sensitivity, (1 - PREVALENCE) * (1 - specificity)
+    left = (1 - PREVALENCE) * specificity
+    here = f"{PREVALENCE:.2%}"
+    figures["at_prevalence", here, "precision"] = divide(found, found + flagged)
+    figures["at_prevalence", here, "npv"] = divide(left, left + PREVALENCE * (1 - sensitivity))
+    figures["at_prevalence", here, "flag_rate"] = found + flagged
+    figures["brier",] = divide(weights @ np.square(scores - melanoma), n)
+    figures["ece",] = calibration_error(labels, scores, weights)
+    return figures
+
+
+def nested(figures: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return figures by name as JSON nests them: {("a", "b"): 1} becomes {"a": {"b": 1}}."""
+    result: dict[str, Any] = {}
+    for (*groups, last), value in figures.items():
+        place = result
+        for name in groups:
+            place = place.setdefault(name, {})
+        place[last] = value
+    return result
+
+
+def roc_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how many melanomas and benign lesions score at least as high as each cut, for each weighting.
 
     Returns
     -------
-    (low, high), or None where a class is absent
+    tp, fp : float64 arrays of shape (B, L + 1), rising: 0 first, then one value for each of the L distinct scores from
+        the highest down; the last is the class's total. Lesions of one score enter together, so that ties count half
     """
-    melanoma = labels == 1
-    _, group = np.unique(groups, return_inverse=True)
-    n_groups = int(group.max()) + 1
-    level_of, place = np.unique(scores, return_inverse=True)  # equal scores count half
-    aucs = []
-    for _ in range(draws):
-        weight = np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups)[group]
-        positive = np.bincount(place, weight * melanoma, len(level_of))
-        negative = np.bincount(place, weight * ~melanoma, len(level_of))
-        wins = positive @ (np.cumsum(negative) - negative / 2)
-        total = positive.sum() * negative.sum()
-        if total:
-            aucs.append(wins / total)
-    if not aucs:
-        return None
-    low, high = np.quantile(aucs, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the last place of each score
+    weights = weights[:, order]
+    melanoma = labels[order] == 1
+    tp, fp = (np.zeros((len(weights), len(last) + 1)) for _ in range(2))
+    tp[:, 1:] = np.cumsum(weights * melanoma, axis=1)[:, last]
+    fp[:, 1:] = np.cumsum(weights * ~melanoma, axis=1)[:, last]
+    return tp, fp
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def auc(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
+    """Return the area under ROC curves of `roc_counts`, float64 (B,)."""
+    area = ((tp[:, 1:] + tp[:, :-1]) / 2 * np.diff(fp)).sum(axis=1)
+    return divide(area, tp[:, -1] * fp[:, -1])
+
+
+def partial_auc(tp: np.ndarray, fp: np.ndarray, least: float = 0.8) -> np.ndarray:
+    """Return the area right of ROC curves where sensitivity is at least `least`, float64 (B,) in 0..1 - least.
+
+    This is the score of the ISIC 2024 challenge (Kurtansky et al. 2024): the partial area, up to a false positive rate
+    of 0.2, of the curve of flipped labels and scores. Chance has 0.02, a perfect order 0.2.
+    """
+    y, x = divide(tp, tp[:, -1:]), divide(fp, fp[:, -1:])
+    rise = np.diff(np.maximum(y, least))  # what of each step lies above
+    run = np.diff(x)
+    share = np.divide(rise, np.diff(y), out=np.zeros_like(rise), where=rise > 0)
+    area = (rise * (1 - x[:, 1:] + run * share / 2)).sum(axis=1)
+    return np.where(np.isnan(x[:, -1] + y[:, -1]), np.nan, area)
+
+
+def average_precision(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
+    """Return the mean precision at each melanoma found, of counts of `roc_counts`, float64 (B,)."""
+    called = tp[:, 1:] + fp[:, 1:]
+    precision = np.divide(tp[:, 1:], called, out=np.zeros_like(called), where=called > 0)
+    return divide((precision * np.diff(tp)).sum(axis=1), tp[:, -1])
+
+
+def sensitivity_at(tp: np.ndarray, fp: np.ndarray, specificity: float) -> np.ndarray:
+    """Return the largest sensitivity of all cuts with at least this specificity, float64 (B,)."""
+    allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
+    best = np.take_along_axis(tp, allowed.sum(axis=1, keepdims=True) - 1, axis=1)[:, 0]
+    return np.where(fp[:, -1] > 0, divide(best, tp[:, -1]), np.nan)
+
+
+def specificity_at(tp: np.ndarray, fp: np.ndarray, sensitivity: float) -> np.ndarray:
+    """Return the largest specificity of all cuts with at least this sensitivity, float64 (B,)."""
+    short = tp < sensitivity * tp[:, -1:] - 1e-9
+    least = np.take_along_axis(fp, short.sum(axis=1, keepdims=True), axis=1)[:, 0]
+    return np.where(tp[:, -1] > 0, 1 - divide(least, fp[:, -1]), np.nan)
+
+
+def calibration_error(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, bins: int = BINS
+) -> np.ndarray:
+    """Return the expected calibration error (Naeini et al. 2015), float64 (B,): bins of equal width over 0..1.
+
+    The mean over lesions of how far the share of melanomas in their bin is from their bin's mean probability.
+    """
+    place = np.clip((probabilities * bins).astype(int), 0, bins - 1)
+    gap = np.zeros((len(labels), bins))
+    gap[np.arange(len(labels)), place] = labels - probabilities
+    return divide(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1))
+
+
+def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, float64, NaN where whole is 0."""
+    whole = np.broadcast_to(whole, part.shape)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
+
+
+# --- what stands beside the figures ---
+
+
+def _counts_at(shares: dict[str, float | None], of: int) -> dict[str, dict[str, int] | None]:
+    """Return the counts behind shares at fixed levels: {"80%": {hits, of}}."""
+    return {
+        name: None if share is None else {"hits": round(share * of), "of": of}
+        for name, share in shares.items()
+    }
+
+
+def _reasons(figures: dict[str, Any], counts: dict[str, int], absent: str | None) -> dict[str, str]:
+    """Return why each figure that is None, or holds a None, could not be computed."""
+    called = None
+    if counts["tp"] + counts["fp"] == 0:
+        called = "no lesion is called melanoma"
+    elif counts["tn"] + counts["fn"] == 0:
+        called = "every lesion is called melanoma"
+    reasons = {}
+    for name, value in figures.items():
+        if None in _leaves(value):
+            first, second = (called, absent) if name in ("precision", "npv") else (absent, called)
+            reasons[name] = str(first or second)
+    return reasons
+
+
+def _leaves(value: Any) -> list[float | None]:
+    return [leaf for item in value.values() for leaf in _leaves(item)] if isinstance(value, dict) else [value]

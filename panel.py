@@ -22,7 +22,7 @@ from classify import Judge, Platt, best_scorer, score_all
 from config import Config, InputError, with_machine
 from device import choose_device, choose_precision, describe_device
 from feed import Feed, embed_images
-from images import build_cache, find_images, refuse_unreadable
+from images import ImageCache, build_cache, find_images, refuse_unreadable
 from modules import SiameseNetwork, network_of
 
 
@@ -69,11 +69,14 @@ class Panel:
 @dataclass(frozen=True)
 class Scored:
     """Lesions and what a panel says of them: a table of image_name, patient_id, label, score, probability, threshold,
-    predicted and fold, and the embeddings (N, D) of the panel's first run.
+    predicted and fold, the embeddings (N, D) of the panel's first run, and the cache that has their pixels.
+
+    Of several folds pooled, the embeddings are those of the first fold's lesions, the first rows of the table.
     """
 
     table: pd.DataFrame
     embeddings: np.ndarray
+    cache: ImageCache
 
 
 def load_run(machine: Config, choices: Choices = Choices()) -> Run:
@@ -166,9 +169,21 @@ def score_part(panel: Panel, part: str = "test") -> Scored:
     lesions = run.table[run.table["part"] == part]
     scores, embeddings = panel_score(panel, [own.feed for own in panel.runs], lesions["image_name"])
     probability = panel.judge.probability(scores)
-    return Scored(
-        judged(lesions, scores, probability, panel.judge.threshold).assign(fold=run.config.fold), embeddings
-    )
+    table = judged(lesions, scores, probability, panel.judge.threshold).assign(fold=run.config.fold)
+    return Scored(table, embeddings, run.feed.cache)
+
+
+def score_tests(panels: Sequence[Panel]) -> Scored:
+    """Return the judgement of each panel on its own test part, pooled.
+
+    Raises
+    ------
+    InputError : two test parts share an image
+    """
+    parts = [score_part(panel) for panel in panels]
+    refuse_overlap(parts)
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    return Scored(table, parts[0].embeddings, parts[0].cache)
 
 
 def score_folder(panels: list[Panel], folder: Path, labels: Path) -> Scored:
@@ -178,7 +193,8 @@ def score_folder(panels: list[Panel], folder: Path, labels: Path) -> Scored:
         if run.config.image_size not in feeds:
             lesions, feeds[run.config.image_size] = load_labelled(folder, labels, run.config, run.device)
     score, embeddings = score_together(panels, feeds, lesions["image_name"])
-    return Scored(judged(lesions, score, expit(score), common_threshold(panels)), embeddings)
+    table = judged(lesions, score, expit(score), common_threshold(panels))
+    return Scored(table, embeddings, feeds[panels[0].runs[0].config.image_size].cache)
 
 
 def score_together(
@@ -282,6 +298,14 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
         )
     head = logits if run.network.head is not None else None
     return score_all(embeddings, head, run.references, run.reference_labels), embeddings
+
+
+def results_folder(panels: Sequence[Panel], machine: Config) -> Path:
+    """Return where tables go, made if need be: the run's folder, or that of the graphs if there are several runs."""
+    runs = [run for panel in panels for run in panel.runs]
+    folder = machine.graph_dir if len(runs) > 1 else runs[0].config.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def describe_run(panel: Panel, index: int) -> dict[str, Any]:

@@ -10,37 +10,27 @@ metrics.json; draw (arrays to figures) -> graph/*.png.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from sklearn.manifold import TSNE
+from matplotlib.figure import Figure
 
 import checkpoint
 import figures
+import report
 from classify import CALIBRATIONS, SCORERS
-from config import Config, add_flags, from_flags, run_script
-from device import describe_device, keep_freed_memory
-from metrics import auc_interval, evaluate
-from panel import (
-    Choices,
-    Scored,
-    by_split,
-    describe_panel,
-    describe_run,
-    load_run,
-    make_panel,
-    refuse_overlap,
-    score_folder,
-    score_part,
-)
+from config import Config, InputError, add_flags, from_flags, run_script, to_dict
+from device import keep_freed_memory
+from draw import draw_all, learning_curves
+from measure import add_context, compare_runs, measure, measure_controls, read_metadata
+from panel import Choices, Panel, describe_run, load_panels, results_folder, score_folder, score_tests
+from subgroups import subgroup_table
 from unlabelled import CARDS, judge_photos, write_submission
-
-TSNE_IMAGES = 3000  # more are thinned to every melanoma and as many benign as fill this number
 
 
 def main(
@@ -57,51 +47,110 @@ def main(
     judges its own test part. `run_dirs` defaults to the machine's one.
     """
     keep_freed_memory()
-    runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
-    print(f"predicting on {describe_device(runs[0].device, runs[0].dtype)}")
-    panels = [make_panel(members, choices) for members in by_split(runs)]
-    for panel in panels:
-        print(describe_panel(panel))
-
-    if evaluate_image is None or evaluate_labels is None:
-        name, prefix = "test", ""
-        parts = [score_part(panel) for panel in panels]
-        refuse_overlap(parts)
-        scored = Scored(pd.concat([part.table for part in parts], ignore_index=True), parts[0].embeddings)
-    else:
+    panels = load_panels(machine, run_dirs, choices)
+    first = panels[0].runs[0]
+    if evaluate_image and evaluate_labels:
         name, prefix = evaluate_image.name, checkpoint.EVALUATED
         scored = score_folder(panels, evaluate_image, evaluate_labels)
-    out = machine.graph_dir if len(runs) > 1 else runs[0].config.run_dir
-    out.mkdir(parents=True, exist_ok=True)
+        metadata, unknown = read_metadata(evaluate_labels, "evaluate_labels")
+    else:
+        name, prefix = "test", ""
+        scored = score_tests(panels)
+        metadata, unknown = read_metadata(machine.train_labels, "train_labels")
+    out = results_folder(panels, machine)
     path = out / f"{prefix}predictions.csv"
     checkpoint.replace_file(path, lambda temporary: scored.table.to_csv(temporary, index=False))
 
-    rng = np.random.default_rng([runs[0].config.seed, 0])
-    metrics = {
+    rng = np.random.default_rng([first.config.seed, 0])
+    metrics: dict[str, Any] = {
         "set": name,
         "runs": [describe_run(panel, i) for panel in panels for i in range(len(panel.runs))],
     }
     metrics |= measure(scored.table, rng)
+    lesions = add_context(scored, metadata)
+    metrics["subgroups"] = subgroup_table(lesions, rng)
+    if not evaluate_image:
+        metrics["controls"] = measure_controls(panels, scored, metadata, rng)
+    else:
+        metrics["not_computed"]["controls"] = (
+            "they are learnt on the training part and judge its test part alone"
+        )
+    if unknown:
+        metrics["not_computed"]["metadata"] = unknown
+    drawn, missing = draw_all(lesions, scored, metrics, first, rng)
+    metrics["not_computed"] |= missing
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
     metrics_path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(metrics_path, metrics)
     print(describe_metrics(metrics))
 
-    drawn = draw(scored, metrics, rng)
-    for file_name, figure in drawn.items():
-        figures.save_figure(figure, machine.graph_dir / file_name)
-    print(f"wrote {path}, {metrics_path} and {', '.join(drawn)} in {machine.graph_dir}")
+    log = checkpoint.load_checkpoint(first.config.run_dir / "best.pt")["log"]
+    drawn = {"Train_average_loss.png": learning_curves(log, first), **drawn}
+    save_drawn(drawn, machine.graph_dir)
+    write_report(machine.graph_dir / "report.html", metrics, drawn, panels)
+    names = [file_name for file_name, figure in drawn.items() if figure is not None]
+    print(f"wrote {path}, {metrics_path}, and in {machine.graph_dir} report.html, {', '.join(names)}")
     return metrics
 
 
-# --- measure ---
+def compare(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> dict[str, Any]:
+    """Compare two runs, each with its own threshold and calibration, by their AUC on the same test images.
+
+    Raises
+    ------
+    InputError : not two runs, or two with different test parts
+    """
+    if len(run_dirs) != 2:
+        raise InputError(f"--compare: it takes two runs, got {len(run_dirs)}: pass --run-dir A B")
+    keep_freed_memory()
+    scored = [score_tests(load_panels(machine, [path], choices)) for path in run_dirs]
+    try:
+        found = compare_runs(scored, [str(path) for path in run_dirs], np.random.default_rng(0))
+    except ValueError as error:
+        raise InputError(f"--compare: {error}: the runs need one split, fold and split_seed") from None
+    path = machine.graph_dir / "comparison.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(path, found)
+    print(describe_comparison(found))
+    print(f"wrote {path}")
+    return found
 
 
-def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
-    """Return the figures of judged lesions, as `judged` gives them."""
-    labels, probability = table["label"].to_numpy(), table["probability"].to_numpy()
-    interval = auc_interval(labels, probability, table["patient_id"].to_numpy(), rng)
-    return {**evaluate(labels, probability, table["threshold"].to_numpy()), "auc_interval": interval}
+def save_drawn(drawn: dict[str, Figure | None], folder: Path) -> None:
+    """Save the figures, and remove those of an earlier evaluation that this one has not."""
+    for name, figure in drawn.items():
+        if figure is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            figures.save_figure(figure, folder / name)
+
+
+def write_report(
+    path: Path, metrics: dict[str, Any], drawn: dict[str, Figure | None], panels: Sequence[Panel]
+) -> None:
+    """Write the page with figures, tables, settings and model card; the figures are read from its folder."""
+    pictures = {
+        name: None if figure is None else (path.parent / name).read_bytes() for name, figure in drawn.items()
+    }
+    first = panels[0].runs[0]
+    made = first.config.run_dir / "run.json"
+    settings = {
+        "config": to_dict(first.config),
+        "made": json.loads(made.read_text(encoding="utf-8")) if made.is_file() else [],
+    }
+    trained = [panel.runs[0].table for panel in panels]
+    sizes = "; ".join(
+        f"fold {panel.runs[0].config.fold}: {len(part):,} images, {part['label'].sum():,} melanoma"
+        for panel, table in zip(panels, trained, strict=True)
+        for part in [table[table["part"] == "train"]]
+    )
+    card = report.ModelCard(
+        training_data=f"The training parts of {first.config.train_image} (split {first.config.split!r}): {sizes}.",
+        evaluation_data=f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
+        f"{metrics['n_melanoma']:,} melanomas; none of them chose anything.",
+    )
+    page = report.render(metrics, pictures, settings, card)
+    checkpoint.replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 def describe_metrics(metrics: dict[str, Any]) -> str:
@@ -118,6 +167,7 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
         [
             f"{metrics['set']}: {metrics['n']:,} images, {metrics['n_melanoma']:,} melanoma",
             f"  AUC                {show(metrics['auc'])}{within}",
+            f"  partial AUC        {show(metrics['partial_auc'])} above 80 % sensitivity (at most 0.2)",
             f"  average precision  {show(metrics['average_precision'])}",
             "  sensitivity at     "
             + ", ".join(f"{show(value)} ({share} specificity)" for share, value in at.items()),
@@ -131,44 +181,21 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
             f"  balanced accuracy  {show(metrics['balanced_accuracy'])}",
             f"  accuracy           {show(metrics['accuracy'])} (always benign: "
             f"{show(metrics['always_benign_accuracy'])})",
+            *(f"  {row['verdict']}" for row in metrics.get("controls", []) if row["verdict"]),
         ]
     )
 
 
-# --- draw ---
-
-
-def draw(scored: Scored, metrics: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-    """Return the figures by file name; those that need both classes, or more images, are left out."""
-    labels, probability = (scored.table[name].to_numpy() for name in ("label", "probability"))
-    what = f"{metrics['set']}: {metrics['n']:,} images, {metrics['n_melanoma']:,} melanoma"
-    drawn = {"Confusion_matrix.png": figures.confusion_matrix(metrics["counts"], f"Confusion matrix, {what}")}
-    if metrics["auc"] is not None:
-        drawn["ROC_curve.png"] = figures.roc(
-            labels,
-            probability,
-            metrics["auc"],
-            (1 - metrics["specificity"], metrics["sensitivity"]),
-            f"ROC curve, {what}",
-        )
-    embeddings, labels = scored.embeddings, labels[: len(scored.embeddings)]  # of several folds, the first
-    if len(labels) >= 10:
-        kept = tsne_subset(labels, TSNE_IMAGES, rng)
-        points = TSNE(perplexity=min(30, (len(kept) - 1) / 3), random_state=0).fit_transform(embeddings[kept])
-        title = (
-            f"t-SNE of the embeddings, {metrics['set']}: {len(labels):,} images, {labels.sum():,} melanoma"
-        )
-        if len(kept) < len(labels):
-            title = f"t-SNE of {len(kept):,} embeddings (every melanoma, random benign)\n{what}"
-        drawn["t_SNE.png"] = figures.tsne_map(points, labels[kept], title)
-    return drawn
-
-
-def tsne_subset(labels: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the rows to map, sorted: every melanoma, and random benign images up to `most` in all."""
-    melanoma, benign = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
-    benign = rng.permutation(benign)[: max(most - len(melanoma), 0)]
-    return np.sort(np.concatenate([melanoma, benign]))
+def describe_comparison(found: dict[str, Any]) -> str:
+    """Return a comparison of two runs as text."""
+    if found["interval"] is None:
+        return f"{found['a']} and {found['b']}: not compared, {found['not_computed']}"
+    low, high = found["interval"]
+    return (
+        f"{found['a']}: AUC {found['auc_a']:.3f}; {found['b']}: AUC {found['auc_b']:.3f}, on the same "
+        f"{found['n']:,} images; difference {found['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, "
+        f"p {found['p']:.3f})"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -237,6 +264,11 @@ def make_parser() -> argparse.ArgumentParser:
         choices=(1, 8),
         help="views of a lesion (default: the run's own)",
     )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="compare the two runs of --run-dir by their AUC on the same test images",
+    )
     parser.add_argument("--metrics-file", type=Path, metavar="FILE", help="write the metrics here")
     return parser
 
@@ -253,8 +285,9 @@ def run() -> None:
     arguments = parser.parse_args()
     if (arguments.evaluate_image is None) != (arguments.evaluate_labels is None):
         parser.error("--evaluate-image and --evaluate-labels go together")
-    if bool(arguments.photos) + arguments.submission + (arguments.evaluate_image is not None) > 1:
-        parser.error("photos, --submission and --evaluate-image are three different things: ask for one")
+    asked = [bool(arguments.photos), arguments.submission, arguments.evaluate_image is not None]
+    if sum([*asked, arguments.compare]) > 1:
+        parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
     run_dirs = vars(arguments).pop("run_dir") or ()
     files = [str(path) for path in run_dirs if path.is_file()]
     if files:
@@ -265,6 +298,8 @@ def run() -> None:
         judge_photos(machine, run_dirs, arguments.photos, choices, arguments.cards)
     elif arguments.submission:
         write_submission(machine, run_dirs, choices)
+    elif arguments.compare:
+        compare(machine, run_dirs, choices)
     else:
         main(
             machine,

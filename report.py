@@ -99,6 +99,12 @@ PICTURES = {
         "The embeddings mapped to the plane, melanomas on top. Distances far apart mean little in such a map.",
         "embeddings",
     ),
+    "t_SNE_panels.png": Picture(
+        "t-SNE map in three colours",
+        "The same map by class, by probability of melanoma and by the size of the source image: if size tells the "
+        "regions apart, the network may use it.",
+        "embeddings",
+    ),
 }
 
 

@@ -102,7 +102,7 @@ def merit_table(metrics: Mapping[str, Any]) -> Table:
         lines += [(name.format(_percent(share)), (key, share), 3) for share in metrics.get(key) or {}]
     for share, own in (metrics.get("at_prevalence") or {}).items():
         for key in own:
-            name = f"{FIGURES_OF_MERIT.get(key, (key, 3))[0]}, were {float(share):.2%} melanomas"
+            name = f"{FIGURES_OF_MERIT.get(key, (key, 3))[0]}, were {_percent(share)} melanomas"
             lines.append((name, ("at_prevalence", share, key), 3))
     rows = []
     for name, path, digits in lines:
@@ -122,15 +122,15 @@ def fold_table(metrics: Mapping[str, Any]) -> Table:
     folds = metrics.get("folds") or []
     rows = []
     for own in [*folds, metrics] if folds else []:
-        counts = own.get("counts") or {}
+        rates = (own.get("rates") or {}) if own is metrics else own
         rows.append(
             [
                 f"fold {own['fold']}" if own is not metrics else "pooled",
                 f"{own['n']:,}",
                 f"{own['n_melanoma']:,}",
                 _with_span(own.get("auc"), _interval(own, ("auc",))),
-                _with_counts(own.get("sensitivity"), counts, "tp", "fn"),
-                _with_counts(own.get("specificity"), counts, "tn", "fp"),
+                _with_counts(rates.get("sensitivity")),
+                _with_counts(rates.get("specificity")),
             ]
         )
     header = ["fold", "images", "melanomas", "AUC (95 % interval)", "sensitivity", "specificity"]
@@ -179,10 +179,9 @@ def subgroup_table(metrics: Mapping[str, Any]) -> Table:
             f"{own['attribute']}: {own['group']}",
             f"{own['n']:,}",
             f"{own['n_melanoma']:,}",
-            *(
-                _with_span(own.get(key), own.get(f"{key}_interval"))
-                for key in ("auc", "sensitivity", "specificity")
-            ),
+            _with_span(own.get("auc"), own.get("auc_interval")),
+            _with_counts(own.get("sensitivity")),
+            _with_counts(own.get("specificity")),
             own.get("note") or "",
         ]
         for own in metrics.get("subgroups") or []
@@ -257,9 +256,11 @@ def _with_span(value: float | None, interval: Sequence[float] | None) -> str:
     return _number(value) + ("" if value is None or interval is None else f" ({_span(interval)})")
 
 
-def _with_counts(value: float | None, counts: Mapping[str, int], hit: str, miss: str) -> str:
-    known = value is not None and counts
-    return _number(value) + (f" ({counts[hit]:,} of {counts[hit] + counts[miss]:,})" if known else "")
+def _with_counts(rate: Mapping[str, Any] | None) -> str:
+    """Return a rate, see metrics.rate, with its counts and Wilson interval."""
+    if not rate or rate["value"] is None:
+        return NOT_COMPUTED
+    return f"{_number(rate['value'])} ({rate['hits']:,} of {rate['of']:,}; {_span(rate['wilson'])})"
 
 
 def _percent(share: str) -> str:

@@ -80,10 +80,7 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         checkpoint.write_start(config, table, describe_device(device, dtype), resume)
 
     ranges = view_ranges(config)
-    what = "\n".join(
-        f"{part}: {len(images.labels):,} images, {images.labels.sum():,} melanoma"
-        for part, images in (("training", train), ("validation", validation.images))
-    )
+    what = figures.describe_parts({"training": train.labels, "validation": validation.images.labels})
     for epoch in range(len(log) + 1, config.epochs + 1):
         start = time.perf_counter()
         rng, views_generator = epoch_generators(config.seed, epoch)

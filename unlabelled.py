@@ -33,7 +33,16 @@ from images import (
     find_photos,
     refuse_unreadable,
 )
-from panel import Choices, Panel, Run, common_threshold, image_sizes, load_panels, score_together
+from panel import (
+    Choices,
+    Panel,
+    Run,
+    common_threshold,
+    image_sizes,
+    load_panels,
+    results_folder,
+    score_together,
+)
 
 COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "error"]
 CARDS = 200  # of more photos no cards are drawn unless asked for, and the terminal shows the first
@@ -244,14 +253,6 @@ def unique_name(stem: str, taken: set[str]) -> str:
         name = f"{safe}_{number}"
     taken.add(name.casefold())
     return name
-
-
-def results_folder(panels: list[Panel], machine: Config) -> Path:
-    """Return where tables go, made if need be: the run's folder, or that of the graphs if there are several runs."""
-    runs = [run for panel in panels for run in panel.runs]
-    folder = machine.graph_dir if len(runs) > 1 else runs[0].config.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _chunks(paths: Iterable[Path]) -> Iterable[list[Path]]:

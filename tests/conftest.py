@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import predict
 import train
 from config import Config
 from images import ImageCache
@@ -86,3 +87,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def lean_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """predict.py without figures and controls, for tests of what is judged; test_evaluation.py has the whole."""
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    monkeypatch.setattr(predict, "learning_curves", lambda *_: None)
+    monkeypatch.setattr(predict, "measure_controls", lambda *_: [])

@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "losses": {"modules"},
     "classify": set(),
     "metrics": set(),
+    "bootstrap": {"metrics"},
+    "subgroups": {"bootstrap", "images"},
     "figures": set(),
     "curves": {"figures"},
     "galleries": {"figures"},
@@ -42,11 +44,13 @@ MAY_IMPORT = {
         "images",
         "panel",
     },
+    "measure": {"bootstrap", "controls", "dataset", "images", "metrics", "panel", "subgroups"},
+    "draw": {"curves", "dataset", "figures", "galleries", "images", "panel"},
     "demo": set(),
-    "controls": {"config", "dataset"},
+    "controls": {"bootstrap", "config", "dataset", "images", "metrics"},
 }
 BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
-FOR_PREDICT = {"panel", "explain", "cards", "unlabelled"}
+FOR_PREDICT = {"panel", "explain", "cards", "unlabelled", "measure", "draw"}
 MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - FOR_PREDICT, "predict": BELOW_THE_SCRIPTS}
 
 

@@ -20,9 +20,11 @@ import images
 from config import InputError
 from images import (
     ImageCache,
+    Source,
     build_cache,
     decode_image,
     decode_photos,
+    decode_with_size,
     find_images,
     find_photos,
     refuse_unreadable,
@@ -53,11 +55,11 @@ def decoded(monkeypatch) -> list[str]:
     """The names of the images that have been decoded so far."""
     names = []
 
-    def spy(path: Path, size: int) -> np.ndarray:
+    def spy(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
         names.append(path.stem)
-        return decode_image(path, size)
+        return decode_with_size(path, size)
 
-    monkeypatch.setattr(images, "decode_image", spy)
+    monkeypatch.setattr(images, "decode_with_size", spy)
     return names
 
 
@@ -76,7 +78,7 @@ def content(cache: ImageCache) -> dict[str, bytes]:
 
 
 def true_content(photos: dict[str, Path]) -> dict[str, bytes]:
-    return {name: decode_image(path, SIZE).tobytes() for name, path in photos.items()}
+    return {name: decode_with_size(path, SIZE)[0].tobytes() for name, path in photos.items()}
 
 
 def cache_folder(cache_dir: Path) -> Path:
@@ -229,6 +231,20 @@ def test_cached_pixels_are_the_decoded_images(photos, tmp_path):
     assert cache.errors == {}
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_cache_knows_the_size_of_each_source_file(photos, tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    large = photos["i0"].with_name("large.jpg")  # large enough for the decoder to take it at an eighth
+    Image.new("RGB", (643, 481)).save(large, exif=exif)
+    for _ in range(2):  # as built, and as read again
+        cache = build(photos | {"large": large}, tmp_path / "cache")
+        assert cache.sources == {
+            **{name: Source(path.stat().st_size, 12, 10) for name, path in photos.items()},
+            "large": Source(large.stat().st_size, 643, 481),  # as stored, whichever way it was held
+        }
+
+
 def test_rows_follow_the_names_asked_for(photos, tmp_path):
     cache = build(photos, tmp_path / "cache")
     rows = cache.rows(["i7", "i2", "i7"])
@@ -345,9 +361,10 @@ DAMAGE = {
     "index empty": (lambda folder: os.truncate(folder / "index.jsonl", 0), 10),
     "index garbage": (lambda folder: (folder / "index.jsonl").write_bytes(b"\xff\0{garbage\n" * 50), 10),
     "index is other JSON": (lambda folder: (folder / "index.jsonl").write_bytes(b"[1]\n2\nnull\n"), 10),
-    "index of another format": (edit_line(0, lambda line: line.replace(b"cache-1", b"cache-0")), 10),
+    "index of another format": (edit_line(0, lambda line: line.replace(b"cache-2", b"cache-1")), 10),
     "index of another size": (edit_line(0, lambda line: line.replace(b": 8", b": 9")), 10),
     "zeros in the index": (edit_line(5, lambda line: bytes(len(line) - 1) + b"\n"), 6),
+    "a line without the width": (edit_line(5, lambda line: line.replace(b"width", b"depth")), 6),
     "other JSON in the index": (edit_line(5, lambda line: b"7\n"), 6),
 }
 
@@ -383,13 +400,13 @@ def test_an_interrupted_build_goes_on_where_it_stopped(
     monkeypatch.setattr(images, "COMMIT_ROWS", 3)
     build(photos, tmp_path / "unbroken")
 
-    def interrupted(path: Path, size: int) -> np.ndarray:
+    def interrupted(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
         if path.stem == f"i{stop_at}":
             raise KeyboardInterrupt
-        return decode_image(path, size)
+        return decode_with_size(path, size)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(images, "decode_image", interrupted)
+        patch.setattr(images, "decode_with_size", interrupted)
         build(photos, tmp_path / "cache")
 
     decoded.clear()
@@ -443,7 +460,7 @@ import images
 
 folder, cache_dir, log, die_at = sys.argv[1:]
 images.COMMIT_ROWS = 3
-decode_image = images.decode_image
+decode_with_size = images.decode_with_size
 
 def decode(path, size):
     if path.stem == die_at:
@@ -451,9 +468,9 @@ def decode(path, size):
     with open(log, "a") as file:
         file.write(path.stem + "\\n")
     time.sleep(0.01)  # long enough for another process to come in between
-    return decode_image(path, size)
+    return decode_with_size(path, size)
 
-images.decode_image = decode
+images.decode_with_size = decode
 print("ready", flush=True)
 sys.stdin.readline()
 cache = images.build_cache(images.find_images(Path(folder)), 8, Path(cache_dir), workers=1)
@@ -505,6 +522,7 @@ def broken(photos) -> list[str]:
 def test_unreadable_images_do_not_stop_the_build_and_are_all_listed(photos, broken, tmp_path):
     cache = build(photos, tmp_path / "cache")
     assert list(cache.errors) == broken
+    assert cache.sources.keys() == cache.row_of.keys() == photos.keys() - set(broken)
     assert content(cache) == true_content({name: photos[name] for name in photos if name not in broken})
     with pytest.raises(InputError) as error:
         refuse_unreadable(cache.errors, skip=False)

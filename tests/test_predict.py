@@ -27,6 +27,8 @@ from dataset import read_labels
 from feed import embed_images
 from panel import Choices
 
+pytestmark = pytest.mark.usefixtures("lean_evaluation")
+
 COLUMNS = ["image_name", "patient_id", "label", "score", "probability", "threshold", "predicted"]
 
 
@@ -111,12 +113,6 @@ def test_predicting_twice_gives_the_same_files(machine: Config) -> None:
     assert texts[0] == texts[1]
 
 
-def test_the_outlines_figures_are_drawn(machine: Config) -> None:
-    predict.main(machine)
-    for name in ("Confusion_matrix.png", "ROC_curve.png", "t_SNE.png"):
-        assert (machine.graph_dir / name).read_bytes().startswith(b"\x89PNG"), name
-
-
 def test_another_labelled_folder_is_judged_with_the_runs_threshold(
     machine: Config, lesion_folder: Path, tmp_path: Path
 ) -> None:
@@ -134,19 +130,6 @@ def test_another_labelled_folder_is_judged_with_the_runs_threshold(
     assert json.loads(file.read_text())["n"] == metrics["n"]
     assert len(predictions_of(machine, "evaluate_predictions.csv")) == metrics["n"]
     assert (machine.run_dir / "predictions.csv").read_bytes() == before
-
-
-def test_a_folder_without_melanoma_gives_what_can_be_computed(
-    machine: Config, lesion_folder: Path, tmp_path: Path
-) -> None:
-    labels = pd.read_csv(lesion_folder / "train.csv", dtype=str, keep_default_na=False)
-    benign = tmp_path / "benign.csv"
-    labels[labels["target"] == "0"].to_csv(benign, index=False)
-    metrics = predict.main(machine, (), lesion_folder / "train", benign)
-    assert metrics["auc"] is None and metrics["sensitivity"] is None and metrics["auc_interval"] is None
-    assert 0 <= metrics["specificity"] <= 1
-    assert (machine.graph_dir / "Confusion_matrix.png").is_file()
-    assert not (machine.graph_dir / "ROC_curve.png").exists()
 
 
 def test_scores_that_are_not_finite_name_their_images(
@@ -414,11 +397,3 @@ def test_another_folder_can_be_judged_in_isotonic_steps_by_several_folds(runs, h
     table = pd.read_csv(here.graph_dir / "evaluate_predictions.csv")
     assert np.isfinite(table[["score", "probability", "threshold"]]).all(axis=None)
     assert 0.6 < metrics["auc"] < 1
-
-
-def test_tsne_subset_keeps_every_melanoma() -> None:
-    labels = (np.arange(1000) % 50 == 0).astype(int)
-    kept = predict.tsne_subset(labels, 100, np.random.default_rng(0))
-    assert len(kept) == 100 and np.all(np.diff(kept) > 0)
-    assert labels[kept].sum() == labels.sum()
-    assert len(predict.tsne_subset(labels, 5000, np.random.default_rng(0))) == 1000

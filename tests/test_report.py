@@ -47,11 +47,11 @@ METRICS = {
         "sensitivity": {"value": 0.8481, "hits": 67, "of": 79, "wilson": [0.7532, 0.9111]},
         "specificity": {"value": 0.6871, "hits": 606, "of": 882, "wilson": [0.6557, 0.7168]},
     },
-    "at_prevalence": {"0.0176": {"precision": 0.0464, "npv": 0.996, "flag_rate": 0.32}},
+    "at_prevalence": {"1.76%": {"precision": 0.0464, "npv": 0.996, "flag_rate": 0.32}},
     "intervals": {
         "sensitivity": [0.76, 0.92],
         "sensitivity_at_specificity": {"80%": [0.6, 0.78], "90%": [0.42, 0.63]},
-        "at_prevalence": {"0.0176": {"precision": [0.041, 0.053]}},
+        "at_prevalence": {"1.76%": {"precision": [0.041, 0.053]}},
     },
     "not_computed": {
         "npv": "no lesion is called benign",
@@ -75,9 +75,8 @@ METRICS = {
             "n_melanoma": 40 - i,
             "auc": 0.8 + i / 100,
             "auc_interval": [0.75, 0.86],
-            "sensitivity": 0.85,
-            "specificity": 0.7,
-            "counts": {"tp": 34 - i, "fp": 132, "tn": 309, "fn": 6},
+            "sensitivity": {"value": 0.85, "hits": 34 - i, "of": 40 - i, "wilson": [0.7, 0.93]},
+            "specificity": {"value": 0.7, "hits": 309, "of": 441, "wilson": [0.656, 0.742]},
         }
         for i in range(2)
     ],
@@ -101,10 +100,8 @@ METRICS = {
             "n_melanoma": 35,
             "auc": 0.83,
             "auc_interval": [0.76, 0.89],
-            "sensitivity": 0.857,
-            "specificity": 0.7,
-            "sensitivity_interval": [0.71, 0.94],
-            "specificity_interval": [0.65, 0.74],
+            "sensitivity": {"value": 0.857, "hits": 30, "of": 35, "wilson": [0.71, 0.94]},
+            "specificity": {"value": 0.7, "hits": 298, "of": 426, "wilson": [0.65, 0.74]},
         },
         {
             "attribute": "site",

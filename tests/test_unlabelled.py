@@ -88,6 +88,7 @@ def shown_cards(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 # --- photos ---
 
 
+@pytest.mark.usefixtures("lean_evaluation")
 def test_test_images_as_photos_are_judged_as_in_predictions_csv(machine):
     predict.main(machine)
     test = pd.read_csv(machine.run_dir / "predictions.csv")
@@ -102,6 +103,7 @@ def test_test_images_as_photos_are_judged_as_in_predictions_csv(machine):
     assert set(table["error"]) == {""}
 
 
+@pytest.mark.usefixtures("lean_evaluation")
 def test_several_runs_judge_a_photo_together_as_they_do_a_labelled_folder(machine, second, capsys):
     run_dirs = [machine.run_dir, second]
     choices = Choices(prevalence=0.05)

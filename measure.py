@@ -1,0 +1,106 @@
+"""What is measured of judged lesions: figures with intervals, folds, controls and subgroups, as one JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import dataset
+from bootstrap import compare, fold_figures, intervals
+from controls import beaten, control_scores, control_table, image_features
+from metrics import evaluate
+from panel import Panel, Scored
+from subgroups import typology_angles
+
+METADATA = ["age", "sex", "site"]
+
+
+def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
+    """Return the figures of judged lesions with their intervals, and those of each fold if there are several.
+
+    Parameters
+    ----------
+    table : as `panel.judged`
+    rng : source of the bootstrap's draws
+    """
+    labels, probability, threshold, patients = (
+        table[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
+    )
+    figures = evaluate(labels, probability, threshold)
+    own = intervals(labels, probability, threshold, patients, rng)
+    figures |= {"n_patients": table["patient_id"].nunique(), "intervals": own, "auc_interval": own["auc"]}
+    if "fold" in table and table["fold"].nunique() > 1:
+        figures["folds"] = fold_figures(table, rng)
+    return figures
+
+
+def compare_runs(panels: Sequence[Scored], names: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
+    """Compare two runs, or panels of them, by their AUC on the same lesions.
+
+    Returns
+    -------
+    as `bootstrap.compare`, with the names of a and b and the number of lesions
+
+    Raises
+    ------
+    ValueError : they have not judged the same lesions
+    """
+    first, second = (scored.table.sort_values("image_name").reset_index(drop=True) for scored in panels)
+    if not first[["image_name", "label"]].equals(second[["image_name", "label"]]):
+        raise ValueError("the two have not judged the same images")
+    found = compare(
+        first["label"].to_numpy(),
+        first["probability"].to_numpy(),
+        second["probability"].to_numpy(),
+        first["patient_id"].to_numpy(),
+        rng,
+    )
+    return {"a": names[0], "b": names[1], "n": len(first), **found}
+
+
+def add_context(scored: Scored, metadata: pd.DataFrame | None) -> pd.DataFrame:
+    """Return judged lesions with what subgroups are made of: megapixels, typology_angle, and age, sex, site if known.
+
+    metadata : label table with image_name, age, sex and site; None where there is none
+    """
+    table = scored.table
+    if metadata is not None:
+        table = table.merge(metadata[["image_name", *METADATA]], on="image_name", how="left")
+    sources = [scored.cache.sources[name] for name in table["image_name"]]
+    return table.assign(
+        megapixels=[source.width * source.height / 1e6 for source in sources],
+        typology_angle=typology_angles(scored.cache, table["image_name"]),
+    )
+
+
+def measure_controls(
+    panels: Sequence[Panel], scored: Scored, metadata: pd.DataFrame | None, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Return what simple rules reach on the panels' test parts, and whether the network beats them.
+
+    Returns
+    -------
+    rows as `controls.control_table`, with `beaten` (see `controls.beaten`) and `verdict` in words
+    """
+    folds = [panel.runs[0].table for panel in panels]
+    if metadata is not None:
+        known = metadata[["image_name", *METADATA]]
+        folds = [fold.merge(known, on="image_name", how="left") for fold in folds]
+    features = image_features(scored.cache, folds[0]["image_name"])
+    scores = control_scores(folds, features)
+    verdicts = {row["name"]: row for row in beaten(scored.table, scores, rng)}
+    return [
+        row | {key: verdicts.get(row["name"], {}).get(key) for key in ("beaten", "verdict")}
+        for row in control_table(scores, rng)
+    ]
+
+
+def read_metadata(labels: Path, argument: str) -> tuple[pd.DataFrame | None, str]:
+    """Return the label table that has age, sex and site, or None with the reason why there is none."""
+    if not labels.is_file():
+        return None, f"{argument} {labels} is not there: age, sex and site are unknown"
+    return dataset.read_labels(labels, argument), ""

@@ -1,0 +1,127 @@
+"""A whole evaluation: what measure.py and draw.py make of judged lesions, and what predict.py leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import draw
+import panel
+import predict
+from bootstrap import compare
+from config import Config, InputError
+from report import PICTURES
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict]:
+    """An evaluation of the shared run, figures and all: read it, do not change it."""
+    machine = dataclasses.replace(trained, graph_dir=tmp_path_factory.mktemp("graph"))
+    return machine, predict.main(machine)
+
+
+def test_every_figure_of_the_page_is_drawn(evaluated) -> None:
+    machine, _ = evaluated
+    for name in PICTURES:
+        assert (machine.graph_dir / name).read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_the_page_shows_the_figures_and_numbers_of_the_evaluation(evaluated) -> None:
+    machine, metrics = evaluated
+    page = (machine.graph_dir / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(PICTURES)
+    assert f"{metrics['n']} images" in page and f"{metrics['auc']:.3f}" in page
+    assert "always benign" in page and "not a medical device" in page.lower()
+    assert str(machine.train_image) in page
+
+
+def test_metrics_hold_intervals_subgroups_and_controls(evaluated) -> None:
+    machine, metrics = evaluated
+    assert json.loads((machine.run_dir / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    table = pd.read_csv(machine.run_dir / "predictions.csv")
+    assert metrics["n_patients"] == table["patient_id"].nunique()
+    low, high = metrics["intervals"]["specificity"]
+    assert low <= metrics["specificity"] <= high
+    sexes = [row for row in metrics["subgroups"] if row["attribute"] == "sex"]
+    assert [(row["group"], row["n"]) for row in sexes] == [("female", len(table))]  # as conftest writes them
+    tones = [row for row in metrics["subgroups"] if row["attribute"] == "skin tone (estimate)"]
+    assert sum(row["n"] for row in tones) == len(table)
+
+
+def test_a_control_sees_the_training_part_alone_and_is_compared_on_the_test_part(evaluated) -> None:
+    """Melanomas of the fixture are dark: mean colour finds them all, metadata and image size, all alike, none."""
+    _, metrics = evaluated
+    controls = {row["name"]: row for row in metrics["controls"]}
+    assert controls["always benign"]["auc"] == controls["metadata"]["auc"] == 0.5
+    assert controls["image size"]["auc"] == 0.5 and controls["metadata"]["beaten"]
+    assert "beats metadata" in controls["metadata"]["verdict"]
+
+
+def test_figures_that_cannot_be_drawn_are_removed_and_the_reason_is_told(
+    evaluated, lesion_folder: Path, tmp_path: Path
+) -> None:
+    machine = dataclasses.replace(evaluated[0], graph_dir=tmp_path)
+    (tmp_path / "ROC_curve.png").write_bytes(b"of an earlier evaluation")
+    labels = pd.read_csv(lesion_folder / "train.csv", dtype=str, keep_default_na=False)
+    benign = tmp_path / "benign.csv"
+    labels[labels["target"] == "0"].to_csv(benign, index=False)
+    metrics = predict.main(machine, (), lesion_folder / "train", benign)
+    assert metrics["auc"] is None and metrics["sensitivity"] is None and metrics["auc_interval"] is None
+    assert 0 <= metrics["specificity"] <= 1
+    assert (tmp_path / "Confusion_matrix.png").is_file() and not (tmp_path / "ROC_curve.png").exists()
+    assert metrics["not_computed"]["ROC_curve.png"] == metrics["not_computed"]["auc"]
+    assert "no melanoma" in metrics["not_computed"]["auc"] and "controls" in metrics["not_computed"]
+    assert metrics["not_computed"]["auc"] in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_the_label_file_age_sex_and_site_are_unknown(
+    trained: Config, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "gone.csv")
+    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    assert {row["attribute"] for row in metrics["subgroups"]} == {"image size", "skin tone (estimate)"}
+    assert "gone.csv is not there" in metrics["not_computed"]["metadata"]
+    notes = {row["name"]: row["note"] for row in metrics["controls"]}
+    assert notes["metadata"] == "not computed: needs age, sex, site"
+
+
+def test_two_runs_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    tables = [panel.score_tests(panel.load_panels(trained, [trained.run_dir])).table for _ in range(2)]
+    rng = np.random.default_rng(0)
+    tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
+    given = iter([panel.Scored(table, np.empty((0, 2)), None) for table in tables])
+    monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
+    machine = dataclasses.replace(trained, graph_dir=tmp_path)
+    found = predict.compare(machine, [trained.run_dir, trained.run_dir])
+    first, second = (table.sort_values("image_name") for table in tables)
+    expected = compare(
+        *(column.to_numpy() for column in (first["label"], first["probability"], second["probability"])),
+        first["patient_id"].to_numpy(),
+        np.random.default_rng(0),
+    )
+    assert found == {"a": str(trained.run_dir), "b": str(trained.run_dir), "n": len(first), **expected}
+    assert json.loads((tmp_path / "comparison.json").read_text())["difference"] == found["difference"] > 0
+
+
+def test_runs_of_different_images_are_not_compared(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    scored = panel.score_tests(panel.load_panels(trained, [trained.run_dir]))
+    given = iter([scored, dataclasses.replace(scored, table=scored.table.iloc[1:])])
+    monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
+    with pytest.raises(InputError, match="--compare: the two have not judged the same images"):
+        predict.compare(trained, [trained.run_dir, trained.run_dir])
+    with pytest.raises(InputError, match="it takes two runs, got 1"):
+        predict.compare(trained, [trained.run_dir])
+
+
+def test_tsne_subset_keeps_every_melanoma() -> None:
+    labels = (np.arange(1000) % 50 == 0).astype(int)
+    kept = draw.tsne_subset(labels, 100, np.random.default_rng(0))
+    assert len(kept) == 100 and np.all(np.diff(kept) > 0)
+    assert labels[kept].sum() == labels.sum()
+    assert len(draw.tsne_subset(labels, 5000, np.random.default_rng(0))) == 1000

@@ -62,7 +62,8 @@ def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -
     )
     with threadpool_limits(1):  # threads that wait for each other cost more than such small tables do
         trees.fit(features.iloc[: len(train)], train["label"])
-        return trees.decision_function(features.iloc[len(train) :])
+        scores = trees.decision_function(features.iloc[len(train) :])
+    return np.round(scores, 6)  # so that lesions that are alike to it tie, in several folds too
 
 
 def image_features(cache: ImageCache, names: Iterable[str]) -> pd.DataFrame:

@@ -118,6 +118,7 @@ def compare(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choice
 
 def save_drawn(drawn: dict[str, Figure | None], folder: Path) -> None:
     """Save the figures, and remove those of an earlier evaluation that this one has not."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         if figure is None:
             (folder / name).unlink(missing_ok=True)

@@ -184,6 +184,19 @@ def write_log(path: Path, entries: list[dict[str, Any]]) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a log, one for each epoch.
+
+    Raises
+    ------
+    InputError : not there, or no log
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
 def _commit() -> str | None:
     """Return the commit of this code, with +dirty where the work tree differs; None outside git."""
     here = Path(__file__).parent

@@ -184,6 +184,9 @@ def _scatter_values(
     if not known.any():
         return
     low, high = values[known].min(), values[known].max()
+    ticks = np.linspace(low, high, 5).tolist() if high > low else [low]
+    if low == high:  # one colour for all, from the middle of the bar
+        low, high = low - 0.5, high + 0.5
     for label, size, ring in ((0, 10, 0), (1, 26, 0.8)):
         own = known & (labels == label)
         x, y = points[own].T
@@ -199,5 +202,4 @@ def _scatter_values(
             edgecolors="black" if ring else "none",
         )
     bar = axes.figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.9, label=name)
-    ticks = np.linspace(low, high, 5).tolist() if high > low else [low]
     bar.set_ticks(ticks, labels=[show(tick) for tick in ticks])

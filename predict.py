@@ -84,7 +84,7 @@ def main(
     checkpoint.write_json(metrics_path, metrics)
     print(describe_metrics(metrics))
 
-    log = checkpoint.load_checkpoint(first.config.run_dir / "best.pt")["log"]
+    log = checkpoint.read_log(first.config.run_dir / "log.jsonl")
     drawn = {"Train_average_loss.png": learning_curves(log, first), **drawn}
     save_drawn(drawn, machine.graph_dir)
     write_report(machine.graph_dir / "report.html", metrics, drawn, panels)

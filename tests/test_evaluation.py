@@ -40,6 +40,15 @@ def test_the_page_shows_the_figures_and_numbers_of_the_evaluation(evaluated) -> 
     assert str(machine.train_image) in page
 
 
+def test_the_learning_curves_are_of_all_epochs_whichever_was_the_best(evaluated, monkeypatch) -> None:
+    machine, _ = evaluated
+    drawn = []
+    monkeypatch.setattr(predict, "learning_curves", lambda log, run: drawn.extend(log))
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    predict.main(machine)
+    assert [entry["epoch"] for entry in drawn] == list(range(1, machine.epochs + 1))
+
+
 def test_metrics_hold_intervals_subgroups_and_controls(evaluated) -> None:
     machine, metrics = evaluated
     assert json.loads((machine.run_dir / "metrics.json").read_text()) == json.loads(json.dumps(metrics))

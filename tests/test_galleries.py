@@ -206,5 +206,12 @@ def test_tsne_panels_are_drawn_whatever_is_known(pixels, probabilities):
         galleries.tsne_panels(POINTS, labels, probabilities, pixels, WHAT).draw_without_rendering()
 
 
+def test_images_of_one_size_have_one_colour_whatever_their_class():
+    figure = galleries.tsne_panels(POINTS, LABELS, SCORES, np.full(8, 1e6), WHAT)
+    figure.draw_without_rendering()
+    colours = np.concatenate([drawn.get_facecolor() for drawn in figure.axes[2].collections])
+    assert len(colours) == 8 and len(np.unique(colours, axis=0)) == 1
+
+
 def test_one_image_has_a_map(tmp_path):
     save(galleries.tsne_panels(POINTS[:1], LABELS[:1], SCORES[:1], None, WHAT), tmp_path / "map.png")

@@ -133,7 +133,14 @@ def fold_table(metrics: Mapping[str, Any]) -> Table:
                 _with_counts(rates.get("specificity")),
             ]
         )
-    header = ["fold", "images", "melanomas", "AUC (95 % interval)", "sensitivity", "specificity"]
+    header = [
+        "fold",
+        "images",
+        "melanomas",
+        "AUC (95 % interval)",
+        "sensitivity (Wilson)",
+        "specificity (Wilson)",
+    ]
     return Table(
         "Folds", header, rows, "Each fold is judged by runs that never saw it; pooled, all are together."
     )
@@ -186,7 +193,8 @@ def subgroup_table(metrics: Mapping[str, Any]) -> Table:
         ]
         for own in metrics.get("subgroups") or []
     ]
-    header = ["group", "images", "melanomas", "AUC (95 % interval)", "sensitivity", "specificity", "note"]
+    rates = ["sensitivity (Wilson)", "specificity (Wilson)"]
+    header = ["group", "images", "melanomas", "AUC (95 % interval)", *rates, "note"]
     return Table("Subgroups", header, rows)
 
 

@@ -172,7 +172,7 @@ def test_probabilities_of_0_and_1_are_counted_at_the_edge():
 def test_calibration_shows_shares_counts_and_wilson_intervals():
     labels, probabilities = many(2000, 300, np.random.default_rng(1))
     probabilities = np.clip(probabilities * 8, 0, 1)
-    ece = calibration_error(labels, probabilities)
+    ece = calibration_error(labels, probabilities, np.ones((1, 2000)))[0]
     upper, lower = curves.calibration(labels, probabilities, ece, WHAT).axes
     perfect, observed = upper.lines[:2]
     assert perfect.get_xydata().tolist() == [[0, 0], [1, 1]]

@@ -325,7 +325,7 @@ def test_all_figures_have_value_intervals_and_counts(page):
     assert by_name["sensitivity at 80 % specificity"][:2] == ["0.690", "0.600 to 0.780"]
     assert by_name["sensitivity at 95 % specificity"][0] == "not computed: no threshold reaches it"
     assert by_name["specificity at 95 % sensitivity"][0] == "0.410"
-    assert by_name["precision (PPV), were 1.76% melanomas"][:2] == ["0.046", "0.041 to 0.053"]
+    assert by_name["precision (PPV), were 1.76 % melanomas"][:2] == ["0.046", "0.041 to 0.053"]
 
 
 def test_folds_stand_above_the_pooled_set(page):
@@ -335,8 +335,8 @@ def test_folds_stand_above_the_pooled_set(page):
         "480",
         "40",
         "0.800 (0.750 to 0.860)",
-        "0.850 (34 of 40)",
-        "0.700 (309 of 441)",
+        "0.850 (34 of 40; 0.700 to 0.930)",
+        "0.700 (309 of 441; 0.656 to 0.742)",
     ]
     assert second[:3] == ["fold 1", "481", "39"]
     assert pooled == [
@@ -344,8 +344,8 @@ def test_folds_stand_above_the_pooled_set(page):
         "961",
         "79",
         "0.812 (0.770 to 0.850)",
-        "0.848 (67 of 79)",
-        "0.687 (606 of 882)",
+        "0.848 (67 of 79; 0.753 to 0.911)",
+        "0.687 (606 of 882; 0.656 to 0.717)",
     ]
 
 
@@ -366,8 +366,8 @@ def test_subgroups_too_small_are_named(page):
         "461",
         "35",
         "0.830 (0.760 to 0.890)",
-        "0.857 (0.710 to 0.940)",
-        "0.700 (0.650 to 0.740)",
+        "0.857 (30 of 35; 0.710 to 0.940)",
+        "0.700 (298 of 426; 0.650 to 0.740)",
         "",
     ]
     assert soles == ["site: palms/soles", "12", "1", *["not computed"] * 3, "1 melanoma, fewer than 10"]

@@ -399,11 +399,15 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["a.jpg", "--submission"], ["--submission", "--evaluate-image", "x", "--evaluate-labels", "y"]],
+    [
+        ["a.jpg", "--submission"],
+        ["--submission", "--evaluate-image", "x", "--evaluate-labels", "y"],
+        ["a.jpg", "--compare"],
+    ],
 )
 def test_two_things_at_once_are_refused(monkeypatch, capsys, arguments):
     assert call(monkeypatch, *arguments) == 2
-    assert "are three different things: ask for one" in capsys.readouterr().err
+    assert "are different things: ask for one" in capsys.readouterr().err
 
 
 def test_a_photo_among_the_runs_is_told_from_one(monkeypatch, capsys, folder):

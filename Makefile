@@ -31,6 +31,7 @@ bench: setup
 	$(RUN) benchmarks/scaling.py
 	$(RUN) benchmarks/processes.py
 	$(RUN) benchmarks/score.py
+	$(RUN) benchmarks/fold.py
 
 lint: setup
 	$(RUN) -m ruff check .

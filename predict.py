@@ -47,16 +47,18 @@ def main(
     judges its own test part. `run_dirs` defaults to the machine's one.
     """
     keep_freed_memory()
+    if evaluate_labels:
+        metadata, unknown = read_metadata(evaluate_labels, "evaluate_labels")
+    else:
+        metadata, unknown = read_metadata(machine.train_labels, "train_labels")
     panels = load_panels(machine, run_dirs, choices)
     first = panels[0].runs[0]
     if evaluate_image and evaluate_labels:
         name, prefix = evaluate_image.name, checkpoint.EVALUATED
         scored = score_folder(panels, evaluate_image, evaluate_labels)
-        metadata, unknown = read_metadata(evaluate_labels, "evaluate_labels")
     else:
         name, prefix = "test", ""
         scored = score_tests(panels)
-        metadata, unknown = read_metadata(machine.train_labels, "train_labels")
     out = results_folder(panels, machine)
     path = out / f"{prefix}predictions.csv"
     checkpoint.replace_file(path, lambda temporary: scored.table.to_csv(temporary, index=False))
@@ -77,13 +79,14 @@ def main(
         )
     if unknown:
         metrics["not_computed"]["metadata"] = unknown
-    drawn, missing = draw_all(lesions, scored, metrics, first, rng)
-    metrics["not_computed"] |= missing
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
     metrics_path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(metrics_path, metrics)
     print(describe_metrics(metrics))
 
+    drawn, missing = draw_all(lesions, scored, metrics, first, rng)
+    metrics["not_computed"] |= missing
+    checkpoint.write_json(metrics_path, metrics)
     log = checkpoint.read_log(first.config.run_dir / "log.jsonl")
     drawn = {"Train_average_loss.png": learning_curves(log, first), **drawn}
     save_drawn(drawn, machine.graph_dir)

@@ -100,6 +100,27 @@ def test_without_the_label_file_age_sex_and_site_are_unknown(
     assert notes["metadata"] == "not computed: needs age, sex, site"
 
 
+def test_a_bad_label_file_is_told_before_anything_is_scored(
+    trained: Config, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "bad.csv").write_text("name,target\n")
+    monkeypatch.setattr(predict, "load_panels", lambda *_: pytest.fail("scored first"))
+    machine = dataclasses.replace(trained, train_labels=tmp_path / "bad.csv")
+    with pytest.raises(InputError, match="has no column image_name"):
+        predict.main(machine)
+
+
+def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_):
+        raise RuntimeError("out of paint")
+
+    monkeypatch.setattr(predict, "draw_all", fail)
+    machine = dataclasses.replace(trained, graph_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="out of paint"):
+        predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text())["auc"] > 0.5
+
+
 def test_two_runs_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
     tables = [panel.score_tests(panel.load_panels(trained, [trained.run_dir])).table for _ in range(2)]
     rng = np.random.default_rng(0)

@@ -134,8 +134,8 @@ class FoldingSequential(nn.Sequential):
 
     Where the normalisation is in evaluation mode (`SiameseNetwork.freeze`, or any model that is not being trained) it
     is one factor and one offset for each channel: conv(x, w) · a + b = conv(x, w · a) + b. To scale the weights rather
-    than the map leaves one pass less over every map, forwards and backwards, which is a third of the time of
-    mobilenet_v2 on a CPU. Parameters, their names and their gradients are those of `nn.Sequential`.
+    than the map leaves one pass less over every map, forwards and backwards (benchmarks/fold.py measures what it
+    saves). Parameters, their names and their gradients are those of `nn.Sequential`.
     """
 
     def forward(self, images: Tensor) -> Tensor:

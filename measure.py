@@ -11,12 +11,10 @@ import pandas as pd
 
 import dataset
 from bootstrap import compare, fold_figures, intervals
-from controls import beaten, control_scores, control_table, image_features
+from controls import METADATA, beaten, control_scores, control_table, image_features
 from metrics import evaluate
 from panel import Panel, Scored
 from subgroups import typology_angles
-
-METADATA = ["age", "sex", "site"]
 
 
 def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
@@ -65,11 +63,11 @@ def compare_runs(panels: Sequence[Scored], names: Sequence[str], rng: np.random.
 def add_context(scored: Scored, metadata: pd.DataFrame | None) -> pd.DataFrame:
     """Return judged lesions with what subgroups are made of: megapixels, typology_angle, and age, sex, site if known.
 
-    metadata : label table with image_name, age, sex and site; None where there is none
+    metadata : as `read_metadata`
     """
     table = scored.table
     if metadata is not None:
-        table = table.merge(metadata[["image_name", *METADATA]], on="image_name", how="left")
+        table = table.merge(metadata, on="image_name", how="left")
     sources = [scored.cache.sources[name] for name in table["image_name"]]
     return table.assign(
         megapixels=[source.width * source.height / 1e6 for source in sources],
@@ -88,8 +86,7 @@ def measure_controls(
     """
     folds = [panel.runs[0].table for panel in panels]
     if metadata is not None:
-        known = metadata[["image_name", *METADATA]]
-        folds = [fold.merge(known, on="image_name", how="left") for fold in folds]
+        folds = [fold.merge(metadata, on="image_name", how="left") for fold in folds]
     features = image_features(scored.cache, folds[0]["image_name"])
     scores = control_scores(folds, features)
     verdicts = {row["name"]: row for row in beaten(scored.table, scores, rng)}
@@ -100,7 +97,7 @@ def measure_controls(
 
 
 def read_metadata(labels: Path, argument: str) -> tuple[pd.DataFrame | None, str]:
-    """Return the label table that has age, sex and site, or None with the reason why there is none."""
+    """Return image_name, age, sex and site of a label CSV, or None with the reason why there is none."""
     if not labels.is_file():
         return None, f"{argument} {labels} is not there: age, sex and site are unknown"
-    return dataset.read_labels(labels, argument), ""
+    return dataset.read_labels(labels, argument)[["image_name", *METADATA]], ""

@@ -142,11 +142,9 @@ def write_report(
         "config": to_dict(first.config),
         "made": json.loads(made.read_text(encoding="utf-8")) if made.is_file() else [],
     }
-    trained = [panel.runs[0].table for panel in panels]
     sizes = "; ".join(
-        f"fold {panel.runs[0].config.fold}: {len(part):,} images, {part['label'].sum():,} melanoma"
-        for panel, table in zip(panels, trained, strict=True)
-        for part in [table[table["part"] == "train"]]
+        f"fold {run.config.fold}: {len(run.reference_labels):,} images, {run.reference_labels.sum():,} melanoma"
+        for run in (panel.runs[0] for panel in panels)
     )
     card = report.ModelCard(
         training_data=f"The training parts of {first.config.train_image} (split {first.config.split!r}): {sizes}.",

@@ -12,7 +12,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -195,6 +195,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def best_entry(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the epoch of the highest validation AUC, the first of equals."""
+    return max(log, key=lambda entry: entry["val_auc"])
 
 
 def _commit() -> str | None:

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
+import checkpoint
 import curves
 import figures
 import galleries
@@ -76,7 +77,7 @@ def learning_curves(log: Sequence[Mapping[str, Any]], run: Run) -> Figure:
         name: run.table.loc[run.table["part"] == part, "label"].to_numpy()
         for name, part in (("training", "train"), ("validation", "validation"))
     }
-    best = max(log, key=lambda entry: entry["val_auc"])
+    best = checkpoint.best_entry(log)
     return figures.learning_curves(log, best["epoch"], figures.describe_parts(labels))
 
 

@@ -121,7 +121,7 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         ranks.wait()
         refuse_collapse(loss_function, measured, epoch)
     if ranks.first:
-        best = best_entry(log)
+        best = checkpoint.best_entry(log)
         ranks.say(
             f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}"
         )
@@ -389,19 +389,14 @@ def validate(
     return float(loss), {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}
 
 
-def best_entry(log: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the epoch of the highest validation AUC, the first of equals."""
-    return max(log, key=lambda entry: entry["val_auc"])
-
-
 def save_epoch(config: Config, learner: Learner, log: list[dict[str, Any]], what: str) -> None:
     """Save the state after an epoch: log, checkpoints, learning curves of `what`."""
     contents: dict[str, Any] = {"config": experiment(config), "log": log, "model": learner.kept.state_dict()}
-    if best_entry(log) is log[-1]:
+    if checkpoint.best_entry(log) is log[-1]:
         checkpoint.save_checkpoint(config.run_dir / "best.pt", contents)
     checkpoint.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state()})
     checkpoint.write_log(config.run_dir / "log.jsonl", log)
-    figure = figures.learning_curves(log, best_entry(log)["epoch"], what)
+    figure = figures.learning_curves(log, checkpoint.best_entry(log)["epoch"], what)
     figures.save_figure(figure, config.graph_dir / "Train_average_loss.png")
 
 

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import figures
 import predict
 import train
 from config import Config
@@ -45,6 +48,17 @@ def lesion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache_of(pixels: np.ndarray) -> ImageCache:
     """Return a cache that holds these pixels, uint8 (N, S, S, 3), as image0, image1, ..."""
     return ImageCache(mmap.mmap(-1, 1), pixels, {f"image{row}": row for row in range(len(pixels))}, {})
+
+
+def save(figure, path) -> Image.Image:
+    """Return the picture of a figure, which leaves nothing behind."""
+    settings = dict(matplotlib.rcParams)
+    figures.save_figure(figure, path)
+    assert plt.get_fignums() == []
+    assert dict(matplotlib.rcParams) == settings
+    with Image.open(path) as image:
+        image.load()
+    return image
 
 
 def quick_config(folder: Path, **changes: Any) -> Config:

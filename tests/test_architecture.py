@@ -45,7 +45,7 @@ MAY_IMPORT = {
         "panel",
     },
     "measure": {"bootstrap", "controls", "dataset", "images", "metrics", "panel", "subgroups"},
-    "draw": {"curves", "dataset", "figures", "galleries", "images", "panel"},
+    "draw": {"checkpoint", "curves", "dataset", "figures", "galleries", "images", "panel"},
     "demo": set(),
     "controls": {"bootstrap", "config", "dataset", "images", "metrics"},
 }

@@ -1,11 +1,9 @@
 """Curves of labels and probabilities show the numbers that the metrics have."""
 
-import matplotlib
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from conftest import save
 from matplotlib.colors import same_color
-from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
@@ -41,17 +39,6 @@ def lines_of(axes) -> dict[str, np.ndarray]:
 def many(n: int, n_melanoma: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     labels = rng.permutation(np.arange(n) < n_melanoma).astype(int)
     return labels, rng.beta(1, 30, n) * (1 + labels)
-
-
-def save(figure, path) -> Image.Image:
-    """Return the picture of a figure, which leaves nothing behind."""
-    settings = dict(matplotlib.rcParams)
-    figures.save_figure(figure, path)
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
-    with Image.open(path) as image:
-        image.load()
-    return image
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -1,11 +1,9 @@
 """Subgroups, errors and coloured maps show what they were given, and name what could not be computed."""
 
-import matplotlib
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
+from conftest import save
 from matplotlib.colors import same_color
-from PIL import Image
 from scipy.special import logit
 
 import figures
@@ -36,17 +34,6 @@ ROWS = [
     },
     {"attribute": "site", "group": "oral", "n": 3, "n_melanoma": 0, "auc": None},
 ]
-
-
-def save(figure, path) -> Image.Image:
-    """Return the picture of a figure, which leaves nothing behind."""
-    settings = dict(matplotlib.rcParams)
-    figures.save_figure(figure, path)
-    assert plt.get_fignums() == []
-    assert dict(matplotlib.rcParams) == settings
-    with Image.open(path) as image:
-        image.load()
-    return image
 
 
 def texts_of(axes) -> list[str]:

@@ -7,12 +7,12 @@ split.csv     part of each image       log.jsonl  one JSON object for each epoch
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 
 from config import Config, InputError, experiment, to_dict
+from files import make_folder, replace_file, write_json, write_text
 
 FORMAT = 2
 RESULTS = (
@@ -38,27 +39,11 @@ PACKAGES = ("torch", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "patient_id", "label", "part"]
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name and move it into place: it is old or new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, atomically; NaN and infinity are errors, as they are no JSON."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """Write tensors, numbers, strings, lists and dicts, atomically."""
-    replace_file(path, lambda temporary: torch.save({"format": FORMAT, **contents}, temporary))
+    buffer = io.BytesIO()  # torch writes a zip archive, and turns a full disk into an error of its own
+    torch.save({"format": FORMAT, **contents}, buffer)
+    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -100,7 +85,7 @@ def load_weights(
 
 def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
     """Write what explains a run: settings, split, where it is made; a new run first clears an earlier one's."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(config.run_dir)
     if not resumed:
         for name in RESULTS:
             for prefix in ("", EVALUATED):
@@ -181,7 +166,7 @@ def read_split(run_dir: Path) -> pd.DataFrame:
 def write_log(path: Path, entries: list[dict[str, Any]]) -> None:
     """Write the log, a JSON object a line."""
     text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -11,8 +11,6 @@ import argparse
 import dataclasses
 import json
 import math
-import os
-import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -399,18 +397,6 @@ def from_flags(arguments: argparse.Namespace) -> Config:
         base |= RECIPES[arguments.recipe]
     merged = from_dict(base, str(arguments.config)) if base else Config()
     return dataclasses.replace(merged, **flags)
-
-
-def run_script(main: Callable[[], None]) -> typing.NoReturn:
-    """Run a script's `main` and exit: 0, or 2 with one line on standard error for bad input."""
-    try:
-        main()
-    except (InputError, FileNotFoundError) as error:
-        message = " ".join(str(error).split())
-        if os.environ.get("RANK", "0") == "0":  # of several processes under torchrun, one tells it
-            print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

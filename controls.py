@@ -20,9 +20,10 @@ from threadpoolctl import threadpool_limits
 
 import dataset
 from bootstrap import DRAWS, auc_interval, compare
-from config import Config, add_flags, from_flags, run_script
+from config import Config, add_flags, from_flags
 from images import ImageCache, build_cache, refuse_unreadable
 from metrics import auc, average_precision, roc_counts, sensitivity_at
+from script import run_script
 
 METADATA = ["age", "sex", "site"]
 COLOURS = [f"{channel}_{what}" for channel in ("red", "green", "blue") for what in ("mean", "spread")]

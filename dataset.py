@@ -19,8 +19,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
-from config import Config, InputError, add_flags, from_flags, run_script
+from config import Config, InputError, add_flags, from_flags
 from images import ImageCache, find_images
+from script import run_script
 
 PARTS = ("train", "validation", "test")
 N_FOLDS = 5

@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from files import replace_file
+
 # The colours of Okabe and Ito (2008), safe for colour blindness.
 BENIGN, MELANOMA = "#0072b2", "#d55e00"
 LIKE, UNLIKE = "#009e73", "#cc79a7"
@@ -40,9 +42,8 @@ STYLE: dict[Any, Any] = {
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    """Write a figure as PNG, atomically, making its folder."""
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
 def learning_curves(log: Sequence[Mapping[str, Any]], best_epoch: int, what: str) -> Figure:

@@ -36,7 +36,9 @@ from filelock import FileLock
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from config import InputError, add_flags, from_flags, run_script
+from config import InputError, add_flags, from_flags
+from files import cannot_write, make_folder
+from script import run_script
 
 try:
     import resource
@@ -171,10 +173,7 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
     stats = {name: _stat(path) for name, path in paths.items()}
     state = _State.read(where, size)
     if state.missing(stats):
-        try:
-            where.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cache_dir {cache_dir} cannot be made: {error}") from None
+        make_folder(where)
         with FileLock(where / "lock"):  # a second process waits here and finds the work done
             state = _State.read(where, size)
             missing = state.missing(stats)
@@ -295,8 +294,11 @@ def _append(
                     bar.update()
                 if not lines:
                     break
-                pixels_end = _commit(pixels, b"".join(blocks), pixels_end)
-                index_end = _commit(index, b"".join(lines), index_end)
+                try:
+                    pixels_end = _commit(pixels, b"".join(blocks), pixels_end)
+                    index_end = _commit(index, b"".join(lines), index_end)
+                except OSError as error:
+                    raise cannot_write(where, error) from error
     seconds = time.monotonic() - start
     print(f"decoded {len(paths):,} images in {seconds:.1f} s ({len(paths) / seconds:,.0f} images/s)")
 

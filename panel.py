@@ -301,11 +301,9 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
 
 
 def results_folder(panels: Sequence[Panel], machine: Config) -> Path:
-    """Return where tables go, made if need be: the run's folder, or that of the graphs if there are several runs."""
+    """Return where tables go: the run's folder, or that of the graphs if there are several runs."""
     runs = [run for panel in panels for run in panel.runs]
-    folder = machine.graph_dir if len(runs) > 1 else runs[0].config.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return machine.graph_dir if len(runs) > 1 else runs[0].config.run_dir
 
 
 def describe_run(panel: Panel, index: int) -> dict[str, Any]:

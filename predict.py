@@ -24,11 +24,13 @@ import checkpoint
 import figures
 import report
 from classify import CALIBRATIONS, SCORERS
-from config import Config, InputError, add_flags, from_flags, run_script, to_dict
+from config import Config, InputError, add_flags, from_flags, to_dict
 from device import keep_freed_memory
 from draw import draw_all, learning_curves
+from files import replace_file, write_json, write_text
 from measure import add_context, compare_runs, measure, measure_controls, read_metadata
 from panel import Choices, Panel, describe_run, load_panels, results_folder, score_folder, score_tests
+from script import run_script
 from subgroups import subgroup_table
 from unlabelled import CARDS, judge_photos, write_submission
 
@@ -61,7 +63,7 @@ def main(
         scored = score_tests(panels)
     out = results_folder(panels, machine)
     path = out / f"{prefix}predictions.csv"
-    checkpoint.replace_file(path, lambda temporary: scored.table.to_csv(temporary, index=False))
+    replace_file(path, lambda temporary: scored.table.to_csv(temporary, index=False))
 
     rng = np.random.default_rng([first.config.seed, 0])
     metrics: dict[str, Any] = {
@@ -80,13 +82,12 @@ def main(
     if unknown:
         metrics["not_computed"]["metadata"] = unknown
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
-    metrics_path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(metrics_path, metrics)
+    write_json(metrics_path, metrics)
     print(describe_metrics(metrics))
 
     drawn, missing = draw_all(lesions, scored, metrics, first, rng)
     metrics["not_computed"] |= missing
-    checkpoint.write_json(metrics_path, metrics)
+    write_json(metrics_path, metrics)
     log = checkpoint.read_log(first.config.run_dir / "log.jsonl")
     drawn = {"Train_average_loss.png": learning_curves(log, first), **drawn}
     save_drawn(drawn, machine.graph_dir)
@@ -112,8 +113,7 @@ def compare(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choice
     except ValueError as error:
         raise InputError(f"--compare: {error}: the runs need one split, fold and split_seed") from None
     path = machine.graph_dir / "comparison.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, found)
+    write_json(path, found)
     print(describe_comparison(found))
     print(f"wrote {path}")
     return found
@@ -121,7 +121,6 @@ def compare(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choice
 
 def save_drawn(drawn: dict[str, Figure | None], folder: Path) -> None:
     """Save the figures, and remove those of an earlier evaluation that this one has not."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         if figure is None:
             (folder / name).unlink(missing_ok=True)
@@ -152,7 +151,7 @@ def write_report(
         f"{metrics['n_melanoma']:,} melanomas; none of them chose anything.",
     )
     page = report.render(metrics, pictures, settings, card)
-    checkpoint.replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
 
 
 def describe_metrics(metrics: dict[str, Any]) -> str:

@@ -28,13 +28,14 @@ import dataset
 import figures
 from augment import ViewRanges, Views, draw_views, show
 from classify import score_all
-from config import Config, InputError, add_flags, experiment, from_flags, run_script
+from config import Config, InputError, add_flags, experiment, from_flags
 from dataset import Batch, PairDataset, in_batch_batches, independent_batches, sample_balanced, sample_pairs
 from device import Ranks, autocast, choose_precision, describe_device, join_ranks, keep_freed_memory
 from feed import Feed, embed_images
 from images import ImageCache, build_cache, refuse_unreadable
 from losses import MEASURES, SiameseLoss
 from modules import SiameseNetwork, network_of
+from script import run_script
 
 LOG_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
 BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them

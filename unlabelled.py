@@ -15,7 +15,6 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
-import checkpoint
 from cards import Neighbour, lesion_card, printable
 from classify import familiarity, nearest_references, prototypes
 from config import Config, InputError
@@ -24,6 +23,7 @@ from device import keep_freed_memory
 from explain import grad_cam
 from feed import Feed
 from figures import save_figure
+from files import replace_file
 from images import (
     ImageCache,
     build_cache,
@@ -106,7 +106,7 @@ def judge_photos(
 
     out = results_folder(panels, machine)
     file = out / "new_lesions.csv"
-    checkpoint.replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
+    replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     print(describe_photos(table))
     if sum(len(panel.runs) for panel in panels) > 1:
         print(f"nearest, familiarity and cards are by {first.config.run_dir}, probabilities by all runs")
@@ -306,7 +306,7 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
     table = pd.DataFrame({"image_name": names, "target": target.fillna(prevalence(panels, choices))})
 
     file = results_folder(panels, machine) / "submission.csv"
-    checkpoint.replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
+    replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     if errors:
         print(f"{len(errors):,} images cannot be read and have the prevalence: {', '.join(sorted(errors))}")
     print(f"wrote {file}: {len(table):,} images")

@@ -32,7 +32,8 @@ import panel
 import predict
 import train
 from augment import show, to_float
-from config import RECIPES, Config, run_script
+from config import RECIPES, Config
+from script import run_script
 
 SPECIFICITIES = ("80%", "90%", "95%")
 

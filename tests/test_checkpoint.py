@@ -20,10 +20,8 @@ from checkpoint import (
     load_checkpoint,
     load_weights,
     read_split,
-    replace_file,
     resume_run,
     save_checkpoint,
-    write_json,
     write_log,
     write_start,
 )
@@ -66,59 +64,6 @@ def refusal(function, *arguments) -> str:
     message = str(caught.value)
     assert "\n" not in message
     return message
-
-
-# --- files ---
-
-
-def test_replace_file_puts_the_new_in_place_of_the_old(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    replace_file(tmp_path / "a.txt", lambda path: path.write_text("new"))
-    assert (tmp_path / "a.txt").read_text() == "new"
-    assert files(tmp_path) == ["a.txt"]
-
-
-def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    seen = []
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("new")
-        seen.append((temporary.parent, path.read_text()))
-
-    replace_file(path, write)
-    assert seen == [(tmp_path, "old")]  # the same folder: a move within one file system
-
-
-def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space left"):
-        replace_file(path, write)
-    assert path.read_text() == "old"
-    assert files(tmp_path) == ["a.txt"]
-
-
-def test_what_is_moved_into_place_has_reached_the_disk(tmp_path, monkeypatch):
-    calls = []
-    sync, move = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("sync") or sync(fd))
-    monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("move") or move(*paths))
-    replace_file(tmp_path / "a.txt", lambda path: path.write_text("new"))
-    assert calls == ["sync", "move"]
-
-
-def test_json_has_no_nan(tmp_path):
-    write_json(tmp_path / "a.json", {"auc": 0.5})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "a.json", {"auc": float("nan")})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"auc": 0.5}
 
 
 # --- checkpoints ---

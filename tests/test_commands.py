@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import config
 import controls
 import dataset
 import demo
 import images
 import predict
+import script as scripts
 import train
 from config import Config
 
@@ -34,7 +34,7 @@ PARSERS = {
 def call(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as stopped:
-        config.run_script(SCRIPTS[script])
+        scripts.run_script(SCRIPTS[script])
     return stopped.value.code
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import config
-from config import Config, InputError, add_flags, from_dict, from_flags, run_script, to_dict, with_machine
+from config import Config, InputError, add_flags, from_dict, from_flags, to_dict, with_machine
 
 PATHS = ["train_image", "train_labels", "test_image", "test_labels"]
 PATHS += ["duplicates", "cache_dir", "run_dir", "graph_dir"]
@@ -326,36 +326,3 @@ def test_a_stored_experiment_moves_to_this_machine():
 def test_a_stored_experiment_with_unknown_settings_names_its_source():
     with pytest.raises(InputError, match=r"^best\.pt: unknown settings depth$"):
         with_machine({"depth": 4}, Config(), "best.pt")
-
-
-# --- run_script ---
-
-
-def stop_with(error: Exception | None) -> int:
-    def main() -> None:
-        if error:
-            raise error
-
-    with pytest.raises(SystemExit) as stop:
-        run_script(main)
-    return stop.value.code
-
-
-def test_a_script_that_works_exits_with_0(capsys):
-    assert stop_with(None) == 0
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("kind", [InputError, FileNotFoundError])
-def test_bad_input_is_one_line_and_code_2(kind, capsys):
-    assert stop_with(kind("no such thing:\n  do that")) == 2
-    assert capsys.readouterr() == ("", "error: no such thing: do that\n")
-
-
-@pytest.mark.parametrize("kind", [ValueError, KeyError, ZeroDivisionError])
-def test_a_bug_keeps_its_traceback(kind):
-    def main() -> None:
-        raise kind("bug")
-
-    with pytest.raises(kind, match="bug"):
-        run_script(main)

@@ -14,9 +14,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import controls
 import dataset
-from config import Config, run_script
+from config import Config
 from images import build_cache, find_images
 from metrics import evaluate
+from script import run_script
 
 
 def lesions(n: int, seed: int) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
 import dataset
-from config import Config, InputError, run_script
+from config import Config, InputError
 from dataset import (
     PairDataset,
     drop_duplicates,
@@ -31,6 +31,7 @@ from dataset import (
     split_published,
     split_table,
 )
+from script import run_script
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import cards
-import config
 import panel
 import predict
 import train
 import unlabelled
 from config import Config, InputError
 from panel import Choices
+from script import run_script
 from unlabelled import judge_photos, unique_name, write_submission
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,7 +166,7 @@ def test_an_image_that_cannot_be_read_has_its_error_and_the_others_are_judged(
     named = [folder, folder / "notes.txt", folder / "nowhere.png"]
     monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, named), *flags(machine)])
     with pytest.raises(SystemExit) as stopped:
-        config.run_script(predict.run)
+        run_script(predict.run)
     assert stopped.value.code == 0
     table = written(machine.run_dir)
     assert [Path(path).name for path in table["path"]] == [
@@ -393,7 +393,7 @@ def test_a_test_set_of_which_nothing_can_be_read_is_refused(challenge):
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
     monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        config.run_script(predict.run)
+        run_script(predict.run)
     return stopped.value.code
 
 

@@ -7,12 +7,13 @@ split.csv     part of each image       log.jsonl  one JSON object for each epoch
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 
 from config import Config, InputError, experiment, to_dict
 from files import make_folder, replace_file, write_json, write_text
@@ -35,7 +37,7 @@ RESULTS = (
     "submission.csv",
 )
 EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
-PACKAGES = ("torch", "numpy", "pandas", "pillow", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "patient_id", "label", "part"]
 
 
@@ -104,6 +106,24 @@ def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool)
     path = config.run_dir / "run.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else []
     write_json(path, [*earlier, run])  # one entry for each time that the run was started or resumed
+
+
+@contextlib.contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Keep a run's folder for this process, which the system takes care of even when the process is killed.
+
+    Raises
+    ------
+    InputError : another process has it
+    """
+    make_folder(run_dir)
+    try:
+        with FileLock(run_dir / "lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"run_dir {run_dir} is being written to by another training: wait for its end or pass another --run-dir"
+        ) from None
 
 
 def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:

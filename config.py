@@ -98,6 +98,14 @@ class Config:
     workers: int = opt(
         0, "threads that decode images (0: one for each core)", machine=True, allowed=ZERO_OR_MORE
     )
+    deterministic: bool = opt(
+        False, "on CUDA too, compute the same bits each time, more slowly (the CPU always does)", machine=True
+    )
+    fit_memory: bool = opt(
+        False,
+        "if the device's memory is too small for a batch, embed it in 2, 4, 8 ... parts: same batch, more time",
+        machine=True,
+    )
     skip_unreadable: bool = opt(False, "leave images out that cannot be decoded", machine=True)
 
     # What is trained: the experiment, stored in its checkpoint.

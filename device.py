@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed
 
@@ -87,6 +88,52 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device's memory is too small: CUDA's, MPS's or the CPU's."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+
+
+def free_memory(device: torch.device) -> None:
+    """Hand memory that is kept for reuse back, so that blocks of another size fit."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def chance_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the states of torch's global generators, which layers such as dropout draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_chance_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Take up what `chance_state` gave; another device than it was taken on draws anew."""
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type])
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Let torch take only algorithms that give the same bits each time, if wanted; CUDA has faster ones that don't.
+
+    An operation without such an algorithm raises RuntimeError. On the CPU all that is used here is so anyway.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @dataclass(frozen=True)
 class Ranks:
     """The processes that torchrun started for one training; a single one without it."""
@@ -114,6 +161,15 @@ class Ranks:
         rank = self.rank if rank is None else rank
         return slice(size * rank // self.count, size * (rank + 1) // self.count)
 
+    def share_size(self, size: int) -> int:
+        """Return how many images of a batch are this process's part."""
+        own = self.share(size)
+        return own.stop - own.start
+
+    def places(self, size: int) -> np.ndarray:
+        """Return the places in a batch of the images that this process embeds; one, if it has no part."""
+        return np.arange(size)[self.share(size)] if self.share_size(size) else np.array([0])
+
     def gather(self, part: torch.Tensor, size: int) -> torch.Tensor:
         """Return the whole batch, (size, D), of which each process has its share, (n, D).
 
@@ -131,6 +187,14 @@ class Ranks:
         parts = [other[: share.stop - share.start] for other, share in zip(parts, shares, strict=True)]
         parts[self.rank] = part
         return torch.cat(parts)
+
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether something is so in any of the processes; all of them must ask."""
+        if self.count == 1:
+            return here
+        flag = torch.tensor(float(here), device=device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        return bool(flag)  # waits for the device
 
     def wait(self) -> None:
         """Wait until every process has come here."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from config import Config, InputError
 
@@ -118,7 +119,7 @@ class Conv3Norm(Backbone):
         images = self.normalize(images)
         for convolution in self.convolutions:
             images = F.relu(F.max_pool2d(convolution(images), 2))
-        return F.adaptive_avg_pool2d(images, self.grid).flatten(1)
+        return field_means(images, self.grid)
 
     def blocks(self) -> list[nn.Module]:
         """Return the parts from input to output."""
@@ -127,6 +128,16 @@ class Conv3Norm(Backbone):
     def last_map(self) -> nn.Module:
         """Return the last convolution; its map, (B, 128, S/4, S/4), is not yet pooled and rectified."""
         return self.convolutions[-1]
+
+
+def field_means(features: Tensor, grid: int) -> Tensor:
+    """Return the means of grid × grid fields of a map, (B, C grid²), of features (B, C, height, width)."""
+    height, width = features.shape[2:]
+    if (
+        height % grid == 0 and width % grid == 0
+    ):  # equal fields; the other way has no deterministic gradient on CUDA
+        return F.avg_pool2d(features, (height // grid, width // grid)).flatten(1)
+    return F.adaptive_avg_pool2d(features, grid).flatten(1)
 
 
 class FoldingSequential(nn.Sequential):
@@ -219,7 +230,7 @@ class TorchvisionBackbone(Backbone):
     def forward(self, images: Tensor) -> Tensor:
         """Return the features, (B, F), of images, float (B, 3, S, S) in 0..1."""
         features = self.model(self.normalize(images))
-        return features if self.grid == 1 else F.adaptive_avg_pool2d(features, self.grid).flatten(1)
+        return features if self.grid == 1 else field_means(features, self.grid)
 
     def blocks(self) -> list[nn.Module]:
         """Return the parts from input to output."""
@@ -270,6 +281,7 @@ class SiameseNetwork(nn.Module):
             nn.init.zeros_(self.head.weight)  # every lesion starts at even odds
             nn.init.zeros_(self.head.bias)
         self.still: list[nn.Module] = []
+        self.parts = 1  # above 1 a batch is embedded in parts, each computed anew on the way back
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the embeddings, float32 (B, D), of images, float (B, 3, S, S) in 0..1."""
@@ -286,8 +298,17 @@ class SiameseNetwork(nn.Module):
         return self.head(embeddings * HEAD_SCALE if self.unit_length else embeddings).float().squeeze(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings, (B, D), and logits, (B,)."""
-        embeddings = self.embed(images)
+        """Return embeddings, (B, D), and logits, (B,).
+
+        In several `parts` the gradient is that of the whole batch, while the memory holds the activations of one part
+        (Chen et al. 2016, training deep nets with sublinear memory cost): for a third more time, each part is embedded
+        twice. Batch normalisation that is not fixed sees a part as its batch.
+        """
+        if self.parts > 1 and torch.is_grad_enabled():
+            parts = [checkpoint(self.embed, part, use_reentrant=False) for part in images.chunk(self.parts)]
+            embeddings = torch.cat(parts)
+        else:
+            embeddings = self.embed(images)
         return embeddings, self.logits(embeddings)
 
     def freeze(self, blocks: int | None, norm: bool) -> None:

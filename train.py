@@ -7,35 +7,44 @@ then it measures loss and AUC on validation, saves, and plots. A run that was st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 from tqdm import tqdm
 
 import checkpoint
 import dataset
 import figures
-from augment import ViewRanges, Views, draw_views, show
+from augment import ViewRanges, Views, draw_views
 from classify import score_all
 from config import Config, InputError, add_flags, experiment, from_flags
 from dataset import Batch, PairDataset, in_batch_batches, independent_batches, sample_balanced, sample_pairs
-from device import Ranks, autocast, choose_precision, describe_device, join_ranks, keep_freed_memory
+from device import (
+    Ranks,
+    chance_state,
+    choose_precision,
+    describe_device,
+    deterministic,
+    join_ranks,
+    keep_freed_memory,
+    set_chance_state,
+)
 from feed import Feed, embed_images
 from images import ImageCache, build_cache, refuse_unreadable
+from learner import Learner
 from losses import MEASURES, SiameseLoss
 from modules import SiameseNetwork, network_of
-from script import run_script
+from script import Held, Stopped, hold_signals, run_script
 
 LOG_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
 BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them
@@ -44,7 +53,11 @@ BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; pre
 def main(config: Config, resume: bool = False, overwrite: bool = False) -> None:
     """Train one run; everything it leaves is in `config.run_dir` and `config.graph_dir`."""
     keep_freed_memory()
-    with join_ranks(config.device) as (device, ranks):
+    with (
+        join_ranks(config.device) as (device, ranks),
+        checkpoint.lock_run(config.run_dir) if ranks.first else contextlib.nullcontext(),
+        deterministic(config.deterministic),
+    ):
         train_run(config, device, ranks, resume, overwrite)
 
 
@@ -60,67 +73,24 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     # before the images are decoded: what is wrong with the weights is said at once
     torch.manual_seed(config.seed)
     network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
-    cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
-    refuse_unreadable(cache.errors, config.skip_unreadable)
-    table = dataset.without_images(lesions.table, cache.errors)
-    train = Images.of_part(table, "train", cache)
-    validation = Validation.of(table, cache, config.seed)
-    feed = Feed(cache, device)
+    data = Data.of(lesions, config, device)
 
-    loss_function = loss_of(config)
     log: list[dict[str, Any]] = []
-    steps = len(epoch_batches(config, train, cache, epoch_generators(config.seed, 1)[0]))
-    learner = Learner(network, config, config.epochs * steps)
+    partway: dict[str, Any] | None = None
+    steps = len(epoch_batches(config, data.train, data.feed.cache, epoch_generators(config.seed, 1)[0]))
+    learner = Learner(network, config, config.epochs * steps, ranks, dtype)
     if resume:
-        state = checkpoint.resume_run(config, table)
+        state = checkpoint.resume_run(config, data.table)
         learner.resume(state, config.run_dir / "last.pt")
-        log = state["log"]
-        learner.taken = len(log) * steps
+        log, partway = state["log"], state.get("partway")
+        learner.taken = len(log) * steps + (partway["steps"] if partway else 0)
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
-        checkpoint.write_start(config, table, describe_device(device, dtype), resume)
-
-    ranges = view_ranges(config)
-    what = figures.describe_parts({"training": train.labels, "validation": validation.images.labels})
-    for epoch in range(len(log) + 1, config.epochs + 1):
-        start = time.perf_counter()
-        rng, views_generator = epoch_generators(config.seed, epoch)
-        batches = epoch_batches(config, train, cache, rng)
-        network.freeze(None if epoch <= config.frozen_epochs else config.frozen_blocks, config.frozen_norm)
-        measured = train_epoch(
-            DistributedDataParallel(network) if ranks.count > 1 else network,
-            loss_function,
-            learner,
-            batches,
-            feed,
-            ranks,
-            partial(draw_views, generator=views_generator, ranges=ranges) if config.augment else None,
-            dtype,
-            f"epoch {epoch}/{config.epochs}",
-            config.hardest if epoch > config.mining_epochs else 1.0,
-        )
-        trained = time.perf_counter()
-        if ranks.first:
-            val_loss, val_aucs = validate(learner.kept, loss_function, feed, validation, dtype)
-            scorer = max(val_aucs, key=lambda name: val_aucs[name])
-            log.append(
-                {
-                    "epoch": epoch,
-                    **measured,
-                    "val_loss": val_loss,
-                    "val_auc": val_aucs[scorer],
-                    "scorer": scorer,
-                    "val_aucs": val_aucs,
-                    "seconds": round(time.perf_counter() - start, 3),
-                    "images_per_second": round(
-                        sum(len(batch.rows) for batch in batches) / (trained - start), 1
-                    ),
-                }
-            )
-            save_epoch(config, learner, log, what)
-            ranks.say(describe_epoch(log[-1], config.epochs))
-        ranks.wait()
-        refuse_collapse(loss_function, measured, epoch)
+        checkpoint.write_start(config, data.table, describe_device(device, dtype), resume)
+        if log:
+            write_progress(config, log, data.what)  # a kill may have come between the checkpoint and these
+    with hold_signals() as held:
+        train_epochs(config, learner, data, log, partway, held)
     if ranks.first:
         best = checkpoint.best_entry(log)
         ranks.say(
@@ -128,110 +98,86 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         )
 
 
-def loss_of(config: Config) -> SiameseLoss:
-    """Return the loss that the settings describe."""
-    return SiameseLoss(
-        loss=config.loss,
-        margin=config.margin,
-        positive_margin=config.positive_margin,
-        active_only=config.average == "active",
-        melanoma_weight=config.melanoma_weight,
-        pair_weight=config.pair_weight,
-        head=config.head,
-    )
+def train_epochs(
+    config: Config,
+    learner: Learner,
+    data: Data,
+    log: list[dict[str, Any]],
+    partway: dict[str, Any] | None,
+    held: Held,
+) -> None:
+    """Train the epochs that the log does not have yet: draw pairs, take steps, validate, save.
+
+    Parameters
+    ----------
+    log : of the epochs before; grows by an entry for each epoch
+    partway : state of the first epoch, if a part of it has been trained: see `Progress.state`
+    held : the signal that asks to stop, which ends the step, saves and raises
+
+    Raises
+    ------
+    InputError : the loss is not finite, the embedding collapsed, the memory or the disk is too small
+    Stopped : a signal came
+    """
+    ranks, device, feed = learner.ranks, data.feed.device, data.feed
+
+    def stopping() -> bool:
+        return ranks.any(held.number is not None, device)
+
+    def stopped(saved: str) -> Stopped:
+        return Stopped(held.number or signal.SIGTERM, saved)  # of several processes another may have got it
+
+    for epoch in range(len(log) + 1, config.epochs + 1):
+        start, name = time.perf_counter(), f"epoch {epoch}/{config.epochs}"
+        rng, views_generator = epoch_generators(config.seed, epoch)
+        batches = epoch_batches(config, data.train, feed.cache, rng)
+        draw = partial(draw_views, generator=views_generator, ranges=view_ranges(config))
+        progress = Progress.start(device)
+        if partway:
+            progress, partway = Progress.resume(partway, views_generator, device), None
+        done = progress.images
+        learner.network.freeze(
+            None if epoch <= config.frozen_epochs else config.frozen_blocks, config.frozen_norm
+        )
+        train_epoch(
+            learner,
+            batches,
+            feed,
+            draw if config.augment else None,
+            name,
+            config.hardest if epoch > config.mining_epochs else 1.0,
+            progress,
+            stopping,
+        )
+        if progress.steps < len(batches):
+            if ranks.first:
+                save_state(config, learner, log, progress.state(views_generator, device))
+            ranks.wait()
+            raise stopped(
+                f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there"
+            )
+        trained, measured = time.perf_counter(), progress.means()
+        if ranks.first:
+            validated = validate(learner.kept, learner.loss_function, feed, data.validation, learner.dtype)
+            seconds = time.perf_counter() - start
+            rate = (progress.images - done) / (trained - start)
+            log.append(
+                {"epoch": epoch, **measured, **validated}
+                | {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)}
+            )
+            save_state(config, learner, log)
+            write_progress(config, log, data.what)
+            ranks.say(describe_epoch(log[-1], config.epochs))
+        ranks.wait()
+        refuse_collapse(learner.loss_function, measured, epoch)
+        if stopping():
+            rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
+            raise stopped(f"saved after {name}; {rest}")
 
 
 def view_ranges(config: Config) -> ViewRanges:
     """Return how far views may differ from the image: the settings that begin with view_."""
     return ViewRanges(**{item.name: getattr(config, f"view_{item.name}") for item in fields(ViewRanges)})
-
-
-class Learner:
-    """Takes the steps of a training: AdamW at the learning rate's course, and the running mean of the weights.
-
-    The backbone has parameter groups of its own, whose `share` is of the learning rate. Weight decay is for matrices
-    and kernels, not for biases and the scales of normalisation.
-
-    Parameters
-    ----------
-    network : on its device
-    config : learning_rate, backbone_rate, schedule, warmup, weight_decay and ema are used
-    total : steps of the whole training, which the learning rate's course is laid over
-    """
-
-    def __init__(self, network: SiameseNetwork, config: Config, total: int) -> None:
-        self.network = network
-        self.config = config
-        self.total = total
-        self.taken = 0
-        groups = []
-        for of_backbone, share in ((True, config.backbone_rate), (False, 1.0)):
-            own = [p for name, p in network.named_parameters() if name.startswith("backbone.") == of_backbone]
-            for matrix, decay in ((True, config.weight_decay), (False, 0.0)):
-                members = [p for p in own if (p.ndim > 1) == matrix]
-                groups.append({"params": members, "share": share, "weight_decay": decay})
-        fused = next(network.parameters()).device.type != "mps"
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-        self.average: AveragedModel | None = None
-        if config.ema:
-            self.average = AveragedModel(network, multi_avg_fn=self._follow, use_buffers=True)
-
-    @property
-    def kept(self) -> SiameseNetwork:
-        """What is validated and saved as the run's model: the running mean of the weights if there is one."""
-        if self.average is None:
-            return self.network
-        assert isinstance(self.average.module, SiameseNetwork)
-        return self.average.module
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step: a rise from 0 in the warm-up, then constant or half a cosine to 0."""
-        peak, rising = self.config.learning_rate, self.config.warmup * self.total
-        if self.taken < rising:
-            return peak * (self.taken + 1) / (rising + 1)
-        if self.config.schedule == "constant":
-            return peak
-        return peak * (1 + math.cos(math.pi * (self.taken - rising) / (self.total - rising))) / 2
-
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of a loss."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group["share"]
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        if self.average:
-            self.average.update_parameters(self.network)
-        self.taken += 1
-
-    def state(self) -> dict[str, Any]:
-        """Return what is needed to go on, beside the weights that are kept."""
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        if self.average:
-            state |= {"trained": self.network.state_dict(), "averaged": int(self.average.n_averaged)}
-        return state
-
-    def resume(self, state: dict[str, Any], path: Path) -> None:
-        """Take up a checkpoint's weights and `state`."""
-        checkpoint.load_weights(self.kept, state, path)
-        if self.average:
-            checkpoint.load_weights(self.network, state, path, "trained")
-            self.average.n_averaged.fill_(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    @torch.no_grad()
-    def _follow(self, average: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
-        """Move the running mean; its decay rises with the steps, so that the first ones are soon forgotten.
-
-        `steps` is `taken` on the device: to read it would be to wait for it.
-        """
-        rate = 1 - min(self.config.ema, (1 + self.taken) / (10 + self.taken))
-        for own, new in zip(average, current, strict=True):
-            if own.is_floating_point():
-                own.lerp_(new, rate)
-            else:
-                own.copy_(new)
 
 
 def refuse_collapse(loss_function: SiameseLoss, measured: dict[str, float], epoch: int) -> None:
@@ -282,6 +228,27 @@ class Validation:
         return Validation(images, pairs, same, Images(train.rows[kept], train.labels[kept]))
 
 
+@dataclass(frozen=True)
+class Data:
+    """What a run is trained and validated on: its images and their feed, and the parts in words for figures."""
+
+    table: Any
+    train: Images
+    validation: Validation
+    feed: Feed
+    what: str
+
+    @staticmethod
+    def of(lesions: dataset.Lesions, config: Config, device: torch.device) -> Data:
+        cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
+        refuse_unreadable(cache.errors, config.skip_unreadable)
+        table = dataset.without_images(lesions.table, cache.errors)
+        train = Images.of_part(table, "train", cache)
+        validation = Validation.of(table, cache, config.seed)
+        labels = {"training": train.labels, "validation": validation.images.labels}
+        return Data(table, train, validation, Feed(cache, device), figures.describe_parts(labels))
+
+
 def epoch_generators(seed: int, epoch: int) -> tuple[np.random.Generator, torch.Generator]:
     """Return the sources of an epoch's pairs and views; they depend on nothing that came before.
 
@@ -303,68 +270,94 @@ def epoch_batches(config: Config, train: Images, cache: ImageCache, rng: np.rand
     return independent_batches(dataset, train.labels, config.batch_size)
 
 
+@dataclass
+class Progress:
+    """How far an epoch has come.
+
+    sums : float tensor of shape (1 + len(MEASURES),) on the device: loss and measures of each step, times its images
+    steps, images : taken and seen so far
+    """
+
+    sums: Tensor
+    steps: int = 0
+    images: int = 0
+
+    @staticmethod
+    def start(device: torch.device) -> Progress:
+        return Progress(torch.zeros(1 + len(MEASURES), device=device))
+
+    def means(self) -> dict[str, float]:
+        """Return the mean loss and measures by image; waits for the device."""
+        return dict(zip(("train_loss", *MEASURES), (self.sums / self.images).tolist(), strict=True))
+
+    def state(self, views: torch.Generator, device: torch.device) -> dict[str, Any]:
+        """Return what a checkpoint needs to go on from here, and the states of what the rest will be drawn from."""
+        chance = {"views": views.get_state(), "layers": chance_state(device)}
+        return {"sums": self.sums.cpu(), "steps": self.steps, "images": self.images, **chance}
+
+    @staticmethod
+    def resume(state: dict[str, Any], views: torch.Generator, device: torch.device) -> Progress:
+        """Return the progress that `state` gave, and take up its states of chance."""
+        views.set_state(state["views"])
+        set_chance_state(state["layers"], device)
+        return Progress(state["sums"].to(device), state["steps"], state["images"])
+
+
 def train_epoch(
-    network: nn.Module,
-    loss_function: SiameseLoss,
     learner: Learner,
     batches: Sequence[Batch],
     feed: Feed,
-    ranks: Ranks,
     draw: Callable[[int], Views] | None,
-    dtype: torch.dtype,
     name: str,
-    mined_share: float = 1.0,
-) -> dict[str, float]:
-    """Take one step on each batch, in their order; return the mean loss and measures of its steps, by image.
+    mined_share: float,
+    progress: Progress,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Take one step on each batch that is still to come, in their order, and note them in `progress`.
 
-    Every process embeds its share of a batch's images and compares the embeddings of all: views are drawn for the
-    whole batch, so the step is the same for any number of processes.
+    Views are drawn for the whole batch, so the step is the same for any number of processes.
 
     Parameters
     ----------
-    network : the learner's, wrapped in DistributedDataParallel if there are several processes
     draw : gives the views of a number of images; None shows the images as they are
     mined_share : share of the pairs, the costliest, that are trained on
+    stopping : asked between steps whether to leave the rest of the epoch
 
     Raises
     ------
-    InputError : the loss is not finite
+    InputError : the loss is not finite, or the device's memory too small
     """
-    network.train()
-    device = feed.device
-    shares = [np.arange(len(batch.rows))[ranks.share(len(batch.rows))] for batch in batches]
-    places = [
-        share if len(share) else np.array([0]) for share in shares
-    ]  # a process without a share embeds one
-    rows = (batch.rows[place] for batch, place in zip(batches, places, strict=True))
-    total, seen = torch.zeros(1 + len(MEASURES), device=device), 0
-    bar = tqdm(feed.batches(rows), name, len(batches), unit="step", leave=False, disable=ranks.quiet)
-    steps = zip(bar, batches, shares, places, strict=True)
-    for step, (images, batch, share, place) in enumerate(steps, start=1):
-        views = draw(len(batch.rows))[torch.from_numpy(place)].to(device) if draw else None
-        shown = show(images, views)  # in float32: autocast would round what blur and noise compute
-        with autocast(device, dtype):
-            own = torch.cat([part.view(len(place), -1) for part in network(shown)], dim=1)
-        outputs = ranks.gather(
-            own[: len(share)], len(batch.rows)
-        )  # embeddings, and the logit in the last column
-        first, second, labels = (
-            torch.from_numpy(part).to(device) for part in (batch.first, batch.second, batch.labels)
-        )
-        loss, measures = loss_function(outputs[:, :-1], outputs[:, -1], labels, first, second, mined_share)
-        rate = learner.rate
-        learner.step(loss * ranks.count)  # the gradient is averaged over the processes: their sum is wanted
-        total += torch.cat([loss.detach().view(1), measures]) * len(batch.rows)
-        seen += len(batch.rows)
-        if step % LOG_STEPS == 0 or step == len(batches):
-            means = (total / seen).tolist()  # waits for the device
-            if not all(map(math.isfinite, means)):
-                raise InputError(
-                    f"the loss is not finite in {name}, step {step}, learning rate {rate:.3g}: "
-                    "lower --learning-rate; the last epoch's checkpoint is kept"
-                )
-            bar.set_postfix(loss=f"{means[0]:.4f}")
-    return dict(zip(("train_loss", *MEASURES), means, strict=True))
+    learner.network.train()
+    ranks, left = learner.ranks, batches[progress.steps :]
+    places = [ranks.places(len(batch.rows)) for batch in left]
+    images = feed.batches(batch.rows[place] for batch, place in zip(left, places, strict=True))
+    with tqdm(
+        desc=name,
+        total=len(batches),
+        initial=progress.steps,
+        unit="step",
+        leave=False,
+        disable=ranks.quiet,
+    ) as bar:
+        for shown, batch, place in zip(images, left, places, strict=True):
+            views = draw(len(batch.rows))[torch.from_numpy(place)].to(feed.device) if draw else None
+            rate = learner.rate
+            progress.sums += learner.take_step(shown, batch, views, mined_share) * len(batch.rows)
+            progress.steps += 1
+            progress.images += len(batch.rows)
+            bar.update()
+            reading = progress.steps % LOG_STEPS == 0 or progress.steps == len(batches)
+            if reading:
+                means = progress.means()
+                if not all(map(math.isfinite, means.values())):
+                    raise InputError(
+                        f"the loss is not finite in {name}, step {progress.steps}, learning rate {rate:.3g}: "
+                        "lower --learning-rate; the last epoch's checkpoint is kept"
+                    )
+                bar.set_postfix(loss=f"{means['train_loss']:.4f}")
+            # several processes must agree, which takes time
+            if (reading or ranks.count == 1) and progress.steps < len(batches) and stopping():
+                return
 
 
 def validate(
@@ -373,8 +366,8 @@ def validate(
     feed: Feed,
     validation: Validation,
     dtype: torch.dtype,
-) -> tuple[float, dict[str, float]]:
-    """Return the mean loss of the validation pairs and the AUC of the validation images by each way to score."""
+) -> dict[str, Any]:
+    """Return the log's figures of validation: loss of its pairs, AUC of its images by each way to score, the best."""
     images, references = validation.images, validation.references
     embeddings, logits = embed_images(network, feed, images.rows, dtype)
     first, second = torch.from_numpy(validation.pairs.T)
@@ -387,15 +380,24 @@ def validate(
     )
     reference_embeddings, _ = embed_images(network, feed, references.rows, dtype)
     scores = score_all(embeddings, logits if network.head else None, reference_embeddings, references.labels)
-    return float(loss), {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}
+    aucs = {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}
+    scorer = max(aucs, key=lambda name: aucs[name])
+    return {"val_loss": float(loss), "val_auc": aucs[scorer], "scorer": scorer, "val_aucs": aucs}
 
 
-def save_epoch(config: Config, learner: Learner, log: list[dict[str, Any]], what: str) -> None:
-    """Save the state after an epoch: log, checkpoints, learning curves of `what`."""
+def save_state(
+    config: Config, learner: Learner, log: list[dict[str, Any]], partway: dict[str, Any] | None = None
+) -> None:
+    """Save the checkpoint to resume from, after an epoch or `partway` in one, and the best after an epoch."""
     contents: dict[str, Any] = {"config": experiment(config), "log": log, "model": learner.kept.state_dict()}
-    if checkpoint.best_entry(log) is log[-1]:
+    if not partway and checkpoint.best_entry(log) is log[-1]:
         checkpoint.save_checkpoint(config.run_dir / "best.pt", contents)
-    checkpoint.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state()})
+    more = {"partway": partway} if partway else {}
+    checkpoint.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state(), **more})
+
+
+def write_progress(config: Config, log: list[dict[str, Any]], what: str) -> None:
+    """Write the log, and draw the learning curves of `what`."""
     checkpoint.write_log(config.run_dir / "log.jsonl", log)
     figure = figures.learning_curves(log, checkpoint.best_entry(log)["epoch"], what)
     figures.save_figure(figure, config.graph_dir / "Train_average_loss.png")

@@ -27,6 +27,7 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import learner
 import losses
 import panel
 import predict
@@ -56,15 +57,15 @@ def melanomas_alone() -> Iterator[None]:
     labels: list[np.ndarray] = []
     whole_epoch = train.train_epoch
 
-    def train_epoch(network: Any, loss: Any, learner: Any, batches: Any, *others: Any) -> Any:
+    def train_epoch(learner: Any, batches: Any, *others: Any) -> Any:
         labels[:] = [batch.labels for batch in batches]
-        return whole_epoch(network, loss, learner, batches, *others)
+        return whole_epoch(learner, batches, *others)
 
     def show_some(images: torch.Tensor, views: Any) -> torch.Tensor:
         melanoma = torch.from_numpy(labels.pop(0) == 1)[:, None, None, None]
         return torch.where(melanoma, show(images, views), to_float(images))
 
-    with patch.object(train, "train_epoch", train_epoch), patch.object(train, "show", show_some):
+    with patch.object(train, "train_epoch", train_epoch), patch.object(learner, "show", show_some):
         yield
 
 

@@ -29,10 +29,11 @@ import train
 from augment import draw_views, to_float
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
-from device import Ranks, autocast, choose_device, choose_precision, describe_device, keep_freed_memory
+from device import autocast, choose_device, choose_precision, describe_device, keep_freed_memory
 from feed import Feed
 from images import build_cache, find_images, peak_memory
-from losses import SiameseLoss, contrastive_terms, pair_distance
+from learner import Learner
+from losses import contrastive_terms, pair_distance
 from modules import build_network
 
 SIZE = 128
@@ -101,19 +102,17 @@ def own_epoch(
     dtype = choose_precision("auto", device)
     cache = build_cache(find_images(folder), SIZE, cache_dir)
     pairs = PairDataset(cache, np.arange(len(cache.pixels)), *draw_pairs(len(cache.pixels), n_pairs))
-    feed, ranks = Feed(cache, device), Ranks()
+    feed = Feed(cache, device)
     network = build_network("conv3", SIZE, 128).to(device)
-    loss_function = SiameseLoss(margin=Config().margin)
-    learner = train.Learner(
-        network, Config(), total=1
-    )  # at a constant rate the number of steps does not matter
+    # at a constant rate the number of steps does not matter
+    learner = Learner(network, Config(), total=1, dtype=dtype)
     labels = labels_of(len(cache.pixels))
 
     def epoch(part: PairDataset) -> float:
         start = time.perf_counter()
         views = partial(draw_views, generator=torch.Generator().manual_seed(0))
         batches = independent_batches(part, labels, batch_size)
-        train.train_epoch(network, loss_function, learner, batches, feed, ranks, views, dtype, "")
+        train.train_epoch(learner, batches, feed, views, "", 1.0, train.Progress.start(device))
         return time.perf_counter() - start
 
     whole_batch = independent_batches(pairs, labels, batch_size)[0]
@@ -128,7 +127,7 @@ def own_epoch(
         for _ in range(steps):
             with autocast(device, dtype):
                 embeddings, logits = network(images)
-            loss, _ = loss_function(embeddings, logits, own_labels, first, second)
+            loss, _ = learner.loss_function(embeddings, logits, own_labels, first, second)
             learner.step(loss)
         float(loss.detach())
         return time.perf_counter() - start

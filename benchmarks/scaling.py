@@ -25,10 +25,10 @@ import train
 from augment import draw_views
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
-from device import Ranks, choose_device, choose_precision, describe_device, keep_freed_memory
+from device import choose_device, choose_precision, describe_device, keep_freed_memory
 from feed import Feed
 from images import build_cache, find_images, peak_memory
-from losses import SiameseLoss
+from learner import Learner
 from modules import network_of
 
 
@@ -48,8 +48,7 @@ def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]
     pairs, same = sample_pairs(labels, np.random.default_rng(0))
     kept = steps * config.batch_size if steps else len(pairs)
     network = network_of(config).to(device)
-    learner = train.Learner(network, config, total=len(pairs) // config.batch_size)
-    loss_function = SiameseLoss(margin=config.margin)
+    learner = Learner(network, config, total=len(pairs) // config.batch_size, dtype=dtype)
     feed = Feed(cache, device)
     ready = time.perf_counter() - start
 
@@ -58,7 +57,7 @@ def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]
         part = PairDataset(cache, np.arange(len(labels)), pairs[first:last], same[first:last])
         batches = independent_batches(part, labels, config.batch_size)
         views = partial(draw_views, generator=torch.Generator().manual_seed(0))
-        train.train_epoch(network, loss_function, learner, batches, feed, Ranks(), views, dtype, "")
+        train.train_epoch(learner, batches, feed, views, "", 1.0, train.Progress.start(device))
         return (time.perf_counter() - start) / len(part) * len(pairs)
 
     train_on(0, config.batch_size)  # warm-up

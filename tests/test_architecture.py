@@ -28,8 +28,9 @@ MAY_IMPORT = {
     "tables": set(),
     "report": {"tables"},
     "device": {"config"},
-    "feed": {"augment", "device", "images", "modules"},
+    "feed": {"augment", "config", "device", "images", "modules"},
     "checkpoint": {"config", "files"},
+    "learner": {"augment", "checkpoint", "config", "dataset", "device", "losses", "modules"},
     "panel": {"checkpoint", "classify", "config", "dataset", "device", "feed", "images", "modules"},
     "explain": {"augment", "modules"},
     "cards": {"figures"},
@@ -53,8 +54,9 @@ MAY_IMPORT = {
     "controls": {"bootstrap", "config", "dataset", "images", "metrics", "script"},
 }
 BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
+FOR_TRAIN = {"learner"}
 FOR_PREDICT = {"panel", "explain", "cards", "unlabelled", "measure", "draw"}
-MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - FOR_PREDICT, "predict": BELOW_THE_SCRIPTS}
+MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - FOR_PREDICT, "predict": BELOW_THE_SCRIPTS - FOR_TRAIN}
 
 
 def imported(name: str) -> set[str]:

@@ -12,7 +12,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+import augment
 import checkpoint
+import learner as learning
 import train
 from augment import ViewRanges, show
 from classify import SCORERS, score_all
@@ -20,9 +22,9 @@ from config import Config, InputError
 from dataset import sample_pairs
 from feed import Feed, embed_images
 from images import build_cache, find_images
+from learner import Learner
 from losses import MEASURES, SiameseLoss
 from modules import SiameseNetwork, build_network, import_torchvision, network_of
-from train import Learner
 
 
 def log_of(config: Config) -> list[dict]:
@@ -103,17 +105,17 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not_whatever_it_uses(
     )
     whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
     train.main(whole)
-    real = train.save_epoch
+    real = train.save_state
 
     def save_and_die(*arguments):
         real(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "save_epoch", save_and_die)
+    monkeypatch.setattr(train, "save_state", save_and_die)
     for resume in (False, True):
         with pytest.raises(KeyboardInterrupt):
             train.main(config, resume=resume)
-    monkeypatch.setattr(train, "save_epoch", real)
+    monkeypatch.setattr(train, "save_state", real)
     train.main(config, resume=True)
     assert_same_run(whole, config)
     assert last(config)["averaged"] == 3 * len(
@@ -161,7 +163,7 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
     quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, shown = [], []
-    real_pairs, real_show = train.PairDataset, train.show
+    real_pairs = train.PairDataset
 
     def pairs(cache, rows, pairs, same):
         seen.append((cache, rows[pairs]))
@@ -170,10 +172,10 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
     def show(images, views):
         shown.append(len(images))
         assert len(views.contrast) == len(images)
-        return real_show(images, views)
+        return augment.show(images, views)
 
     monkeypatch.setattr(train, "PairDataset", pairs)
-    monkeypatch.setattr(train, "show", show)
+    monkeypatch.setattr(learning, "show", show)
     train.main(quick)
     cache, rows = seen[-1]  # the pairs of the one epoch
     table = checkpoint.read_split(quick.run_dir)
@@ -193,7 +195,7 @@ def test_views_are_drawn_in_float32_whatever_the_network_computes_in(
             own.append(show(images, views))
             return own[-1]
 
-        monkeypatch.setattr(train, "show", note)
+        monkeypatch.setattr(learning, "show", note)
         every = {f"view_{name}": 1.0 for name in ("blur", "noise", "hair", "cutout", "corners")}
         train.main(dataclasses.replace(quick, precision=precision, **every), overwrite=True)
     torch.testing.assert_close(shown["bfloat16"], shown["float32"], rtol=0, atol=0)
@@ -317,7 +319,8 @@ def test_validation_scores_each_way_against_references_of_training(trained: Conf
     torch.nn.init.normal_(network.head.weight)
     feed = Feed(cache, torch.device("cpu"))
     loss_function = SiameseLoss(head="bce", pair_weight=0.5)
-    loss, aucs = train.validate(network, loss_function, feed, validation, torch.float32)
+    found = train.validate(network, loss_function, feed, validation, torch.float32)
+    loss, aucs = found["val_loss"], found["val_aucs"]
 
     own, train_part = (table[table["part"] == part] for part in ("validation", "train"))
     (embeddings, logits), (references, _) = (
@@ -328,6 +331,7 @@ def test_validation_scores_each_way_against_references_of_training(trained: Conf
     expected = {name: roc_auc_score(own["label"], values) for name, values in scores.items()}
     assert list(aucs) == list(SCORERS)
     assert aucs == pytest.approx(expected)
+    assert found["val_auc"] == aucs[found["scorer"]] == max(aucs.values())
     distance = np.linalg.norm(embeddings[validation.pairs[:, 0]] - embeddings[validation.pairs[:, 1]], axis=1)
     costs = np.where(validation.same, distance, np.maximum(0, 0.5 - distance)) ** 2 / 2
     chance = 1 / (1 + np.exp(-np.where(own["label"] == 1, logits, -logits).astype(float)))
@@ -445,8 +449,8 @@ def test_the_loss_and_the_views_are_those_of_the_settings() -> None:
         pair_weight=0.4,
         head="focal",
     )
-    assert train.loss_of(config) == SiameseLoss("triplet", 0.7, 0.1, True, 3.0, 0.4, "focal")
-    assert train.loss_of(Config()) == SiameseLoss()
+    assert learning.loss_of(config) == SiameseLoss("triplet", 0.7, 0.1, True, 3.0, 0.4, "focal")
+    assert learning.loss_of(Config()) == SiameseLoss()
     names = [name.removeprefix("view_") for name in Config.__dataclass_fields__ if name.startswith("view_")]
     assert sorted(names) == sorted(item.name for item in dataclasses.fields(ViewRanges))
     assert train.view_ranges(Config()) == ViewRanges()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tally import COUNTS, summary
 
 import figures
 import predict
@@ -22,6 +23,14 @@ from images import ImageCache
 HEADER = (
     "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
 )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many generated cases were run, and how they ended."""
+    if COUNTS:
+        terminalreporter.section("generated cases")
+        for line in summary(COUNTS):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,8 @@ def load_weights(
 def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
     """Write what explains a run: settings, split, where it is made; a new run first clears an earlier one's."""
     make_folder(config.run_dir)
+    for half in config.run_dir.glob(".*.tmp"):  # left by a process that was killed; the caller holds the lock
+        half.unlink()
     if not resumed:
         for name in RESULTS:
             for prefix in ("", EVALUATED):

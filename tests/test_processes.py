@@ -19,8 +19,8 @@ from dataset import load_lesions, summarise
 ROOT = Path(__file__).parent.parent
 
 
-def torchrun(config: Config, processes: int) -> subprocess.CompletedProcess[str]:
-    """Run train.py with these settings in several processes."""
+def torchrun_command(config: Config, processes: int) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs train.py with these settings in several processes, and its environment."""
     settings = config.run_dir.with_name("settings.json")
     settings.write_text(json.dumps(to_dict(config)))
     command = [
@@ -31,7 +31,12 @@ def torchrun(config: Config, processes: int) -> subprocess.CompletedProcess[str]
         "--standalone",
     ]
     command += [str(ROOT / "train.py"), f"--config={settings}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return command, {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(config: Config, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run train.py with these settings in several processes."""
+    command, environment = torchrun_command(config, processes)
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
 
 

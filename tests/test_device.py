@@ -1,6 +1,7 @@
 """The machine: choice of device and precision, memory, and how processes share a batch."""
 
 import ctypes
+import os
 import platform
 
 import pytest
@@ -9,7 +10,18 @@ from torch import nn
 
 import device
 from config import InputError
-from device import Ranks, autocast, choose_device, choose_precision, describe_device, join_ranks
+from device import (
+    Ranks,
+    autocast,
+    chance_state,
+    choose_device,
+    choose_precision,
+    describe_device,
+    deterministic,
+    is_out_of_memory,
+    join_ranks,
+    set_chance_state,
+)
 
 CPU = torch.device("cpu")
 
@@ -130,6 +142,43 @@ def test_tensors_are_sound_after_keep_freed_memory():
         assert float(torch.ones(2**20).sum()) == 2**20
 
 
+# --- small memories, chance, and the same bits again ---
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_lack_of_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) == expected
+
+
+def test_what_was_drawn_is_drawn_again_from_a_state():
+    state = chance_state(CPU)
+    first = torch.rand(5)
+    assert not torch.equal(torch.rand(5), first)
+    set_chance_state(state, CPU)
+    assert torch.equal(torch.rand(5), first)
+
+
+def test_deterministic_algorithms_are_asked_for_and_put_back(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for wanted in (False, True):
+        with deterministic(wanted):
+            assert torch.are_deterministic_algorithms_enabled() == wanted
+            assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == wanted
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
 # --- processes ---
 
 
@@ -141,6 +190,20 @@ def test_shares_make_up_the_batch_and_are_nearly_equal(size, count):
     assert [i for share in shares for i in range(share.start, share.stop)] == list(range(size))
     sizes = [share.stop - share.start for share in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [256, 7, 1])
+def test_every_process_embeds_its_share_or_one_image(size, count):
+    for rank in range(count):
+        places = Ranks(rank, count).places(size).tolist()
+        share = Ranks(rank, count).share(size)
+        assert places == (list(range(size))[share] or [0])
+        assert Ranks(rank, count).share_size(size) == len(range(size)[share])
+
+
+def test_one_process_asks_itself_alone():
+    assert Ranks().any(True, CPU) and not Ranks().any(False, CPU)
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch, capsys):

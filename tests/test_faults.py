@@ -493,6 +493,22 @@ def test_the_cpus_own_lack_of_memory_is_one_line(quick: Config) -> None:
     tally("out of memory", "clean error")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_too_small_embeds_in_parts(quick: Config) -> None:
+    settings = {"backbone": "mobilenet_v2", "backbone_weights": "none", "frozen_norm": True}
+    config = dataclasses.replace(quick, device="cuda", image_size=512, batch_size=64, **settings)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        with pytest.raises(InputError, match="the memory of cuda:0 is too small for batch_size 64"):
+            train.main(config)
+        train.main(dataclasses.replace(config, fit_memory=True))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(log_of(config)) == 1
+
+
 # --- a process that dies ---
 
 

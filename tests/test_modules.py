@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from config import Config, InputError
 from modules import (
@@ -21,6 +22,7 @@ from modules import (
     SiameseNetwork,
     TorchvisionBackbone,
     build_network,
+    field_means,
     import_torchvision,
     network_of,
 )
@@ -68,6 +70,27 @@ def test_pooling_before_relu_equals_relu_before_pooling():
     layers = [layer for c in backbone.convolutions for layer in (c, nn.ReLU(), nn.MaxPool2d(2))]
     as_written = nn.Sequential(backbone.normalize, *layers, nn.Flatten(), backbone.fc1, nn.ReLU())
     torch.testing.assert_close(backbone(images(4, 33)), as_written(images(4, 33)))
+
+
+@pytest.mark.parametrize(("side", "grid"), [(4, 4), (8, 4), (7, 1), (7, 2), (5, 4), (2, 4)])
+def test_field_means_are_those_of_adaptive_pooling(side, grid):
+    features = torch.rand(2, 3, side, side + 1 if grid == 1 else side)
+    expected = F.adaptive_avg_pool2d(features, grid).flatten(1)
+    torch.testing.assert_close(field_means(features, grid), expected)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 8])
+@pytest.mark.parametrize("head", [False, True])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(parts, head):
+    network = build_network("conv3", 32, 5, normalize=True, head=head)
+    gradients = []
+    for network.parts in (1, parts):
+        network.zero_grad()
+        embeddings, logits = network(images(5, 32))
+        ((embeddings @ embeddings.T).square().sum() + logits.sum()).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    for alone, together in zip(*gradients, strict=True):
+        assert (together - alone).abs().max() <= 1e-3 * alone.abs().max()
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4])

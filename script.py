@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import typing
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -17,6 +18,7 @@ from types import FrameType
 from config import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TWICE = 1.0  # seconds within which a second signal is taken for the first
 
 
 class Stopped(BaseException):
@@ -34,9 +36,10 @@ class Stopped(BaseException):
 
 
 class Held:
-    """The signal, if any, that came while signals were held back."""
+    """The signal, if any, that came while signals were held back, and when."""
 
     number: int | None = None
+    since = 0.0
 
 
 def run_script(main: Callable[[], None]) -> typing.NoReturn:
@@ -55,16 +58,18 @@ def run_script(main: Callable[[], None]) -> typing.NoReturn:
 
 @contextlib.contextmanager
 def hold_signals() -> Iterator[Held]:
-    """Note the first Ctrl-C or SIGTERM in place of ending at once; a second one ends at once.
+    """Note the first Ctrl-C or SIGTERM in place of ending at once; a second one, a second later, ends at once.
 
-    Outside the main thread, which alone gets signals, nothing is held.
+    Within that second it is taken for the same one: Ctrl-C reaches a process under torchrun twice, from the terminal
+    and from torchrun. Outside the main thread, which alone gets signals, nothing is held.
     """
     held = Held()
 
     def note(number: int, frame: FrameType | None) -> None:
-        if held.number is not None:
+        if held.number is None:
+            held.number, held.since = number, time.monotonic()
+        elif time.monotonic() - held.since > TWICE:
             _stop(number, frame)
-        held.number = number
 
     with _handlers(note):
         yield held

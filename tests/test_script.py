@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,19 @@ def test_a_second_signal_does_not_wait():
     process = start(HOLDING.format(wait=30))
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "held\n"
+    time.sleep(1.2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130
+
+
+def test_a_signal_that_arrives_twice_is_one_signal():
+    process = start(HOLDING.format(wait=0.3))
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, "stopped by SIGINT: resume me\n")
 
 
 def test_handlers_are_put_back():

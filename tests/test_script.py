@@ -21,6 +21,7 @@ def stop_with(error: Exception | None) -> int:
 
     with pytest.raises(SystemExit) as stop:
         run_script(main)
+    assert isinstance(stop.value.code, int)
     return stop.value.code
 
 
@@ -78,7 +79,7 @@ def start(code: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout.readline() == "ready\n"
+    assert process.stdout and process.stdout.readline() == "ready\n"
     return process
 
 
@@ -102,7 +103,7 @@ def test_a_held_signal_lets_the_work_finish(number, code):
 def test_a_second_signal_does_not_wait():
     process = start(HOLDING.format(wait=30))
     process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout and process.stdout.readline() == "held\n"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert process.returncode == 130

@@ -91,7 +91,7 @@ def ladder(weights: str | None) -> list[Step]:
     firm = course | of_scratch("learning_rate", "dropout")
     wide = firm | {name: value for name, value in scratch.items() if name.startswith("view_")}
     long = wide | of_scratch("epochs") | {"epoch_share": 1.0}
-    steps = [
+    steps: list[Step] = [
         ("inverted sign", inverted_sign, start),
         ("sign right, views for melanomas alone", melanomas_alone, start),
         ("views for both classes", as_is, start),

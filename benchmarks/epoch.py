@@ -79,7 +79,8 @@ def plain_epoch(folder: Path, n_pairs: int, batch_size: int, workers: int) -> fl
     device = choose_device("auto")
     paths = list(find_images(folder).values())
     loader = DataLoader(FilePairs(paths, *draw_pairs(len(paths), n_pairs)), batch_size, num_workers=workers)
-    network = build_network("conv3", SIZE, 128).to(device, memory_format=torch.contiguous_format)
+    network = build_network("conv3", SIZE, 128)
+    network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     start = time.perf_counter()
     for batch in loader:

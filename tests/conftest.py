@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.lines import Line2D
 from PIL import Image
 from tally import COUNTS, summary
 
@@ -68,6 +69,11 @@ def save(figure, path) -> Image.Image:
     with Image.open(path) as image:
         image.load()
     return image
+
+
+def points_of(drawn) -> np.ndarray:
+    """Return the points of a line or of a scatter plot, (N, 2)."""
+    return np.asarray(drawn.get_xydata() if isinstance(drawn, Line2D) else drawn.get_offsets())
 
 
 def quick_config(folder: Path, **changes: Any) -> Config:

@@ -67,7 +67,7 @@ def imported(name: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}.py, line {node.lineno}: the files are no package"
-            names.add(node.module)
+            names.add(node.module or "")
     return {imported.partition(".")[0] for imported in names}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,14 +34,14 @@ def parts(views: Views) -> list[torch.Tensor]:
     return [views.affine, views.gain, views.contrast]
 
 
-def drawn(n: int, seed: int = 0, **ranges) -> Views:
+def drawn(n: int, seed: int = 0, /, **ranges: Any) -> Views:
     return draw_views(n, torch.Generator().manual_seed(seed), ViewRanges(**ranges))
 
 
-EVERY = {"share": 1.0}  # warp and colour every view, not a random half of them
+EVERY: dict[str, Any] = {"share": 1.0}  # warp and colour every view, not a random half of them
 OPTIONAL = ("hair", "square", "lens", "blur", "noise")  # fields of Views that are None by default
-EXTRAS = {"hair": 0.5, "cutout": 0.5, "corners": 0.5, "blur": 0.5, "noise": 0.5}
-OFF = {"flip": False, "turn": 0.0, "scale": 1.0, "shift": 0.0, "light": 0.0, "colour": 0.0}
+EXTRAS: dict[str, Any] = {"hair": 0.5, "cutout": 0.5, "corners": 0.5, "blur": 0.5, "noise": 0.5}
+OFF: dict[str, Any] = {"flip": False, "turn": 0.0, "scale": 1.0, "shift": 0.0, "light": 0.0, "colour": 0.0}
 
 
 def only(n: int, **parts: torch.Tensor) -> Views:
@@ -180,17 +181,17 @@ def test_views_move_between_devices_whole():
 def test_drawing_is_a_function_of_the_generator():
     generator = torch.Generator().manual_seed(5)
     first, second = parts(draw_views(6, generator)), parts(draw_views(6, generator))
-    again = parts(drawn(6, seed=5))
+    again = parts(drawn(6, 5))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_neither_drawing_nor_applying_touches_the_global_generators():
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
     images, views = random_images(4), drawn(4)
     assert torch.equal(apply_views(images, views), apply_views(images, views))
     assert torch.equal(torch.get_rng_state(), torch_state)
-    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+    np.testing.assert_equal(np.random.get_state(legacy=False), numpy_state)  # noqa: NPY002
 
 
 def test_drawn_views_are_turned_flipped_and_scaled_evenly():
@@ -291,7 +292,7 @@ def test_nothing_else_is_drawn_unless_it_is_asked_for():
 
 def test_as_many_views_have_each_change_as_asked_for_independently():
     shares = {"hair": 0.1, "cutout": 0.3, "corners": 0.5, "blur": 0.7, "noise": 0.9}
-    views = drawn(4000, **shares)
+    views: Any = drawn(4000, **shares)
     has = [
         (views.hair[:, :, 4] > 0).all(1),
         views.square[:, 2] > 0,
@@ -306,7 +307,7 @@ def test_as_many_views_have_each_change_as_asked_for_independently():
 
 
 def test_each_change_is_drawn_evenly_over_its_range():
-    views = drawn(4000, **dict.fromkeys(EXTRAS, 1.0))
+    views: Any = drawn(4000, **dict.fromkeys(EXTRAS, 1.0))
     assert views.hair.shape == (4000, augment.HAIRS, 5)
     for column, (low, high) in enumerate([(-1, 1), (-1, 1), (0, math.pi), (-0.5, 0.5)]):
         assert_uniform(views.hair[:, :, column], low, high)
@@ -351,7 +352,8 @@ def test_a_hair_runs_through_its_point_at_its_angle_and_bends():
 def test_hairs_cover_a_small_share_of_a_picture_and_brighten_nothing():
     images = 0.5 + random_images(20) / 2
     images = F.interpolate(images, size=(128, 128), mode="bilinear")
-    shown = apply_views(images, only(20, hair=drawn(20, hair=1.0).hair))
+    views: Any = drawn(20, hair=1.0)
+    shown = apply_views(images, only(20, hair=views.hair))
     darkened = (shown < images - 1e-3).any(1).float().mean((1, 2))
     assert (shown <= images + 1e-5).all()
     assert (darkened > 0.01).all() and (darkened < 0.4).all()
@@ -427,7 +429,7 @@ def test_changed_pixels_stay_between_0_and_1():
 
 
 def test_changes_leave_the_images_that_they_are_not_for():
-    views = drawn(400, share=1.0, **OFF, **dict.fromkeys(EXTRAS, 0.3))
+    views: Any = drawn(400, share=1.0, **OFF, **dict.fromkeys(EXTRAS, 0.3))
     plain = (
         (views.hair[:, 0, 4] == 0)
         & (views.square[:, 2] == 0)

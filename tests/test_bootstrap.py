@@ -1,6 +1,7 @@
 """Intervals by bootstrap over patients: by hand, against a slow loop, and in simulated sets whose truth is known."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,15 @@ from metrics import evaluate
 # --- all figures ---
 
 
+def interval_of(*arguments: Any) -> list[float]:
+    interval = auc_interval(*arguments)
+    assert interval is not None
+    return interval
+
+
 def leaves(figures: dict, *words: str) -> dict:
     """The numbers of nested figures by their full names."""
-    found = {}
+    found: dict[tuple[str, ...], Any] = {}
     for word, value in figures.items():
         found |= leaves(value, *words, word) if isinstance(value, dict) else {(*words, word): value}
     return found
@@ -118,10 +125,10 @@ def test_a_95_percent_interval_covers_the_true_auc_in_95_percent_of_sets():
     covered, covered_by_image = [], []
     for i in range(500):
         labels, scores, patients = simulated_set(rng)
-        low, high = auc_interval(labels, scores, patients, rng, 400)
+        low, high = interval_of(labels, scores, patients, rng, 400)
         covered.append(low <= TRUE_AUC <= high)
         if i < 100:  # lesions of one patient taken for independent
-            low, high = auc_interval(labels, scores, np.arange(len(labels)), rng, 400)
+            low, high = interval_of(labels, scores, np.arange(len(labels)), rng, 400)
             covered_by_image.append(low <= TRUE_AUC <= high)
     assert 0.92 <= np.mean(covered) <= 0.98
     assert np.mean(covered_by_image) < 0.87
@@ -160,7 +167,7 @@ def test_a_difference_turns_with_its_runs_and_is_surer_than_two_intervals():
     assert there["difference"] == -back["difference"]
     assert there["interval"] == pytest.approx([-back["interval"][1], -back["interval"][0]])
     assert there["p"] == back["p"]
-    assert np.ptp(there["interval"]) < np.ptp(auc_interval(labels, a, patients, rng(0), 400))
+    assert np.ptp(there["interval"]) < np.ptp(interval_of(labels, a, patients, rng(0), 400))
 
 
 def test_runs_of_one_order_do_not_differ():
@@ -234,7 +241,7 @@ def test_interval_equals_resampling_patients_by_hand():
 def test_interval_covers_the_auc_and_narrows_with_the_level():
     labels, scores = random_lesions(200)
     wide, narrow = (
-        auc_interval(labels, scores, np.arange(200), np.random.default_rng(0), 500, level)
+        interval_of(labels, scores, np.arange(200), np.random.default_rng(0), 500, level)
         for level in (0.95, 0.5)
     )
     assert wide[0] < narrow[0] < sk.roc_auc_score(labels, scores) < narrow[1] < wide[1]
@@ -242,11 +249,11 @@ def test_interval_covers_the_auc_and_narrows_with_the_level():
 
 def test_more_images_of_the_same_patients_are_no_more_evidence():
     labels, scores = random_lesions(40)
-    once = auc_interval(labels, scores, np.arange(40), np.random.default_rng(0), 500)
-    nine_times = [np.repeat(array, 9) for array in (labels, scores, np.arange(40))]
-    assert auc_interval(*nine_times, np.random.default_rng(0), 500) == pytest.approx(once)
+    once = interval_of(labels, scores, np.arange(40), np.random.default_rng(0), 500)
+    labels, scores, patients = (np.repeat(array, 9) for array in (labels, scores, np.arange(40)))
+    assert auc_interval(labels, scores, patients, np.random.default_rng(0), 500) == pytest.approx(once)
 
-    as_if_independent = auc_interval(*nine_times[:2], np.arange(360), np.random.default_rng(0), 500)
+    as_if_independent = interval_of(labels, scores, np.arange(360), np.random.default_rng(0), 500)
     assert np.ptp(as_if_independent) < 0.5 * np.ptp(once)
 
 

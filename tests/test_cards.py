@@ -54,15 +54,15 @@ def test_images_are_those_of_their_titles_and_framed_in_the_colour_of_their_clas
     for axes in figure.axes:
         kind, number = axes.get_title()[:1], axes.get_title()[1:2]
         if kind in ("M", "B"):
-            assert (axes.images[0].get_array() == 10 * int(number)).all()
+            assert (np.asarray(axes.images[0].get_array()) == 10 * int(number)).all()
             frame = axes.spines["left"].get_edgecolor()
             assert same_color(frame, MELANOMA if kind == "M" else BENIGN)
-    assert (figure.axes[0].images[0].get_array() == 200).all()
+    assert (np.asarray(figure.axes[0].images[0].get_array()) == 200).all()
 
 
 def test_the_heat_is_opaque_where_it_is_strong_and_coloured_by_its_sign():
     heat = np.array([[2.0, 1.0], [0.0, -1.0]])
-    drawn = card(heat=heat).axes[1].images[1].get_array()
+    drawn = np.asarray(card(heat=heat).axes[1].images[1].get_array())
     np.testing.assert_allclose(drawn[..., 3], 0.85 * np.array([[1, 0.5], [0, 0.5]]))
     np.testing.assert_allclose(drawn[0, 0, :3], to_rgba(MELANOMA)[:3])
     np.testing.assert_allclose(drawn[1, 1, :3], to_rgba(BENIGN)[:3])

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -70,7 +71,7 @@ def refusal(function, *arguments) -> str:
 
 
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
-    contents = {
+    contents: dict[str, Any] = {
         "model": {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(7)},
         "config": {"margin": 0.5, "backbone": "conv3", "augment": True, "duplicates": None},
         "losses": [0.25, 0.125],

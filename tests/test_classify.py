@@ -1,6 +1,7 @@
 """Scores from distances to references, and thresholds from scores; each against brute force."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def slow_score(
     """The score from the nearest `counts` references of either class, benign first, or from all."""
     scores = []
     for point in embeddings.tolist():
-        distances = [[], []]
+        distances: list[list[float]] = [[], []]
         for reference, label in zip(references.tolist(), labels.tolist(), strict=True):
             distances[label].append(math.dist(point, reference))
         if counts:
@@ -147,7 +148,7 @@ def test_every_scorer_is_the_one_of_its_name():
     labels, logits = (np.arange(240) % 4 == 0).astype(int), np.arange(30, dtype=np.float32)
     scores = score_all(embeddings, logits, references, labels)
     assert tuple(scores) == classify.SCORERS
-    expected = {
+    expected: dict[str, Any] = {
         "distance": slow_score(embeddings, references, labels),
         "nearest": slow_score(embeddings, references, labels, (45, 15)),  # a quarter of 180 and of 60
         "neighbours": slow_score(embeddings, references, labels, (20, 20)),

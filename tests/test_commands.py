@@ -35,6 +35,7 @@ def call(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     with pytest.raises(SystemExit) as stopped:
         scripts.run_script(SCRIPTS[script])
+    assert isinstance(stopped.value.code, int)
     return stopped.value.code
 
 

@@ -34,11 +34,8 @@ def parse(*flags: str, only_machine: bool = False) -> Config:
 
 def other_value(name: str) -> typing.Any:
     """Return a valid value of a field, not its default where there is a choice."""
-    default, choices, allowed = (
-        FIELDS[name].default,
-        FIELDS[name].metadata["choices"],
-        FIELDS[name].metadata["allowed"],
-    )
+    default: typing.Any = FIELDS[name].default
+    choices, allowed = FIELDS[name].metadata["choices"], FIELDS[name].metadata["allowed"]
     if choices:
         return choices[-1]
     if name in PATHS:
@@ -79,7 +76,7 @@ def test_paths_come_first():
 
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().epochs = 3
+        Config().epochs = 3  # type: ignore[misc]  # mypy says so too
 
 
 INF, NAN = float("inf"), float("nan")
@@ -121,7 +118,14 @@ def test_a_value_out_of_range_is_named_with_what_is_allowed(name, value, allowed
 
 
 def test_the_ends_of_the_ranges_are_allowed():
-    least = {"image_size": 32, "embedding_dim": 2, "batch_size": 1, "epochs": 1, "fold": 0, "seed": 0}
+    least: dict[str, typing.Any] = {
+        "image_size": 32,
+        "embedding_dim": 2,
+        "batch_size": 1,
+        "epochs": 1,
+        "fold": 0,
+        "seed": 0,
+    }
     most = {"image_size": 1024, "fold": 4, "seed": 2**63 - 1, "split_seed": 2**32 - 1}
     for settings in (least, most):
         stored = to_dict(Config(**settings))
@@ -179,7 +183,8 @@ def test_something_has_to_be_trained():
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_a_flag_and_changes_that_field_alone(name):
-    value, needs = other_value(name), NEEDS.get(name, {})
+    value = other_value(name)
+    needs: dict[str, typing.Any] = NEEDS.get(name, {})
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         changed = parse(f"--{flag}" if value else f"--no-{flag}")

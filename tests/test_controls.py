@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,7 @@ def labels_file(tmp_path: Path) -> Path:
     return path
 
 
-def config_of(labels_file: Path, **changes: object) -> Config:
+def config_of(labels_file: Path, **changes: Any) -> Config:
     return dataclasses.replace(Config(), train_labels=labels_file, train_image=Path("nowhere"), **changes)
 
 

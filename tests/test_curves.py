@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import save
+from conftest import points_of, save
+from matplotlib.collections import LineCollection
 from matplotlib.colors import same_color
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, precision_recall_curve
@@ -32,8 +33,12 @@ def legend_texts(axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
+def bars_of(axes) -> list:
+    return list(axes.patches)
+
+
 def lines_of(axes) -> dict[str, np.ndarray]:
-    return {line.get_label(): line.get_xydata() for line in axes.lines}
+    return {line.get_label(): points_of(line) for line in axes.lines}
 
 
 def many(n: int, n_melanoma: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -81,14 +86,14 @@ def test_precision_recall_shows_curve_prevalence_and_point():
         LABELS, SCORES, at["average_precision"], (at["sensitivity"], at["precision"]), WHAT
     ).axes[0]
     prevalence, curve, point = axes.lines
-    assert list(prevalence.get_ydata()) == [3 / 8, 3 / 8]
+    assert points_of(prevalence)[:, 1].tolist() == [3 / 8, 3 / 8]
     precision, recall, _ = precision_recall_curve(LABELS, SCORES)
     np.testing.assert_array_equal(curve.get_xydata(), np.stack([recall, precision], axis=1)[:-1])
     # the area under the steps is the average precision
     area = -np.diff(np.append(curve.get_xdata(), 0)) @ curve.get_ydata()
     assert curve.get_drawstyle() == "steps-post"
     assert area == pytest.approx(average_precision_score(LABELS, SCORES))
-    np.testing.assert_allclose(point.get_xydata(), [[2 / 3, 2 / 3]])
+    np.testing.assert_allclose(points_of(point), [[2 / 3, 2 / 3]])
     assert legend_texts(axes) == [
         "prevalence 37.50%",
         "average precision 0.756",
@@ -124,7 +129,7 @@ def test_thresholds_of_folds_are_all_marked_and_the_point_stands_at_their_mean()
     thresholds = np.array([0.3, 0.5] * 4)
     axes = curves.rates_by_threshold(LABELS, SCORES, thresholds, (0.7, 0.8), WHAT).axes[0]
     marks = [line for line in axes.lines if line.get_linestyle() == ":"]
-    assert [line.get_xdata()[0] for line in marks] == [0.3, 0.5]
+    assert [points_of(line)[0, 0] for line in marks] == [0.3, 0.5]
     assert "thresholds of 2 folds" in lines_of(axes)
     assert lines_of(axes)["sensitivity 70.0%"].tolist() == [[0.4, 0.7]]
 
@@ -134,7 +139,7 @@ def test_score_histogram_counts_every_image_of_its_class():
     assert (melanoma.get_ylabel(), benign.get_ylabel()) == ("melanoma images", "benign images")
     for axes, label, colour in ((melanoma, 1, figures.MELANOMA), (benign, 0, figures.BENIGN)):
         own = SCORES[label == LABELS]
-        filled = [bar for bar in axes.patches if bar.get_height()]
+        filled = [bar for bar in bars_of(axes) if bar.get_height()]
         assert sum(bar.get_height() for bar in filled) == len(own)
         for value in own:
             assert any(bar.get_x() <= value <= bar.get_x() + bar.get_width() for bar in filled)
@@ -152,8 +157,8 @@ def test_score_histogram_judges_each_image_by_its_own_threshold():
 
 def test_probabilities_of_0_and_1_are_counted_at_the_edge():
     melanoma, benign = curves.score_histogram(np.array([0, 0, 1]), np.array([0.0, 0.5, 1.0]), 0.5, WHAT).axes
-    assert sum(bar.get_height() for bar in melanoma.patches) == 1
-    assert sum(bar.get_height() for bar in benign.patches) == 2
+    assert sum(bar.get_height() for bar in bars_of(melanoma)) == 1
+    assert sum(bar.get_height() for bar in bars_of(benign)) == 2
 
 
 def test_calibration_shows_shares_counts_and_wilson_intervals():
@@ -162,21 +167,22 @@ def test_calibration_shows_shares_counts_and_wilson_intervals():
     ece = calibration_error(labels, probabilities, np.ones((1, 2000)))[0]
     upper, lower = curves.calibration(labels, probabilities, ece, WHAT).axes
     perfect, observed = upper.lines[:2]
-    assert perfect.get_xydata().tolist() == [[0, 0], [1, 1]]
-    counts = np.array([bar.get_height() for bar in lower.patches])
+    assert points_of(perfect).tolist() == [[0, 0], [1, 1]]
+    counts = np.array([bar.get_height() for bar in bars_of(lower)])
     np.testing.assert_allclose(
-        [bar.get_x() + bar.get_width() / 2 for bar in lower.patches], np.arange(10) / 10 + 0.05
+        [bar.get_x() + bar.get_width() / 2 for bar in bars_of(lower)], np.arange(10) / 10 + 0.05
     )
     assert counts.sum() == 2000
     assert [text.get_text() for text in lower.texts] == [
         f"{int(count):,}" if count else "" for count in counts
     ]
-    gaps = np.abs(observed.get_ydata() - observed.get_xdata())
+    gaps = np.abs(np.diff(points_of(observed)))[:, 0]
     assert gaps @ counts[counts > 0] / 2000 == pytest.approx(ece)  # the metrics' bins
     assert legend_texts(upper) == ["perfect", f"observed, ECE {ece:.3f}"]
     own = probabilities < 0.1
     wilson = binomtest(int(labels[own].sum()), int(own.sum())).proportion_ci(method="wilson")
     [bars] = upper.collections
+    assert isinstance(bars, LineCollection)
     np.testing.assert_allclose(bars.get_segments()[0][:, 1], [wilson.low, wilson.high])
 
 
@@ -184,7 +190,7 @@ def test_pair_distances_are_shares_of_their_kind_with_the_margin():
     same = np.array([True, True, True, False, False])
     axes = curves.pair_distances(np.array([0.1, 0.2, 0.3, 0.6, 0.8]), same, 0.5, WHAT).axes[0]
     for patch, values, colour in zip(
-        axes.patches, ([0.1, 0.2, 0.3], [0.6, 0.8]), (figures.LIKE, figures.UNLIKE), strict=True
+        bars_of(axes), ([0.1, 0.2, 0.3], [0.6, 0.8]), (figures.LIKE, figures.UNLIKE), strict=True
     ):
         corners = patch.get_xy()
         assert corners[:, 1].max() == pytest.approx(1 / len(values))
@@ -192,7 +198,7 @@ def test_pair_distances_are_shares_of_their_kind_with_the_margin():
         assert all(np.abs(high - value).min() < 0.02 for value in values)
         assert same_color(patch.get_edgecolor(), colour)
     [margin] = axes.lines
-    assert list(margin.get_xdata()) == [0.5, 0.5]
+    assert points_of(margin)[:, 0].tolist() == [0.5, 0.5]
     assert legend_texts(axes) == [
         "like pairs (3, median 0.200)",
         "unlike pairs (2, median 0.700)",

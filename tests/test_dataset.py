@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -333,7 +334,7 @@ def test_each_fold_holds_about_a_fifth_of_each_class(all_folds):
 def test_the_split_follows_from_its_own_seed_and_not_from_that_of_the_training(tmp_path, split):
     TABLE.rename(columns={"label": "target"}).to_csv(tmp_path / "labels.csv", index=False)
 
-    def parts(**settings: int) -> list[str]:
+    def parts(**settings: Any) -> list[str]:
         config = Config(train_labels=tmp_path / "labels.csv", split=split, **settings)
         return load_lesions(config, need_images=False).table["part"].tolist()
 
@@ -439,7 +440,9 @@ def test_the_second_image_is_uniform_over_its_class_without_the_first():
 def test_which_melanomas_are_shown_once_more_is_drawn_anew():
     labels = make_labels(12, 5)
     rng = np.random.default_rng(0)
-    firsts = sum(np.bincount(sample_pairs(labels, rng)[0][:, 0], minlength=17) for _ in range(1_000))
+    firsts = np.bincount(
+        np.concatenate([sample_pairs(labels, rng)[0][:, 0] for _ in range(1_000)]), minlength=17
+    )
     np.testing.assert_array_equal(firsts[labels == 0], 1_000)
     np.testing.assert_allclose(firsts[labels == 1], 2_400, atol=100)  # 12 / 5 in the mean
 
@@ -518,6 +521,7 @@ def run_summary(monkeypatch: pytest.MonkeyPatch, *flags: Path | str) -> int:
     monkeypatch.setattr(sys, "argv", ["dataset.py", *map(str, flags)])
     with pytest.raises(SystemExit) as stop:
         run_script(dataset.main)
+    assert isinstance(stop.value.code, int)
     return stop.value.code
 
 
@@ -530,7 +534,7 @@ def test_the_summary_works_from_the_csv_alone(folder):
     done = run_process(folder, "--json", "--train-labels", "train.csv", "--train-image", "nowhere")
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
-    expected = {"labels": 60, "images": 60, "melanoma": 12, "benign": 48, "patients": 30}
+    expected: dict[str, Any] = {"labels": 60, "images": 60, "melanoma": 12, "benign": 48, "patients": 30}
     expected |= {"duplicates_dropped": 0, "labels_without_image": None, "images_without_label": None}
     assert summary.items() >= (expected | {"split": "patient", "fold": 0}).items()
     parts = summary["splits"]

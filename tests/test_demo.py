@@ -94,8 +94,10 @@ def test_the_duplicate_is_one_picture_of_one_patient_under_two_names(folder):
     one, two = (rows[pair[name]] for name in ("image_name_1", "image_name_2"))
     assert one["image_name"] != two["image_name"]
     assert (one["patient_id"], one["target"]) == (two["patient_id"], two["target"])
-    pixels = [np.asarray(Image.open(folder / "train" / f"{row['image_name']}.jpg")) for row in (one, two)]
-    assert np.array_equal(*pixels)
+    first, second = (
+        np.asarray(Image.open(folder / "train" / f"{row['image_name']}.jpg")) for row in (one, two)
+    )
+    assert np.array_equal(first, second)
     files = [p.read_bytes() for p in (folder / "train").iterdir()]
     assert len(set(files)) == N - 1  # all others are different pictures
 
@@ -108,7 +110,7 @@ def test_the_test_set_is_unlabelled_and_has_patients_of_its_own(folder):
 
 
 def test_pictures_are_jpegs_of_mixed_sizes(folder):
-    sizes = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
     for path in (folder / "train").iterdir():
         with Image.open(path) as picture:
             assert (picture.format, picture.mode) == ("JPEG", "RGB")
@@ -122,10 +124,10 @@ def test_same_seed_same_bytes(folder, tmp_path):
 
 
 def test_a_picture_hangs_on_its_generator_alone():
-    pictures = [demo.lesion_image(np.random.default_rng(7), True, 60, 40, (220, 170, 150)) for _ in "ab"]
-    assert pictures[0].shape == (40, 60, 3)
-    assert pictures[0].dtype == np.uint8
-    assert np.array_equal(*pictures)
+    first, second = (demo.lesion_image(np.random.default_rng(7), True, 60, 40, (220, 170, 150)) for _ in "ab")
+    assert first.shape == (40, 60, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, second)
 
 
 def test_the_class_shows_in_the_lesion_but_not_in_the_mean_colour():

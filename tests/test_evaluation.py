@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import cache_of
 
 import draw
 import panel
@@ -125,13 +126,16 @@ def test_two_runs_are_compared_on_the_same_images(trained: Config, tmp_path: Pat
     tables = [panel.score_tests(panel.load_panels(trained, [trained.run_dir])).table for _ in range(2)]
     rng = np.random.default_rng(0)
     tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
-    given = iter([panel.Scored(table, np.empty((0, 2)), None) for table in tables])
+    no_images = cache_of(np.empty((0, 1, 1, 3), np.uint8))
+    given = iter([panel.Scored(table, np.empty((0, 2)), no_images) for table in tables])
     monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
     machine = dataclasses.replace(trained, graph_dir=tmp_path)
     found = predict.compare(machine, [trained.run_dir, trained.run_dir])
     first, second = (table.sort_values("image_name") for table in tables)
     expected = compare(
-        *(column.to_numpy() for column in (first["label"], first["probability"], second["probability"])),
+        first["label"].to_numpy(),
+        first["probability"].to_numpy(),
+        second["probability"].to_numpy(),
         first["patient_id"].to_numpy(),
         np.random.default_rng(0),
     )

@@ -41,6 +41,12 @@ def top_left(field: int = 1) -> SiameseNetwork:
     return network
 
 
+def heat_of(*arguments, **settings) -> np.ndarray:
+    heat = grad_cam(*arguments, **settings)
+    assert heat is not None
+    return heat
+
+
 def noise(side: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
@@ -49,20 +55,20 @@ def test_what_the_score_owes_to_one_corner_is_shown_there_alone_by_hand():
     pixels = np.full((6, 6, 3), 51, np.uint8)  # brightness 0.2 everywhere: e = (0.2, 0), score 0.2 - 0.8
     expected = np.zeros((6, 6))
     expected[0, 0] = 0.2 * 2  # feature × gradient: nearer the melanomas by as much as farther from the benign
-    np.testing.assert_allclose(grad_cam(top_left(), pixels, BENIGN, MELANOMA), expected, atol=1e-6)
-    np.testing.assert_allclose(grad_cam(top_left(), pixels, MELANOMA, BENIGN), -expected, atol=1e-6)
+    np.testing.assert_allclose(heat_of(top_left(), pixels, BENIGN, MELANOMA), expected, atol=1e-6)
+    np.testing.assert_allclose(heat_of(top_left(), pixels, MELANOMA, BENIGN), -expected, atol=1e-6)
 
 
 def test_eight_views_show_each_corner_that_one_of_them_turns_to_the_top_left():
     pixels = np.full((6, 6, 3), 51, np.uint8)
     expected = np.zeros((6, 6))
     expected[np.ix_([0, -1], [0, -1])] = 0.2 * 2 / 4
-    heat = grad_cam(top_left(), pixels, BENIGN, MELANOMA, views=8)
+    heat = heat_of(top_left(), pixels, BENIGN, MELANOMA, views=8)
     np.testing.assert_allclose(heat, expected, atol=1e-6)
 
 
 def test_a_coarse_map_is_spread_over_the_whole_image():
-    heat = grad_cam(top_left(field=8), np.full((32, 32, 3), 51, np.uint8), BENIGN, MELANOMA)
+    heat = heat_of(top_left(field=8), np.full((32, 32, 3), 51, np.uint8), BENIGN, MELANOMA)
     assert (heat.shape, heat.dtype) == ((32, 32), np.float32)
     assert heat[:4, :4].min() == heat.max() > 0
     assert np.abs(heat[12:]).max() == np.abs(heat[:, 12:]).max() == 0
@@ -84,7 +90,7 @@ def test_where_features_are_pooled_to_their_mean_it_is_captums_grad_cam(backbone
     image = to_float(torch.from_numpy(noise(64))[None])
     expected = LayerGradCam(score, network.backbone.last_map()).attribute(image).float()
     expected = F.interpolate(expected, (64, 64), mode="bilinear")[0, 0].detach().numpy()
-    heat = grad_cam(network, noise(64), benign, melanoma)
+    heat = heat_of(network, noise(64), benign, melanoma)
     assert np.abs(heat).max() > 1e-4
     np.testing.assert_allclose(heat, expected, atol=1e-4 * np.abs(heat).max())
 
@@ -94,12 +100,12 @@ def test_a_turned_image_has_the_turned_map_in_eight_views(settings):
     torch.manual_seed(0)
     network = build_network(image_size=32, embedding_dim=8, normalize=True, **settings)
     prototypes = np.random.default_rng(0).normal(size=(2, 8))
-    heat = grad_cam(network, noise(32), *prototypes, views=8)
+    heat = heat_of(network, noise(32), *prototypes, views=8)
     for turned, expected in (
         (np.rot90(noise(32)), np.rot90(heat)),
         (noise(32)[:, ::-1], heat[:, ::-1]),
     ):
-        again = grad_cam(network, turned, *prototypes, views=8)
+        again = heat_of(network, turned, *prototypes, views=8)
         np.testing.assert_allclose(again, expected, atol=1e-4 * np.abs(heat).max())
     assert np.abs(heat - heat[:, ::-1]).max() > 0.1 * np.abs(heat).max()
 
@@ -108,8 +114,8 @@ def test_the_network_and_the_image_are_left_as_they_were():
     network = build_network("conv3_norm", 32, 2, dropout=0.5).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     pixels = noise(32)
-    maps = [grad_cam(network, pixels, BENIGN, MELANOMA) for _ in range(2)]
-    assert np.array_equal(*maps)
+    first, second = (heat_of(network, pixels, BENIGN, MELANOMA) for _ in range(2))
+    assert np.array_equal(first, second)
     assert np.array_equal(pixels, noise(32))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,7 +96,8 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(
 def test_a_signal_while_validating_waits_for_the_end_of_the_epoch(
     straight: Config, quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, real, seen = everything(quick), train.validate, []
+    config, real = everything(quick), train.validate
+    seen: list[int] = []
 
     def validate(*arguments):
         seen.append(len(seen))
@@ -308,9 +310,12 @@ def test_a_cache_on_a_full_disk_keeps_its_rows_and_goes_on(
     disk.free()
     decoded = []
     real = images.decode_with_size
-    monkeypatch.setattr(
-        images, "decode_with_size", lambda path, size: decoded.append(path) or real(path, size)
-    )
+
+    def note(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+        decoded.append(path)
+        return real(path, size)
+
+    monkeypatch.setattr(images, "decode_with_size", note)
     cache = build_cache(paths, 64, disk.path)
     assert len(decoded) == 40  # of 60: twice ten rows were whole
     monkeypatch.setattr(images, "decode_with_size", real)
@@ -496,7 +501,11 @@ def test_the_cpus_own_lack_of_memory_is_one_line(quick: Config) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_that_is_too_small_embeds_in_parts(quick: Config) -> None:
-    settings = {"backbone": "mobilenet_v2", "backbone_weights": "none", "frozen_norm": True}
+    settings: dict[str, Any] = {
+        "backbone": "mobilenet_v2",
+        "backbone_weights": "none",
+        "frozen_norm": True,
+    }
     config = dataclasses.replace(quick, device="cuda", image_size=512, batch_size=64, **settings)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)

@@ -32,6 +32,7 @@ def with_head(normalize: bool = False) -> SiameseNetwork:
     """A network whose head, which starts at 0, has learnt something."""
     torch.manual_seed(0)
     network = build_network("conv3", 32, 8, normalize=normalize, head=True)
+    assert network.head is not None
     torch.nn.init.normal_(network.head.weight)
     return network
 
@@ -46,7 +47,7 @@ def test_batches_are_the_rows_asked_for_in_order(cache):
 
 
 def test_batches_gathered_ahead_keep_their_order_and_stay_few(cache):
-    gathered = []
+    gathered: list[int] = []
     started = threading.Event()
 
     def gather(rows):

@@ -3,6 +3,7 @@
 import matplotlib
 import numpy as np
 import pytest
+from conftest import points_of
 from matplotlib import pyplot as plt
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
@@ -104,11 +105,11 @@ def test_learning_curves_show_losses_auc_distances_and_the_best_epoch():
             },
         ),
     ):
-        assert {line.get_label(): line.get_xydata().tolist() for line in axes.lines} == expected
+        assert {line.get_label(): points_of(line).tolist() for line in axes.lines} == expected
         assert axes.get_ylim()[0] == 0
     auc, best = middle.lines
-    assert auc.get_xydata().tolist() == [[1, 0.6], [2, 0.8], [3, 0.7]]
-    assert list(best.get_xdata()) == [2, 2]
+    assert points_of(auc).tolist() == [[1, 0.6], [2, 0.8], [3, 0.7]]
+    assert points_of(best)[:, 0].tolist() == [2, 2]
     assert legend_texts(middle) == ["best: epoch 2"]
 
 
@@ -149,11 +150,11 @@ def test_roc_shows_the_curve_its_auc_and_the_operating_point():
     point = (1 - at["specificity"], at["sensitivity"])
     axes = figures.roc(LABELS, SCORES, auc, point, WHAT).axes[0]
     chance, curve, drawn = axes.lines
-    assert chance.get_xydata().tolist() == [[0, 0], [1, 1]]
+    assert points_of(chance).tolist() == [[0, 0], [1, 1]]
     false_rate, true_rate, _ = roc_curve(LABELS, SCORES, drop_intermediate=False)
     np.testing.assert_array_equal(curve.get_xydata(), np.stack([false_rate, true_rate], axis=1))
-    np.testing.assert_allclose(drawn.get_xydata(), [[1 / 5, 2 / 3]])
-    assert np.isclose(curve.get_xydata(), drawn.get_xydata()).all(axis=1).any()  # it lies on the curve
+    np.testing.assert_allclose(points_of(drawn), [[1 / 5, 2 / 3]])
+    assert np.isclose(points_of(curve), points_of(drawn)).all(axis=1).any()  # it lies on the curve
     assert legend_texts(axes) == ["chance", "AUC 0.800", "threshold: sensitivity 66.7%, specificity 80.0%"]
 
 
@@ -161,7 +162,7 @@ def test_roc_shows_a_band_if_given_one():
     grid, low, high = np.array([0, 0.5, 1]), np.array([0, 0.6, 1]), np.array([0.3, 0.9, 1])
     axes = figures.roc(LABELS, SCORES, 0.8, (0.2, 2 / 3), WHAT, (grid, low, high)).axes[0]
     [band] = axes.collections
-    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices).tolist()}
     assert corners >= {(0, 0), (0.5, 0.6), (1, 1), (0.5, 0.9), (0, 0.3)}
     assert legend_texts(axes)[1] == "95 % of bootstrap samples"
 
@@ -174,11 +175,11 @@ def test_roc_of_one_class_is_refused(label):
 
 def test_tsne_draws_melanomas_last_and_counts_both():
     benign, melanoma = FIGURES["tsne"]().axes[0].collections
-    assert benign.get_offsets().tolist() == POINTS[LABELS == 0].tolist()
-    assert melanoma.get_offsets().tolist() == POINTS[LABELS == 1].tolist()
+    assert points_of(benign).tolist() == POINTS[LABELS == 0].tolist()
+    assert points_of(melanoma).tolist() == POINTS[LABELS == 1].tolist()
     assert melanoma.get_zorder() >= benign.get_zorder()  # equal ones are drawn in their order
-    assert same_color(benign.get_facecolor()[0, :3], figures.BENIGN)
-    assert same_color(melanoma.get_facecolor()[0, :3], figures.MELANOMA)
+    assert same_color(np.asarray(benign.get_facecolor()).tolist()[0][:3], figures.BENIGN)
+    assert same_color(np.asarray(melanoma.get_facecolor()).tolist()[0][:3], figures.MELANOMA)
     assert legend_texts(FIGURES["tsne"]().axes[0]) == ["benign (5)", "melanoma (3)"]
 
 

@@ -53,9 +53,16 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_what_is_moved_into_place_has_reached_the_disk(tmp_path, monkeypatch):
     calls = []
-    sync, move = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("sync") or sync(fd))
-    monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("move") or move(*paths))
+
+    def noted(name, function):
+        def call(*arguments):
+            calls.append(name)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", noted("sync", os.fsync))
+    monkeypatch.setattr(Path, "replace", noted("move", Path.replace))
     replace_file(tmp_path / "a.txt", lambda path: path.write_text("new"))
     assert calls == ["sync", "move"]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import save
+from conftest import points_of, save
 from matplotlib.colors import same_color
 from scipy.special import logit
 
@@ -56,10 +56,10 @@ def test_forest_shows_each_group_with_its_interval_and_counts():
         "oral",
     ]
     chance, overall, female, interval, male = axes.lines
-    assert (chance.get_xdata()[0], overall.get_xdata()[0]) == (0.5, 0.8)
-    assert female.get_xydata().tolist() == [[0.81, 1]]
-    assert interval.get_xydata().tolist() == [[0.75, 1], [0.86, 1]]
-    assert male.get_xydata().tolist() == [[0.79, 2]]
+    assert (points_of(chance)[0, 0], points_of(overall)[0, 0]) == (0.5, 0.8)
+    assert points_of(female).tolist() == [[0.81, 1]]
+    assert points_of(interval).tolist() == [[0.75, 1], [0.86, 1]]
+    assert points_of(male).tolist() == [[0.79, 2]]
     assert texts_of(table)[2:] == [
         "1,200 / 80",
         "0.810 (0.750 to 0.860)",
@@ -136,7 +136,7 @@ def test_error_gallery_shows_each_image_with_its_name_and_probability(tmp_path):
         "",
     ]
     assert alarms.axes[0].get_title() == "a$b$\np = 0.987"
-    shown = [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes if axes.images]
+    shown = [np.asarray(axes.images[0].get_array())[0, 0, 0] for axes in figure.axes if axes.images]
     assert shown == [10, 20, 30]
     assert save(figure, tmp_path / "errors.png").width == 1440
 
@@ -163,7 +163,7 @@ def test_tsne_panels_colour_by_class_probability_and_size_with_melanomas_on_top(
         "by probability of melanoma",
         "by source size, megapixels",
     ]
-    assert same_color(by_class.collections[1].get_facecolor()[0, :3], figures.MELANOMA)
+    assert same_color(np.asarray(by_class.collections[1].get_facecolor()).tolist()[0][:3], figures.MELANOMA)
     for axes, values, known in (
         (by_score, logit(SCORES), np.ones(8, bool)),
         (by_size, np.log10(pixels / 1e6), np.isfinite(pixels)),
@@ -171,15 +171,16 @@ def test_tsne_panels_colour_by_class_probability_and_size_with_melanomas_on_top(
         benign, melanoma = axes.collections[-2:]
         for drawn, label in ((benign, 0), (melanoma, 1)):
             own = known & (label == LABELS)
-            assert drawn.get_offsets().tolist() == POINTS[own].tolist()
-            np.testing.assert_allclose(drawn.get_array(), values[own])
+            assert points_of(drawn).tolist() == POINTS[own].tolist()
+            np.testing.assert_allclose(np.asarray(drawn.get_array()), values[own])
             assert drawn.get_clim() == pytest.approx(
                 (np.nanmin(values), np.nanmax(values))
             )  # one scale for both
         assert melanoma.get_zorder() >= benign.get_zorder()
-        assert (benign.get_linewidth()[0], melanoma.get_linewidth()[0] > 0) == (0, True)  # ringed
-    assert by_size.collections[0].get_offsets().tolist() == [POINTS[6].tolist()]
-    assert [text.get_text() for text in by_size.get_legend().get_texts()] == ["not known"]
+        assert (np.max(benign.get_linewidth()), np.min(melanoma.get_linewidth()) > 0) == (0, True)  # ringed
+    assert points_of(by_size.collections[0]).tolist() == [POINTS[6].tolist()]
+    legend = by_size.get_legend()
+    assert legend and [text.get_text() for text in legend.get_texts()] == ["not known"]
     ticks = [text.get_text() for text in figure.axes[3].get_xticklabels()]
     assert (ticks[0], ticks[-1]) == ("0.02", "0.7")
     ticks = [text.get_text() for text in figure.axes[4].get_xticklabels()]

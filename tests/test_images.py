@@ -497,8 +497,9 @@ def test_two_processes_that_build_at_once_decode_each_image_once(photos, tmp_pat
     arguments = (tmp_path / "photos", tmp_path / "cache", tmp_path / "log", "none")
     with start_build(*arguments) as one, start_build(*arguments) as two:
         for process in (one, two):
-            assert process.stdout.readline() == "ready\n"
+            assert process.stdout and process.stdout.readline() == "ready\n"
         for process in (one, two):
+            assert process.stdin
             process.stdin.write("go\n")
             process.stdin.flush()
         outputs = [process.communicate(timeout=60)[0] for process in (one, two)]

@@ -27,6 +27,11 @@ from modules import build_network
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def grad_of(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def random_pairs(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """First and second embeddings (n, 4) and whether they are of one label (n,)."""
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +99,7 @@ def test_gradient_of_a_pair_at_distance_0_is_0():
     first = torch.ones(2, 4, requires_grad=True)
     distance = pair_distance(first, torch.ones(2, 4))
     contrastive_terms(distance, torch.tensor([True, False]), 0.5).mean().backward()
-    assert torch.equal(first.grad, torch.zeros(2, 4))
+    assert torch.equal(grad_of(first), torch.zeros(2, 4))
 
 
 def test_a_gradient_step_pulls_like_pairs_together_and_pushes_unlike_ones_apart():
@@ -104,7 +109,7 @@ def test_a_gradient_step_pulls_like_pairs_together_and_pushes_unlike_ones_apart(
     first.requires_grad_()
     second.requires_grad_()
     contrastive_terms(pair_distance(first, second), same, margin).mean().backward()
-    after = pair_distance(first - first.grad, second - second.grad).detach()
+    after = pair_distance(first - grad_of(first), second - grad_of(second)).detach()
 
     inside = ~same & (before < margin)
     beyond = ~same & (before >= margin)
@@ -120,12 +125,12 @@ def test_a_gradient_step_pulls_like_pairs_together_and_pushes_unlike_ones_apart(
 def slow_triplets(embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, margin: float) -> list:
     """Loss and label of the anchor of each triplet."""
     met = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
-    points, labels, found = embeddings.tolist(), labels.tolist(), []
+    points, classes, found = embeddings.tolist(), labels.tolist(), []
     for anchor, positive, negative in itertools.product(range(len(points)), repeat=3):
-        alike = labels[anchor] == labels[positive] and frozenset((anchor, positive)) in met
-        if alike and labels[negative] != labels[anchor]:
+        alike = classes[anchor] == classes[positive] and frozenset((anchor, positive)) in met
+        if alike and classes[negative] != classes[anchor]:
             near, far = (math.dist(points[anchor], points[other]) for other in (positive, negative))
-            found.append((max(0.0, near - far + margin), labels[anchor]))
+            found.append((max(0.0, near - far + margin), classes[anchor]))
     return found
 
 
@@ -152,7 +157,7 @@ def test_a_batch_without_triplets_costs_nothing_and_moves_nothing(labels):
     )
     loss.backward()
     assert float(loss.detach()) == 0
-    assert torch.equal(embeddings.grad, torch.zeros_like(embeddings))
+    assert torch.equal(grad_of(embeddings), torch.zeros_like(embeddings))
 
 
 # --- mining and means ---
@@ -196,7 +201,7 @@ def test_the_mean_of_nothing_is_0_and_moves_nothing(active_only):
         mean.backward()
         assert float(mean.detach()) == 0
         if active_only or weights is not None:
-            assert torch.equal(terms.grad, torch.zeros_like(terms))
+            assert torch.equal(grad_of(terms), torch.zeros_like(terms))
 
 
 # --- head ---
@@ -275,9 +280,9 @@ def test_the_loss_of_a_batch_equals_a_slow_loop(loss, mined_share):
         mined += own[: math.ceil(mined_share * len(own))]
     total = weight = 0.0
     for cost, _, melanoma in mined:
-        own = loss.melanoma_weight if melanoma else 1.0
-        total += own * cost
-        weight += own if cost > 1e-9 or not loss.active_only else 0.0
+        part_weight = loss.melanoma_weight if melanoma else 1.0
+        total += part_weight * cost
+        weight += part_weight if cost > 1e-9 or not loss.active_only else 0.0
     expected = loss.pair_weight * total / weight
     if loss.head != "none":
         expected += slow_head(logits, labels, loss.head, loss.melanoma_weight)
@@ -294,7 +299,7 @@ def test_a_pair_that_is_not_mined_moves_nothing():
     for share, moved in ((1e-6, [False, True, True, True]), (1.0, [True] * 4)):
         embeddings.grad = None
         SiameseLoss("contrastive", 1.0)(*batch, share)[0].backward()
-        assert (embeddings.grad[:, 0] != 0).tolist() == moved
+        assert (grad_of(embeddings)[:, 0] != 0).tolist() == moved
 
 
 def test_measures_say_what_the_embedding_looks_like():
@@ -335,7 +340,7 @@ def test_a_batch_on_one_point_has_a_finite_gradient(loss, mined_share):
     embeddings = torch.ones_like(embeddings).requires_grad_()
     value, _ = loss(embeddings, logits, labels, first, second, mined_share)
     value.backward()
-    assert torch.isfinite(value) and torch.isfinite(embeddings.grad).all()
+    assert torch.isfinite(value) and torch.isfinite(grad_of(embeddings)).all()
 
 
 # --- the sign, end to end ---
@@ -380,10 +385,10 @@ def train_and_measure(seed: int, inverted: bool) -> tuple[float, float, float]:
     with torch.no_grad():
         embeddings, references = network.embed(held_out), network.embed(images)
     first, second = np.triu_indices(len(truth), 1)
-    distance = pair_distance(embeddings[first], embeddings[second]).numpy()
+    apart = pair_distance(embeddings[first], embeddings[second]).numpy()
     same = truth[first] == truth[second]
     scores = reference_score(embeddings.numpy(), references.numpy(), labels)
-    return distance[same].mean(), distance[~same].mean(), roc_auc_score(truth, scores)
+    return apart[same].mean(), apart[~same].mean(), roc_auc_score(truth, scores)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

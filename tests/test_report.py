@@ -10,6 +10,7 @@ import struct
 import subprocess
 from html.parser import HTMLParser
 from io import BytesIO
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -148,7 +149,8 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict]] = []
         self.texts: list[str] = []
         self.tables: dict[str, list[list[str]]] = {}
-        self._heading = self._cell = None
+        self._heading = "?"  # of what stands before the first
+        self._cell: str | None = None
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -164,7 +166,7 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         if tag in ("td", "th"):
-            self.tables[self._heading][-1].append(self._cell)
+            self.tables[self._heading][-1].append(self._cell or "")
             self._cell = None
 
     def handle_data(self, data):
@@ -200,7 +202,10 @@ def test_nothing_is_fetched_and_nothing_runs(page):
 
 
 def test_what_a_user_named_is_text_wherever_it_stands(page):
-    metrics = copy.deepcopy(METRICS) | {"set": EVIL, "not_computed": {"npv": EVIL, "Subgroups.png": EVIL}}
+    metrics: dict[str, Any] = copy.deepcopy(METRICS) | {
+        "set": EVIL,
+        "not_computed": {"npv": EVIL, "Subgroups.png": EVIL},
+    }
     metrics["controls"][0] |= {"name": EVIL, "note": EVIL}
     metrics["subgroups"][0] |= {"attribute": EVIL, "group": EVIL, "note": EVIL}
     metrics["runs"][0]["scorer"] = EVIL
@@ -267,7 +272,8 @@ def test_every_figure_is_embedded_whole_with_its_caption_and_alt_text(page):
     for image, name in zip(images, shown, strict=True):
         data = image["src"].removeprefix("data:image/png;base64,")
         assert base64.b64decode(data, validate=True) == FIGURES[name]
-        assert (int(image["width"]), int(image["height"])) == struct.unpack(">II", FIGURES[name][16:24])
+        size = struct.unpack(">II", (FIGURES[name] or b"")[16:24])
+        assert (int(image["width"]), int(image["height"])) == size
         if name in report.PICTURES:
             about = report.PICTURES[name]
             start = f"{about.title}, test: 961 images, 79 melanoma, 402 patients. "

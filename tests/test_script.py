@@ -22,6 +22,7 @@ def stop_with(error: Exception | None) -> int:
 
     with pytest.raises(SystemExit) as stop:
         run_script(main)
+    assert isinstance(stop.value.code, int)
     return stop.value.code
 
 
@@ -79,7 +80,7 @@ def start(code: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout.readline() == "ready\n"
+    assert process.stdout and process.stdout.readline() == "ready\n"
     return process
 
 
@@ -103,7 +104,7 @@ def test_a_held_signal_lets_the_work_finish(number, code):
 def test_a_second_signal_does_not_wait():
     process = start(HOLDING.format(wait=30))
     process.send_signal(signal.SIGTERM)
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout and process.stdout.readline() == "held\n"
     time.sleep(1.2)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
@@ -113,7 +114,7 @@ def test_a_second_signal_does_not_wait():
 def test_a_signal_that_arrives_twice_is_one_signal():
     process = start(HOLDING.format(wait=0.3))
     process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout and process.stdout.readline() == "held\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (130, "stopped by SIGINT: resume me\n")

@@ -42,8 +42,10 @@ def test_a_row_has_the_figures_of_its_group_alone():
     rows = subgroup_table(table, np.random.default_rng(0), 50)
     assert (rows[0]["attribute"], rows[0]["group"]) == ("sex", "female")
     own = table[table["sex"] == "female"]
-    columns = [own[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")]
-    expected = brief_figures(*columns, np.random.default_rng(0), 50)
+    labels, probabilities, thresholds, patients = (
+        own[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
+    )
+    expected = brief_figures(labels, probabilities, thresholds, patients, np.random.default_rng(0), 50)
     assert rows[0] == {"attribute": "sex", "group": "female", **expected, "note": ""}
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 

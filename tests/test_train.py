@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import cache_of
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -118,8 +120,9 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not_whatever_it_uses(
     monkeypatch.setattr(train, "save_state", real)
     train.main(config, resume=True)
     assert_same_run(whole, config)
+    images, cache = train_images(config)
     assert last(config)["averaged"] == 3 * len(
-        train.epoch_batches(config, *train_images(config), np.random.default_rng(0))
+        train.epoch_batches(config, images, cache, np.random.default_rng(0))
     )
 
 
@@ -187,7 +190,7 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
 def test_views_are_drawn_in_float32_whatever_the_network_computes_in(
     quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = {}
+    shown: dict[str, list[torch.Tensor]] = {}
     for precision in ("float32", "bfloat16"):
         own = shown[precision] = []
 
@@ -196,7 +199,9 @@ def test_views_are_drawn_in_float32_whatever_the_network_computes_in(
             return own[-1]
 
         monkeypatch.setattr(learning, "show", note)
-        every = {f"view_{name}": 1.0 for name in ("blur", "noise", "hair", "cutout", "corners")}
+        every: dict[str, Any] = {
+            f"view_{name}": 1.0 for name in ("blur", "noise", "hair", "cutout", "corners")
+        }
         train.main(dataclasses.replace(quick, precision=precision, **every), overwrite=True)
     torch.testing.assert_close(shown["bfloat16"], shown["float32"], rtol=0, atol=0)
 
@@ -274,11 +279,11 @@ def test_mining_begins_after_its_epochs(quick: Config, steps: list) -> None:
 @pytest.mark.parametrize(("pairs", "size"), [("independent", 16), ("batch", 16)])
 def test_a_share_of_an_epoch_is_drawn_anew_each_time(quick: Config, pairs: str, size: int) -> None:
     labels = (np.arange(50) % 5 == 0).astype(int)
-    images = train.Images(np.arange(100, 150), labels)
+    images, cache = train.Images(np.arange(100, 150), labels), cache_of(np.empty((0, 1, 1, 3), np.uint8))
     config = dataclasses.replace(quick, pairs=pairs, batch_size=size, epoch_share=0.33)
     firsts = []
     for seed in (0, 1):
-        batches = train.epoch_batches(config, images, None, np.random.default_rng(seed))
+        batches = train.epoch_batches(config, images, cache, np.random.default_rng(seed))
         shown = sum(len(batch.first if pairs == "independent" else batch.rows) for batch in batches)
         assert shown == (27 if pairs == "independent" else 28)  # 80 pairs; 14 of 40 benign images, twice
         firsts.append(np.concatenate([batch.rows for batch in batches]))
@@ -316,6 +321,7 @@ def test_validation_scores_each_way_against_references_of_training(trained: Conf
     cache = build_cache(find_images(trained.train_image), trained.image_size, trained.cache_dir)
     validation = train.Validation.of(table, cache, seed=0)
     network = build_network("conv3_norm", 32, 8, head=True)
+    assert network.head is not None
     torch.nn.init.normal_(network.head.weight)
     feed = Feed(cache, torch.device("cpu"))
     loss_function = SiameseLoss(head="bce", pair_weight=0.5)
@@ -391,6 +397,7 @@ def test_the_first_step_is_the_learning_rate_of_each_part_and_decay_is_for_matri
     for name, p in network.named_parameters():
         rate = 0.001 if name.startswith("backbone") else 0.01
         kept = 1 - rate * 0.5 if p.ndim > 1 else 1.0
+        assert p.grad is not None
         sure = p.grad.abs() > 1e-5  # Adam's first step is the rate, whatever the gradient's size
         expected = kept * before[name] - rate * p.grad.sign()
         torch.testing.assert_close(p.detach()[sure], expected[sure], rtol=0, atol=3e-3 * rate)
@@ -455,7 +462,7 @@ def test_the_loss_and_the_views_are_those_of_the_settings() -> None:
     assert sorted(names) == sorted(item.name for item in dataclasses.fields(ViewRanges))
     assert train.view_ranges(Config()) == ViewRanges()
     for number, name in enumerate(names, start=1):
-        value = False if name == "flip" else 1.0 + number / 100 if name == "scale" else number / 100
+        value: Any = False if name == "flip" else 1.0 + number / 100 if name == "scale" else number / 100
         assert train.view_ranges(Config(**{f"view_{name}": value})) == ViewRanges(**{name: value})
 
 

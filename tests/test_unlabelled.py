@@ -310,6 +310,7 @@ def test_the_heat_map_explains_the_runs_own_embedding(machine, folder, monkeypat
     by_hand = unlabelled.grad_cam(
         run.network, view[0].numpy(), *unlabelled.prototypes(run.references, run.reference_labels)
     )
+    assert by_hand is not None
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)
 
 

@@ -103,7 +103,8 @@ class Config:
     )
     fit_memory: bool = opt(
         False,
-        "if the device's memory is too small for a batch, embed it in 2, 4, 8 ... parts: same batch, more time",
+        "if the device's memory is too small for a batch, embed it in 2, 4, 8 ... parts: same batch, more time "
+        "(batch normalisation that is trained sees a part)",
         machine=True,
     )
     skip_unreadable: bool = opt(False, "leave images out that cannot be decoded", machine=True)

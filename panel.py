@@ -101,7 +101,7 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
     network = network.to(device)
 
     table = checkpoint.read_split(config.run_dir)
-    found = find_images(config.train_image)
+    found = find_images(config.train_image, follow_links=config.follow_links)
     missing = [name for name in table["image_name"] if name not in found]
     if missing:
         raise InputError(
@@ -255,7 +255,7 @@ def load_labelled(
 ) -> tuple[pd.DataFrame, Feed]:
     """Return the images of another labelled folder, those with both file and label, and their feed."""
     table = dataset.read_labels(labels, "evaluate_labels")
-    found = find_images(folder, "evaluate_image")
+    found = find_images(folder, "evaluate_image", config.follow_links)
     known = table[table["image_name"].isin(list(found))].reset_index(drop=True)
     print(
         f"{len(known):,} images of {folder} with labels; labels without an image: {len(table) - len(known):,}; "

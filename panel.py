@@ -96,7 +96,10 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
         config = replace(config, test_views=choices.views)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    network = network_of(config)
+    try:
+        network = network_of(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     checkpoint.load_weights(network, state, path)
     network = network.to(device)
 

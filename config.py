@@ -60,7 +60,7 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     """Return names as a message lists them: the first ones, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(brief(str(name), 40) for name in names[:most]) + more
+    return ", ".join(brief(printable(brief(str(name), 40)), 40) for name in names[:most]) + more
 
 
 _BRIEF = reprlib.Repr()

@@ -19,7 +19,7 @@ from scipy.special import expit, logit
 import checkpoint
 import dataset
 from classify import Judge, Platt, best_scorer, score_all
-from config import Config, InputError, with_machine
+from config import Config, InputError, printable, with_machine
 from device import choose_device, choose_precision, describe_device
 from feed import Feed, embed_images
 from images import ImageCache, build_cache, find_images, refuse_unreadable
@@ -261,7 +261,8 @@ def load_labelled(
     found = find_images(folder, "evaluate_image", config.follow_links)
     known = table[table["image_name"].isin(list(found))].reset_index(drop=True)
     print(
-        f"{len(known):,} images of {folder} with labels; labels without an image: {len(table) - len(known):,}; "
+        f"{len(known):,} images of {printable(str(folder))} with labels; "
+        f"labels without an image: {len(table) - len(known):,}; "
         f"images without a label: {len(found) - len(known):,}"
     )
     if known.empty:

@@ -23,7 +23,7 @@ import checkpoint
 import figures
 import report
 from classify import CALIBRATIONS, SCORERS
-from config import Config, InputError, add_flags, from_flags, to_dict
+from config import Config, InputError, add_flags, from_flags, printable, to_dict
 from device import keep_freed_memory
 from draw import draw_all, learning_curves
 from files import replace_file, write_json, write_text
@@ -169,7 +169,7 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
     within = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f}, over patients)" if interval else ""
     return "\n".join(
         [
-            f"{metrics['set']}: {metrics['n']:,} images, {metrics['n_melanoma']:,} melanoma",
+            f"{printable(metrics['set'])}: {metrics['n']:,} images, {metrics['n_melanoma']:,} melanoma",
             f"  AUC                {show(metrics['auc'])}{within}",
             f"  partial AUC        {show(metrics['partial_auc'])} above 80 % sensitivity (at most 0.2)",
             f"  average precision  {show(metrics['average_precision'])}",

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from figures import BENIGN, GREY, MELANOMA, STYLE
+from figures import BENIGN, GREY, MELANOMA, STYLE, drawable
 
 HEAT = LinearSegmentedColormap.from_list("heat", [BENIGN, "white", MELANOMA])
 SIGN = ListedColormap([BENIGN, MELANOMA])
@@ -86,8 +85,7 @@ def lesion_card(
 
 def printable(text: str, most: int) -> str:
     """Return a text of at most `most` characters, shortened in its middle, with ? for what the font cannot draw."""
-    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    text = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)
+    text = drawable(text.replace("\n", "?"))
     head = (most - 1) // 2
     return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
 

@@ -13,6 +13,8 @@ import json
 import platform
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -23,8 +25,9 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from config import Config, InputError, experiment, to_dict
-from files import make_folder, replace_file, write_json, write_text
+from config import Config, InputError, experiment, parse_json, shown, to_dict
+from dataset import PARTS, read_csv
+from files import is_file, make_folder, read_json, read_text, replace_file, write_json, write_text
 
 FORMAT = 2
 RESULTS = (
@@ -39,6 +42,10 @@ RESULTS = (
 EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "patient_id", "label", "part"]
+LOGGED = ("epoch", "train_loss", "val_loss", "val_auc")  # numbers that each entry of a log has
+ALSO_LOGGED = ("like_distance", "unlike_distance")  # numbers that it may have
+LARGEST = 1e100  # beyond which a number cannot be drawn
+ADVICE = "run train.py first or pass --run-dir"
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -49,23 +56,52 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; nothing in the file can run code.
+    """Read a checkpoint onto the CPU; nothing in the file can run code, and a byte that has changed is noticed.
+
+    Its `config` is a dict of plain values; whether they are settings, and fit the rest, is not looked at here.
 
     Raises
     ------
     InputError : not there, unreadable, or of another format
     """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}: run train.py first or pass --run-dir")
+    if not is_file(path):
+        raise InputError(f"there is no checkpoint {path}: {ADVICE}")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+            if archive.testzip() or any(info.compress_type for info in archive.infolist()):
+                raise zipfile.BadZipFile
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
         raise InputError(
             f"checkpoint {path} is damaged or was not written by train.py: train anew or pass another --run-dir"
         ) from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+    if not isinstance(contents, dict) or type(contents.get("format")) is not int:
+        raise InputError(f"{path} is no checkpoint of this version: train anew")
+    config = contents.get("config")
+    if (
+        contents["format"] != FORMAT
+        or not isinstance(config, dict)
+        or not all(map(_is_plain, config.values()))
+    ):
         raise InputError(f"{path} is no checkpoint of this version: train anew")
     return contents
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or type(value) in (bool, int, float, str)
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Say of a checkpoint whose contents are taken up here that it does not fit, whatever that raises."""
+    try:
+        yield
+    except Exception as error:  # its contents may be anything
+        raise InputError(
+            f"checkpoint {path} does not fit its own settings: train anew or pass another --run-dir"
+        ) from error
 
 
 def load_weights(
@@ -75,14 +111,39 @@ def load_weights(
 
     Raises
     ------
-    InputError : they are of another shape
+    InputError : they are of another shape or type
     """
-    try:
-        network.load_state_dict(contents[key])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"checkpoint {path} does not fit its own settings: train anew or pass another --run-dir"
-        ) from error
+    with fitting(path):
+        state, own = contents[key], network.state_dict()
+        for name, value in own.items():
+            if state[name].dtype != value.dtype:  # torch would convert it, complex numbers too
+                raise TypeError(name)
+        network.load_state_dict(state)
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, contents: Mapping[str, Any], path: Path) -> None:
+    """Put a checkpoint's state of AdamW into one of the same parameters and settings.
+
+    Raises
+    ------
+    InputError : it is of other ones
+    """
+    moments = {"exp_avg", "exp_avg_sq"}
+    with fitting(path):
+        groups = [
+            {name: value for name, value in group.items() if name not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
+        for state in contents["optimizer"]["state"].values():
+            if not {"step"} | moments <= set(state) or not all(v.is_floating_point() for v in state.values()):
+                raise ValueError("not AdamW's")
+        optimizer.load_state_dict(contents["optimizer"])
+        for own, group in zip(groups, optimizer.param_groups, strict=True):
+            if any(group[name] != value for name, value in own.items()):
+                raise ValueError("other settings")
+        for parameter, state in optimizer.state.items():
+            if state["step"].numel() != 1 or any(state[name].shape != parameter.shape for name in moments):
+                raise ValueError("another shape")
 
 
 def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
@@ -106,7 +167,7 @@ def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool)
         "versions": {package: version(package) for package in PACKAGES},
     }
     path = config.run_dir / "run.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else []
+    earlier = read_starts(config.run_dir) if resumed else []
     write_json(path, [*earlier, run])  # one entry for each time that the run was started or resumed
 
 
@@ -150,7 +211,7 @@ def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
     stored, wanted = load_checkpoint(last)["config"], experiment(config)
     free = {"epochs"} if config.schedule == "constant" and not config.warmup else set()
     differ = [
-        f"{name} {stored.get(name)!r} there, {wanted[name]!r} asked for"
+        f"{name} {shown(stored.get(name))} there, {shown(wanted[name])} asked for"
         for name in wanted
         if name not in free and stored.get(name) != wanted[name]
     ]
@@ -163,7 +224,7 @@ def resume_run(config: Config, table: pd.DataFrame) -> dict[str, Any]:
 
     Raises
     ------
-    InputError : the data have changed since the run began
+    InputError : the data have changed since the run began, or its files are damaged
     """
     stored = read_split(config.run_dir)
     if not stored.equals(table[SPLIT_COLUMNS]):
@@ -171,18 +232,48 @@ def resume_run(config: Config, table: pd.DataFrame) -> dict[str, Any]:
             f"--resume: images, labels or split differ from {config.run_dir / 'split.csv'}, with which the run "
             "began: restore the data or start a new run"
         )
-    return load_checkpoint(config.run_dir / "last.pt")
+    path = config.run_dir / "last.pt"
+    contents = load_checkpoint(path)
+    check_log(contents.get("log"), path)
+    return contents
 
 
 def read_split(run_dir: Path) -> pd.DataFrame:
-    """Return the split stored with a run: image_name, patient_id, label (int), part."""
+    """Return the split stored with a run: image_name, patient_id, label (int), part.
+
+    Raises
+    ------
+    InputError : not there, or not as train.py writes it
+    """
     path = run_dir / "split.csv"
-    if not path.is_file():
-        raise InputError(f"there is no {path}: run train.py first or pass --run-dir")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = read_csv(path, str(path), ADVICE)
     if list(table.columns) != SPLIT_COLUMNS:
-        raise InputError(f"{path} has columns {list(table.columns)}, not {SPLIT_COLUMNS}")
-    return table.assign(label=table["label"].astype(int))
+        raise InputError(f"{path} has columns {shown(list(table.columns))}, not {SPLIT_COLUMNS}: train anew")
+    good = table["label"].isin(["0", "1"]) & table["part"].isin(PARTS)
+    good &= ~table["image_name"].duplicated() & (table["image_name"] != "")
+    if not good.all():
+        raise InputError(
+            f"{path} is damaged in line {table.index[~good][0]}: an image's name comes once, its label is 0 or 1, its "
+            f"part one of {', '.join(PARTS)}: restore it or train anew"
+        )
+    return table.assign(label=table["label"].astype(int)).reset_index(drop=True)
+
+
+def read_starts(run_dir: Path) -> list[Any]:
+    """Return what run.json says of each time that the run was started or resumed; [] if there is no such file.
+
+    Raises
+    ------
+    InputError : no list in JSON
+    """
+    path = run_dir / "run.json"
+    if not path.exists():
+        return []
+    advice = "restore it, or remove it to go on without what it says"
+    starts = read_json(path, str(path), advice)
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise InputError(f"{path} holds no list of starts: {advice}")
+    return starts
 
 
 def write_log(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -192,16 +283,32 @@ def write_log(path: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a log, one for each epoch.
+    """Return the entries of a log, one for each epoch, at least one.
 
     Raises
     ------
     InputError : not there, or no log
     """
+    text = read_text(path, str(path), ADVICE)
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+        log = [parse_json(line) for line in text.splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read: {error}: restore it or train anew") from None
+    check_log(log, path)
+    if not log:
+        raise InputError(f"{path} has no epoch: {ADVICE}")
+    return log
+
+
+def check_log(log: Any, path: Path) -> None:
+    """Raise InputError unless this, found in a file, is a list with the finite numbers of each epoch."""
+    whole = isinstance(log, list) and all(isinstance(entry, dict) for entry in log)
+    for entry in log if whole else []:
+        for key in (*LOGGED, *(key for key in ALSO_LOGGED if key in entry)):
+            number = entry.get(key)
+            whole &= type(number) in (int, float) and abs(number) < LARGEST
+    if not whole:
+        raise InputError(f"{path} holds no log of a training: train anew or pass another --run-dir")
 
 
 def best_entry(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

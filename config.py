@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
+import os
+import re
+import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +27,46 @@ from typing import Any
 class InputError(ValueError):
     """The user's input (a file, a flag, a setting) is wrong; the message says what, where and what to do.
 
-    Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback.
+    Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback. Whatever a
+    message quotes, it is one line that a terminal shows and does not obey (`printable`).
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Return text as one line; what a terminal would obey or cannot show is escaped as Python does it."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", text).strip()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def brief(text: str, most: int = 80) -> str:
+    """Return text shortened in its middle to at most so many characters."""
+    head = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
+
+
+def shown(value: object) -> str:
+    """Return a value as a message quotes it: as Python writes it, but never long, whatever the value is."""
+    try:
+        text = _BRIEF.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"a {type(value).__name__} too long to write"
+    return brief(text)
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return names as a message lists them: the first ones, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(brief(printable(brief(str(name), 40)), 40) for name in names[:most]) + more
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 200
+DEEPEST = 20  # levels of JSON within JSON; the files of a run have 3
+LONGEST_TEXT = 4096  # characters of a path, as Linux has it
 
 Allowed = tuple[str, Callable[[Any], bool]]  # in words for the error message, and as a test
 
@@ -34,9 +76,13 @@ def between(low: float, high: float) -> Allowed:
     return f"from {low} to {high}", lambda value: low <= value <= high
 
 
+def at_least(low: int, most: int = 10**6) -> Allowed:
+    """Allow counts from low on, up to a number beyond which nobody means it."""
+    return f"{low} or more, at most {most:,}", lambda value: low <= value <= most
+
+
 POSITIVE: Allowed = ("a finite number above 0", lambda value: 0 < value < math.inf)
 ZERO_OR_MORE: Allowed = ("0 or more, and finite", lambda value: 0 <= value < math.inf)
-ONE_OR_MORE: Allowed = ("1 or more", lambda value: value >= 1)
 SHARE: Allowed = ("above 0, at most 1", lambda value: 0 < value <= 1)
 SHARE_OR_0: Allowed = between(0, 1)
 SHARE_BELOW_1: Allowed = ("0 or more, below 1", lambda value: 0 <= value < 1)
@@ -96,7 +142,7 @@ class Config:
         "auto", "cuda, cuda:1, mps or cpu; auto takes the first of these that is there", machine=True
     )
     workers: int = opt(
-        0, "threads that decode images (0: one for each core)", machine=True, allowed=ZERO_OR_MORE
+        0, "threads that decode images (0: one for each core)", machine=True, allowed=at_least(0, 1024)
     )
     deterministic: bool = opt(
         False, "on CUDA too, compute the same bits each time, more slowly (the CPU always does)", machine=True
@@ -108,6 +154,7 @@ class Config:
         machine=True,
     )
     skip_unreadable: bool = opt(False, "leave images out that cannot be decoded", machine=True)
+    follow_links: bool = opt(False, "read images that are links out of their folder", machine=True)
 
     # What is trained: the experiment, stored in its checkpoint.
     image_size: int = opt(128, "side in pixels to which every image is resized", allowed=between(32, 1024))
@@ -140,9 +187,7 @@ class Config:
         "features are the means of grid × grid fields of the last convolution (conv3: all of it, always)",
         allowed=between(1, 32),
     )
-    embedding_dim: int = opt(
-        128, "length of the embedding vector", allowed=("2 or more", lambda value: value >= 2)
-    )
+    embedding_dim: int = opt(128, "length of the embedding vector", allowed=at_least(2, 4096))
     normalize: bool = opt(False, "scale every embedding to length 1")
     dropout: float = opt(0.0, "share of the backbone's features hidden in a step", allowed=SHARE_BELOW_1)
     head: str = opt(
@@ -150,8 +195,8 @@ class Config:
         "classification head on the embedding, trained jointly: none, bce, or focal (Lin et al. 2017)",
         choices=("none", "bce", "focal"),
     )
-    frozen_blocks: int = opt(0, "first blocks of the backbone that are never trained", allowed=ZERO_OR_MORE)
-    frozen_epochs: int = opt(0, "first epochs in which no block of the backbone is", allowed=ZERO_OR_MORE)
+    frozen_blocks: int = opt(0, "first blocks of the backbone that are never trained", allowed=at_least(0))
+    frozen_epochs: int = opt(0, "first epochs in which no block of the backbone is", allowed=at_least(0))
     frozen_norm: bool = opt(False, "keep the backbone's batch normalisation as its weights brought it")
 
     # Who meets whom, and what a pair costs.
@@ -160,7 +205,7 @@ class Config:
         "independent: each image meets one other; batch: batch_size images, half of them melanoma, all meet",
         choices=("independent", "batch"),
     )
-    batch_size: int = opt(256, "pairs in a training step (pairs batch: images)", allowed=ONE_OR_MORE)
+    batch_size: int = opt(256, "pairs in a training step (pairs batch: images)", allowed=at_least(1))
     epoch_share: float = opt(1.0, "share of the larger class shown in an epoch, drawn anew", allowed=SHARE)
     loss: str = opt(
         "contrastive",
@@ -179,10 +224,10 @@ class Config:
     )
     pair_weight: float = opt(1.0, "weight of the pair loss beside the head's", allowed=ZERO_OR_MORE)
     hardest: float = opt(1.0, "mining: share of the pairs, the costliest, that are trained on", allowed=SHARE)
-    mining_epochs: int = opt(1, "epochs before mining begins", allowed=ZERO_OR_MORE)
+    mining_epochs: int = opt(1, "epochs before mining begins", allowed=at_least(0))
 
     # How it learns.
-    epochs: int = opt(12, "passes over all pairs", allowed=ONE_OR_MORE)
+    epochs: int = opt(12, "passes over all pairs", allowed=at_least(1))
     learning_rate: float = opt(1e-4, "step size of AdamW", allowed=POSITIVE)
     backbone_rate: float = opt(
         1.0, "step size below the embedding layer, as a share of the learning rate", allowed=SHARE
@@ -241,9 +286,13 @@ class Config:
         for item in dataclasses.fields(self):
             value, allowed = getattr(self, item.name), item.metadata["allowed"]
             if not _is_a(value, kinds[item.name]):
-                problems.append(f"{item.name} is {value!r}: it must be of type {_name(kinds[item.name])}")
+                problems.append(
+                    f"{item.name} is {shown(value)}: it must be of type {_name(kinds[item.name])}"
+                )
             elif allowed and not allowed[1](value):
-                problems.append(f"{item.name} is {value!r}: it must be {allowed[0]}")
+                problems.append(f"{item.name} is {shown(value)}: it must be {allowed[0]}")
+            elif isinstance(value, (str, Path)) and not _can_name(str(value)):
+                problems.append(f"{item.name} is {shown(value)}: no file or device can have that name")
         if self.split == "published" and self.fold != 0:
             problems.append(f"fold is {self.fold!r}: it must be 0 with the published split")
         if self.loss == "triplet" and self.pairs != "batch":
@@ -341,14 +390,16 @@ def to_dict(config: Config) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any], source: str) -> Config:
     """Return the settings that `to_dict` or a JSON file gave; `source` names it in errors.
 
+    Text stands for a path where a path is wanted, and a whole number for a float; nothing else is converted.
+
     Raises
     ------
     InputError : a name that is no setting, or a value of the wrong type or range
     """
     kinds = _types()
-    unknown = sorted(set(values) - set(kinds))
+    unknown = sorted(map(str, set(values) - set(kinds)))
     if unknown:
-        raise InputError(f"{source}: unknown settings {', '.join(unknown)}")
+        raise InputError(f"{source}: unknown settings {listed(unknown)}")
     parsed = {}
     for name, value in values.items():
         if isinstance(value, str) and Path in _members(kinds[name]):
@@ -400,6 +451,9 @@ def from_flags(arguments: argparse.Namespace) -> Config:
     kinds = _types()
     flags = {name: value for name, value in vars(arguments).items() if name in kinds}
     base: dict[str, Any] = {}
+    for name in ("config", "recipe"):
+        if getattr(arguments, name, None) == []:  # some versions of argparse make this of `--recipe=--`
+            raise InputError(f"--{name} has no value: give it one")
     if getattr(arguments, "config", None):
         base = _read_json(arguments.config)
     if getattr(arguments, "recipe", None):
@@ -408,16 +462,51 @@ def from_flags(arguments: argparse.Namespace) -> Config:
     return dataclasses.replace(merged, **flags)
 
 
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises
+    ------
+    ValueError : no JSON, one that is nested too deeply, or an object with two values of one name
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            times = Counter(name for name, _ in pairs)
+            raise ValueError(f"it gives {listed(name for name in found if times[name] > 1)} twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+        level, depth = [value], 0
+        while level := [inner for outer in level for inner in _inner(outer)]:
+            depth += 1
+            if depth > DEEPEST:
+                raise RecursionError
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _inner(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # to open a pipe would be to wait for it
+            raise ValueError("it is not a file")
+        values = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise InputError(f"--config {path} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--config {path} cannot be read: {reason}: pass a run's config.json") from None
     if not isinstance(values, dict):
         raise InputError(f"--config {path} holds no settings: pass a run's config.json")
     return values
 
 
+@functools.cache
 def _types() -> dict[str, Any]:
     return typing.get_type_hints(Config)
 
@@ -433,6 +522,15 @@ def _is_a(value: Any, annotation: Any) -> bool:
         if type(value) is kind:  # exactly: True is no int here
             return True
     return False
+
+
+def _can_name(text: str) -> bool:
+    """Whether a file can have this path: not too long, no NUL, no half of a character."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return len(text) <= LONGEST_TEXT and "\0" not in text
 
 
 def _name(annotation: Any) -> str:

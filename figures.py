@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
@@ -173,9 +174,15 @@ def one_panel() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def drawable(text: str) -> str:
+    """Return text with ? for each character that the font does not have, of which matplotlib would warn."""
+    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
+    return "".join(c if c == "\n" or (c.isprintable() and font.get_char_index(ord(c))) else "?" for c in text)
+
+
 def set_title(axes: Axes, name: str, what: str) -> None:
     """Name what is drawn, and below it the set; long lines are wrapped."""
-    lines = [textwrap.fill(line, 62) for line in what.splitlines()]
+    lines = [textwrap.fill(drawable(line), 62) for line in what.splitlines()]
     axes.set_title("\n".join([name, *lines]), parse_math=False)  # a folder's name may hold a $
 
 

@@ -1,14 +1,63 @@
-"""Files that are written whole or not at all."""
+"""Files that are read with an error that says what is wrong, and written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from config import InputError
+from config import InputError, parse_json
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; False, too, where the system does not let us see."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; False, too, where the system does not let us see."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_text(path: Path, what: str, advice: str) -> str:
+    """Return a text file's content, UTF-8 with or without a byte order mark, line ends as they are.
+
+    Parameters
+    ----------
+    what, advice : how the message of an error begins and ends: which file it is, and what to do
+
+    Raises
+    ------
+    InputError : it does not exist, is not a file (a pipe would be waited for), cannot be read, or is no UTF-8 text
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{what} is not a file: {advice}")
+        return path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{what} does not exist: {advice}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is no UTF-8 text, see byte {error.start:,}: {advice}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} cannot be read: {getattr(error, 'strerror', error)}: {advice}") from None
+
+
+def read_json(path: Path, what: str, advice: str) -> Any:
+    """Return the value in a JSON file; arguments and errors as `read_text`, and no JSON is an error too."""
+    text = read_text(path, what, advice)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{what} is no JSON: {error}: {advice}") from None
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,7 +94,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"folder {folder} cannot be made: {error.strerror}: choose another") from error
+        raise InputError(
+            f"folder {folder} cannot be made: {error.strerror or error}: choose another"
+        ) from error
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:
@@ -57,8 +108,9 @@ def cannot_write(path: Path, error: OSError) -> InputError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, atomically."""
-    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write text as UTF-8, atomically; what is no text, such as a stray byte of a file's name, is escaped."""
+    data = text.encode("utf-8", "backslashreplace")
+    replace_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_json(path: Path, value: Any) -> None:

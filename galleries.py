@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit, logit
 
-from figures import BENIGN, EDGE, GREY, MELANOMA, STYLE, scatter_classes
+from figures import BENIGN, EDGE, GREY, MELANOMA, STYLE, drawable, scatter_classes
 
 LONGEST_NAME = 17  # characters of an image's name that fit over it
 
@@ -55,19 +55,19 @@ def forest(rows: Sequence[Mapping[str, Any]], auc: float | None, what: str) -> F
                     axes.plot(row["auc_interval"], [y, y], color=BENIGN, linewidth=2, solid_capstyle="butt")
                     shown += " ({:.3f} to {:.3f})".format(*row["auc_interval"])
             _columns(right, y, f"{row['n']:,} / {row['n_melanoma']:,}", shown, colour)
-        names = [textwrap.shorten(name, 30, placeholder=" …") for name, _ in lines]
+        names = [textwrap.shorten(drawable(name), 30, placeholder=" …") for name, _ in lines]
         axes.set_yticks(range(len(lines)), names, parse_math=False)
         axes.tick_params(axis="y", length=0)
         for label, (_, row) in zip(axes.get_yticklabels(), lines, strict=True):
             label.set_fontweight("bold" if row is None else "normal")
             label.set_color(GREY if row is not None and row["auc"] is None else "black")
         figure.legend(loc="outside lower right", ncols=2)
-        figure.suptitle(f"AUC of subgroups\n{what}", fontsize=13, parse_math=False)
+        figure.suptitle(f"AUC of subgroups\n{drawable(what)}", fontsize=13, parse_math=False)
     return figure
 
 
 def _draw_reason(axes: Axes, x: float, y: float, reason: str) -> None:
-    shown = textwrap.shorten(reason, 50, placeholder=" …")
+    shown = textwrap.shorten(drawable(reason), 50, placeholder=" …")
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the lines
     axes.text(x, y, shown, color=GREY, va="center", style="italic", fontsize=10, bbox=white, parse_math=False)
 
@@ -118,7 +118,7 @@ def error_gallery(
     columns = max(6, *((labels == label).sum() for label in (0, 1)))
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(1.6 * columns, 5.3), layout="constrained")
-        figure.suptitle(f"Most confident errors\n{what}", fontsize=13, parse_math=False)
+        figure.suptitle(f"Most confident errors\n{drawable(what)}", fontsize=13, parse_math=False)
         rows = figure.subfigures(2, 1, squeeze=False)[:, 0]
         for row, label, total, name, end in (
             (rows[0], 1, counts["fn"], "melanomas missed", "lowest"),
@@ -138,6 +138,7 @@ def error_gallery(
 
 
 def _short(name: str) -> str:
+    name = drawable(name.replace("\n", "?"))
     return name if len(name) <= LONGEST_NAME else f"{name[:8]}…{name[9 - LONGEST_NAME :]}"
 
 
@@ -169,7 +170,7 @@ def tsne_panels(
             _scatter_values(axes, points, labels, values, name, show)
         for axes in panels:
             axes.set(xticks=[], yticks=[])
-        figure.suptitle(f"t-SNE of the embeddings\n{what}", fontsize=13, parse_math=False)
+        figure.suptitle(f"t-SNE of the embeddings\n{drawable(what)}", fontsize=13, parse_math=False)
     return figure
 
 

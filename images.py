@@ -5,12 +5,13 @@
 The cache of one folder at one size is two files that only ever grow:
 
     pixels.bin   64 bytes of header, then one uint8 (S, S, 3) block for each row
-    index.jsonl  a header line, then one line for each row: name, bytes and mtime_ns of the file, and either its width
-                 and height or, if it could not be decoded, error
+    index.jsonl  a header line, then one line for each row: its number, name, bytes and mtime_ns of the file, and either
+                 its width and height or, if it could not be decoded, error
 
 A row counts once its index line is whole, and that line is written after the row's pixels have reached the disk.
 So a build killed at any moment has lost at most the rows of its last commit, and the next build goes on from
-there; a changed source file gets a new row, which hides the old one.
+there; a changed source file gets a new row, which hides the old one. Each line ends in a tab and its CRC-32, so that
+an index in which a byte has changed ends there too; a byte that has changed in the pixels is not noticed.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ import argparse
 import json
 import mmap
 import os
+import re
 import shutil
+import stat
 import sys
+import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,14 +35,15 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 import numpy as np
 from filelock import FileLock
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from config import InputError, add_flags, from_flags
-from files import cannot_write, make_folder
+from config import InputError, add_flags, brief, from_flags, printable
+from files import cannot_write, is_folder, make_folder
 from script import run_script
 
 try:
@@ -46,43 +52,56 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # whatever the extension says; no other decoder sees a file
+MAX_PIXELS = 100_000_000  # four times ISIC's largest image; 400 MB once decoded
+# How a picture that was stored in each way (EXIF 2.3, tag 0x0112) is put upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 FORMAT = "lesion-cache-2"
 HEADER_BYTES = 64
 COMMIT_ROWS = 256  # rows between two waits for the disk: a kill loses at most these
 SPARE_BYTES = 64 * 2**20  # left free on the cache's disk
 
 
-def find_images(folder: Path, argument: str = "train_image") -> dict[str, Path]:
+def find_images(folder: Path, argument: str = "train_image", follow_links: bool = False) -> dict[str, Path]:
     """Return the image files of a folder by name without extension, sorted; any case of .jpg .jpeg .png.
+
+    follow_links : take links to files outside of the folder too; the folder itself may be a link in any case
 
     Raises
     ------
-    InputError : the folder is not there, or two files differ only in their extension
+    InputError : the folder is not there, two files differ only in their extension, or a link leads out of the folder
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         flag = argument.replace("_", "-")
         raise InputError(f"{argument} {folder} is not a folder: edit config.py or pass --{flag}")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS:
-            if path.stem in found:
-                raise InputError(f"{path} and {found[path.stem].name} have one name: remove one of them")
-            found[path.stem] = path
+    for path in _image_files(folder, follow_links):
+        if path.stem in found:
+            raise InputError(f"{path} and {found[path.stem].name} have one name: remove one of them")
+        found[path.stem] = path
     return found
 
 
-def find_photos(places: Iterable[Path]) -> list[Path]:
+def find_photos(places: Iterable[Path], follow_links: bool = False) -> list[Path]:
     """Return files as they are named, whatever they are, and the image files of folders, sorted; each path once.
+
+    follow_links : as `find_images`; a link that is named itself is followed in any case
 
     Raises
     ------
-    InputError : there is none
+    InputError : there is none, or a link leads out of its folder
     """
     found: dict[Path, None] = {}
     for place in places:
-        inside = sorted(place.iterdir()) if place.is_dir() else []
-        images = [path for path in inside if path.suffix.lower() in EXTENSIONS]
-        found |= dict.fromkeys(images if place.is_dir() else [place])
+        found |= dict.fromkeys(_image_files(place, follow_links) if is_folder(place) else [place])
     if not found:
         raise InputError(
             f"no image in {', '.join(map(str, places))}: name image files, or folders with {' '.join(EXTENSIONS)} files"
@@ -90,27 +109,135 @@ def find_photos(places: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
+def _image_files(folder: Path, follow_links: bool) -> list[Path]:
+    """Return what has the name of an image in a folder, sorted."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    except OSError as error:
+        raise InputError(f"folder {folder} cannot be read: {error.strerror}: choose another") from error
+    root = os.path.realpath(folder)
+    for path in paths if not follow_links else []:
+        # A link to nothing or to itself stays in the folder: it is an image that cannot be read.
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            raise InputError(
+                f"{path} is a link out of its folder, to {brief(os.path.realpath(path), 200)}: put the file itself "
+                "there, or pass --follow-links"
+            )
+    return paths
+
+
+class UnreadableImage(InputError):
+    """An image file cannot be decoded.
+
+    Parameters
+    ----------
+    path : of the file
+    reason : what is wrong with it
+    passing : whether it is the system that refused, so that another try may end otherwise
+    """
+
+    def __init__(self, path: Path, reason: str, passing: bool = False) -> None:
+        super().__init__(f"image {path} cannot be read, replace it: {reason}")
+        self.reason = printable(reason)
+        self.passing = passing
+
+
 def decode_image(path: Path, size: int) -> np.ndarray:
     """Return one image file as uint8 of shape (size, size, 3), RGB, upright, squashed to a square.
 
     A JPEG is decoded at the smallest of its built-in scales that is at least twice the size wanted, then resized
     with an antialiasing filter; benchmarks/decode.py measures what that saves and changes.
+
+    The format is told by the content: JPEG, PNG, WebP or BMP. Of several pictures in one file the first counts. Grey of
+    16 bits keeps its upper 8, transparency and colour profiles are not applied, and metadata that are damaged do no
+    harm. A file that ends too early is an error; pixels that were changed within it are noticed where the format can
+    tell (PNG, not JPEG).
+
+    Raises
+    ------
+    UnreadableImage : an InputError: no such file, none of these formats, damaged, or of more than 100 million pixels
     """
     return decode_with_size(path, size)[0]
 
 
 def decode_with_size(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
     """Return `decode_image` of a file, and the width and height in pixels at which it is stored."""
-    with Image.open(path) as image:
-        stored = image.size
-        image.draft("RGB", (2 * size, 2 * size))
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        elif "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        small = upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-        return np.asarray(small), stored
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for it
+            raise UnreadableImage(path, "it is not a file", passing=True)
+        with _SILENCE, Image.open(path, formats=FORMATS) as image:
+            stored = image.size
+            if stored[0] * stored[1] > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{stored[0]} × {stored[1]} pixels")
+            image.draft("RGB", (2 * size, 2 * size))
+            return _square(image, size), stored
+    except UnreadableImage:
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's own, beyond 179 million
+        reason = (
+            f"{type(error).__name__}: it is too large, at most {MAX_PIXELS:,} pixels are decoded: {error}"
+        )
+        raise UnreadableImage(path, reason) from error
+    except UnidentifiedImageError as error:
+        reason = f"{type(error).__name__}: it is no image, or not in {', '.join(FORMATS)}"
+        raise UnreadableImage(path, reason) from error
+    except Exception as error:  # a broken file can raise nearly anything inside the decoder
+        refused = isinstance(error, OSError) and error.errno is not None
+        text = str(error.strerror if refused and isinstance(error, OSError) else error)
+        reason = f"{type(error).__name__}: {brief(text, 200)}"
+        raise UnreadableImage(path, reason, refused or isinstance(error, MemoryError)) from error
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """Return an open image as `decode_image` does."""
+    image.load()
+    if image.mode == "P" and not image.getpalette():
+        raise ValueError("its palette is missing")  # all would be black
+    turn = UPRIGHT.get(_orientation(image))
+    upright = image if turn is None else image.transpose(turn)
+    if upright.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip it to white
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+    return np.asarray(upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return how the picture was stored, 1 to 8; 1, upright, where its EXIF block does not say."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged metadata can raise nearly anything
+        return 1
+    return value if isinstance(value, int) and value in UPRIGHT else 1
+
+
+class _Silence:
+    """Keeps Pillow's warnings, which are about metadata and sizes, from being shown while any thread decodes.
+
+    `warnings.catch_warnings` changes the whole process, so the first thread in enters it and the last one out leaves.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.within = 0
+        self.caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.within:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore")
+            self.within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.within -= 1
+            if not self.within:
+                self.caught.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()
 
 
 @dataclass(frozen=True)
@@ -167,19 +294,22 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
 
     Raises
     ------
-    InputError : too little room on the disk; the message says how much is needed
+    InputError : too little room on the disk, the message says how much is needed; or the cache cannot be written
     """
     where = _cache_folder(paths, size, cache_dir)
     stats = {name: _stat(path) for name, path in paths.items()}
     state = _State.read(where, size)
     if state.missing(stats):
         make_folder(where)
-        with FileLock(where / "lock"):  # a second process waits here and finds the work done
-            state = _State.read(where, size)
-            missing = state.missing(stats)
-            if missing:
-                _append(state, where, {name: paths[name] for name in missing}, stats, size, workers)
+        try:
+            with FileLock(where / "lock"):  # a second process waits here and finds the work done
                 state = _State.read(where, size)
+                missing = state.missing(stats)
+                if missing:
+                    _append(state, where, {name: paths[name] for name in missing}, stats, size, workers)
+                    state = _State.read(where, size)
+        except OSError as error:
+            raise cannot_write(where, error) from error
     errors = {name: state.entries[name]["error"] for name in paths if "error" in state.entries[name]}
     row_of = {name: state.entries[name]["row"] for name in paths if name not in errors}
     memory, pixels = _map_pixels(where, state.rows, size)
@@ -201,7 +331,7 @@ def decode_photos(paths: Mapping[str, Path], size: int, workers: int = 0) -> Ima
 def refuse_unreadable(errors: Mapping[str, str], skip: bool) -> None:
     """Raise InputError if images could not be decoded, unless they are left out on purpose (`skip`)."""
     if errors and not skip:
-        listed = "; ".join(f"{name}: {error}" for name, error in sorted(errors.items()))
+        listed = "; ".join(f"{brief(name)}: {error}" for name, error in sorted(errors.items()))
         raise InputError(
             f"{len(errors)} images cannot be read, replace them or pass --skip-unreadable: {listed}"
         )
@@ -222,39 +352,41 @@ class _State:
         empty = _State(os.urandom(16).hex(), {}, 0, 0)
         try:
             lines = (where / "index.jsonl").read_bytes().splitlines(keepends=True)
-            header = json.loads(lines[0])
-            if not lines[0].endswith(b"\n"):
-                return empty
+            header = _parse(lines[0])
             with (where / "pixels.bin").open("rb") as file:
                 whole_rows = (os.fstat(file.fileno()).st_size - HEADER_BYTES) // (size * size * 3)
                 if file.read(HEADER_BYTES) != _header(header["identity"]):
                     return empty
             if (header["format"], header["size"]) != (FORMAT, size):
                 return empty
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return empty
         state = _State(header["identity"], {}, 0, len(lines[0]))
         for line in lines[1 : whole_rows + 1]:
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else {}
-                if "error" not in entry:
-                    Source(
-                        entry["bytes"], entry["width"], entry["height"]
-                    )  # an entry without them is not whole
-                state.entries[entry["name"]] = entry | {"row": state.rows}
-            except (ValueError, LookupError, TypeError):
+                entry = _parse(line)
+                wanted = {"error": str} if "error" in entry else {"width": int, "height": int}
+                for key, kind in ({"name": str, "bytes": int, "mtime_ns": int} | wanted).items():
+                    if type(entry[key]) is not kind:  # an entry without them is not whole
+                        raise TypeError(key)
+                if entry.setdefault("row", state.rows) != state.rows:  # a line above it is missing
+                    break
+            except (ValueError, LookupError, TypeError, RecursionError):
                 break
+            state.entries[entry["name"]] = entry
             state.rows += 1
             state.index_bytes += len(line)
         return state
 
     def missing(self, stats: Mapping[str, tuple[int, int]]) -> list[str]:
-        """Return the names that have no entry, or whose file has changed since."""
+        """Return the names that have no entry, whose file has changed since, or that the system refused to read."""
         entries = self.entries
         return [
             name
             for name, stat in stats.items()
-            if name not in entries or (entries[name]["bytes"], entries[name]["mtime_ns"]) != stat
+            if name not in entries
+            or (entries[name]["bytes"], entries[name]["mtime_ns"]) != stat
+            or entries[name].get("passing")
         ]
 
 
@@ -282,23 +414,21 @@ def _append(
             _commit(index, _line(header), 0)
             state.index_bytes = index.tell()
         pixels_end = HEADER_BYTES + state.rows * size * size * 3
-        index_end = state.index_bytes
+        index_end, row = state.index_bytes, state.rows
         decoded = _decode_all(paths, size, workers or os.cpu_count() or 1)
         with tqdm(total=len(paths), desc="decoding", unit="image", disable=None) as bar:
             while True:
                 blocks, lines = [], []
                 for name, block, found in islice(decoded, COMMIT_ROWS):
-                    entry = {"name": name, "bytes": stats[name][0], "mtime_ns": stats[name][1]}
+                    entry = {"name": name, "bytes": stats[name][0], "mtime_ns": stats[name][1], "row": row}
                     lines.append(_line(entry | found))
+                    row += 1
                     blocks.append(block.tobytes())
                     bar.update()
                 if not lines:
                     break
-                try:
-                    pixels_end = _commit(pixels, b"".join(blocks), pixels_end)
-                    index_end = _commit(index, b"".join(lines), index_end)
-                except OSError as error:
-                    raise cannot_write(where, error) from error
+                pixels_end = _commit(pixels, b"".join(blocks), pixels_end)
+                index_end = _commit(index, b"".join(lines), index_end)
     seconds = time.monotonic() - start
     print(f"decoded {len(paths):,} images in {seconds:.1f} s ({len(paths) / seconds:,.0f} images/s)")
 
@@ -313,8 +443,8 @@ def _decode_all(
         try:
             pixels, (width, height) = decode_with_size(paths[name], size)
             return name, pixels, {"width": width, "height": height}
-        except Exception as error:  # a broken file can raise nearly anything inside the decoder
-            return name, black, {"error": f"{type(error).__name__}: {error}"}
+        except UnreadableImage as error:
+            return name, black, {"error": error.reason} | ({"passing": True} if error.passing else {})
 
     window: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -354,8 +484,12 @@ def _cache_folder(paths: Mapping[str, Path], size: int, cache_dir: Path) -> Path
 
 
 def _stat(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+    """Return a file's size and time of change; -1 and 0 if it is gone, which decoding will say."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _open(path: Path) -> BinaryIO:
@@ -368,7 +502,16 @@ def _header(identity: str) -> bytes:
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
-    return json.dumps(entry).encode() + b"\n"
+    text = json.dumps(entry).encode()
+    return text + f"\t{crc32(text):08x}\n".encode()
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """Return what `_line` wrote; ValueError if a byte is missing or has changed."""
+    whole = re.fullmatch(rb"(\{.*\})(?:\t([0-9a-f]{8}))?\n", line)  # earlier caches have no checksum
+    if not whole or (whole[2] is not None and int(whole[2], 16) != crc32(whole[1])):
+        raise ValueError("not as it was written")
+    return json.loads(whole[1])
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -389,7 +532,10 @@ def main() -> None:
     for argument, folder in folders.items():
         start = time.monotonic()
         cache = build_cache(
-            find_images(folder, argument), config.image_size, config.cache_dir, config.workers
+            find_images(folder, argument, config.follow_links),
+            config.image_size,
+            config.cache_dir,
+            config.workers,
         )
         seconds = time.monotonic() - start
         n = len(cache.row_of) + len(cache.errors)

@@ -180,8 +180,9 @@ class Learner:
         checkpoint.load_weights(self.kept, state, path)
         if self.average:
             checkpoint.load_weights(self.network, state, path, "trained")
-            self.average.n_averaged.fill_(state["averaged"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            with checkpoint.fitting(path):
+                self.average.n_averaged.fill_(int(state["averaged"]))
+        checkpoint.load_optimizer(self.optimizer, state, path)
 
     @torch.no_grad()
     def _follow(self, average: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from config import Config, InputError
+from config import Config, InputError, shown
+from files import is_file
 
 # Mean and standard deviation of the colour channels of ImageNet, torchvision's convention
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
@@ -207,7 +209,7 @@ class TorchvisionBackbone(Backbone):
         names = models.list_models(module=models)
         if name not in names:
             raise InputError(
-                f"backbone is {name!r}: it must be conv3, conv3_norm or one of torchvision's {', '.join(names)}"
+                f"backbone is {shown(name)}: it must be conv3, conv3_norm or one of torchvision's {', '.join(names)}"
             )
         published = models.get_model_weights(name).DEFAULT
         options: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
@@ -445,16 +447,20 @@ def _published_state(published: Any, name: str) -> dict[str, Tensor]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a file; nothing in the file can run code."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
             f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise InputError(f"backbone_weights {path} is damaged or no state dict") from error
+        raise InputError(f"backbone_weights {path} is damaged or no state dict: pass another") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"backbone_weights {path} is no state dict: it must map names to tensors")
+        raise InputError(
+            f"backbone_weights {path} is no state dict: it must map names to tensors, pass another"
+        )
     return state
 
 
@@ -463,7 +469,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str, name: str) ->
     classifier = list(dict(model.named_children()))[-1]
     own = model.state_dict()
     missing = [key for key in own if key not in state and key.partition(".")[0] != classifier]
-    odd = [key for key in own if key in state and state[key].shape != own[key].shape]
+    odd = [
+        key
+        for key in own
+        if key in state and (state[key].shape, state[key].is_complex()) != (own[key].shape, False)
+    ]
     if missing or odd:
         what = f"lacks {missing[0]}" if missing else f"has another shape of {odd[0]}"
         raise InputError(

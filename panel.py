@@ -19,7 +19,7 @@ from scipy.special import expit, logit
 import checkpoint
 import dataset
 from classify import Judge, Platt, best_scorer, score_all
-from config import Config, InputError, with_machine
+from config import Config, InputError, printable, with_machine
 from device import choose_device, choose_precision, describe_device
 from feed import Feed, embed_images
 from images import ImageCache, build_cache, find_images, refuse_unreadable
@@ -96,12 +96,15 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
         config = replace(config, test_views=choices.views)
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
-    network = network_of(config)
+    try:
+        network = network_of(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     checkpoint.load_weights(network, state, path)
     network = network.to(device)
 
     table = checkpoint.read_split(config.run_dir)
-    found = find_images(config.train_image)
+    found = find_images(config.train_image, follow_links=config.follow_links)
     missing = [name for name in table["image_name"] if name not in found]
     if missing:
         raise InputError(
@@ -255,10 +258,11 @@ def load_labelled(
 ) -> tuple[pd.DataFrame, Feed]:
     """Return the images of another labelled folder, those with both file and label, and their feed."""
     table = dataset.read_labels(labels, "evaluate_labels")
-    found = find_images(folder, "evaluate_image")
+    found = find_images(folder, "evaluate_image", config.follow_links)
     known = table[table["image_name"].isin(list(found))].reset_index(drop=True)
     print(
-        f"{len(known):,} images of {folder} with labels; labels without an image: {len(table) - len(known):,}; "
+        f"{len(known):,} images of {printable(str(folder))} with labels; "
+        f"labels without an image: {len(table) - len(known):,}; "
         f"images without a label: {len(found) - len(known):,}"
     )
     if known.empty:

@@ -10,7 +10,6 @@ metrics.json; draw (arrays to figures) -> graph/*.png.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
@@ -24,7 +23,7 @@ import checkpoint
 import figures
 import report
 from classify import CALIBRATIONS, SCORERS
-from config import Config, InputError, add_flags, from_flags, to_dict
+from config import Config, InputError, add_flags, from_flags, printable, to_dict
 from device import keep_freed_memory
 from draw import draw_all, learning_curves
 from files import replace_file, write_json, write_text
@@ -55,6 +54,8 @@ def main(
         metadata, unknown = read_metadata(machine.train_labels, "train_labels")
     panels = load_panels(machine, run_dirs, choices)
     first = panels[0].runs[0]
+    log = checkpoint.read_log(first.config.run_dir / "log.jsonl")
+    starts = checkpoint.read_starts(first.config.run_dir)
     if evaluate_image and evaluate_labels:
         name, prefix = evaluate_image.name, checkpoint.EVALUATED
         scored = score_folder(panels, evaluate_image, evaluate_labels)
@@ -88,10 +89,9 @@ def main(
     drawn, missing = draw_all(lesions, scored, metrics, first, rng)
     metrics["not_computed"] |= missing
     write_json(metrics_path, metrics)
-    log = checkpoint.read_log(first.config.run_dir / "log.jsonl")
     drawn = {"Train_average_loss.png": learning_curves(log, first), **drawn}
     save_drawn(drawn, machine.graph_dir)
-    write_report(machine.graph_dir / "report.html", metrics, drawn, panels)
+    write_report(machine.graph_dir / "report.html", metrics, drawn, panels, starts)
     names = [file_name for file_name, figure in drawn.items() if figure is not None]
     print(f"wrote {path}, {metrics_path}, and in {machine.graph_dir} report.html, {', '.join(names)}")
     return metrics
@@ -129,18 +129,21 @@ def save_drawn(drawn: dict[str, Figure | None], folder: Path) -> None:
 
 
 def write_report(
-    path: Path, metrics: dict[str, Any], drawn: dict[str, Figure | None], panels: Sequence[Panel]
+    path: Path,
+    metrics: dict[str, Any],
+    drawn: dict[str, Figure | None],
+    panels: Sequence[Panel],
+    starts: list[Any],
 ) -> None:
-    """Write the page with figures, tables, settings and model card; the figures are read from its folder."""
+    """Write the page with figures, tables, settings and model card; the figures are read from its folder.
+
+    starts : as `checkpoint.read_starts`, of the panels' first run
+    """
     pictures = {
         name: None if figure is None else (path.parent / name).read_bytes() for name, figure in drawn.items()
     }
     first = panels[0].runs[0]
-    made = first.config.run_dir / "run.json"
-    settings = {
-        "config": to_dict(first.config),
-        "made": json.loads(made.read_text(encoding="utf-8")) if made.is_file() else [],
-    }
+    settings = {"config": to_dict(first.config), "made": starts}
     sizes = "; ".join(
         f"fold {run.config.fold}: {len(run.reference_labels):,} images, {run.reference_labels.sum():,} melanoma"
         for run in (panel.runs[0] for panel in panels)
@@ -166,7 +169,7 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
     within = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f}, over patients)" if interval else ""
     return "\n".join(
         [
-            f"{metrics['set']}: {metrics['n']:,} images, {metrics['n_melanoma']:,} melanoma",
+            f"{printable(metrics['set'])}: {metrics['n']:,} images, {metrics['n_melanoma']:,} melanoma",
             f"  AUC                {show(metrics['auc'])}{within}",
             f"  partial AUC        {show(metrics['partial_auc'])} above 80 % sensitivity (at most 0.2)",
             f"  average precision  {show(metrics['average_precision'])}",

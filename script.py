@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from config import InputError
+from config import InputError, printable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TWICE = 1.0  # seconds within which a second signal is taken for the first
@@ -44,11 +45,13 @@ class Held:
 
 def run_script(main: Callable[[], None]) -> typing.NoReturn:
     """Run a script's `main` and exit: 0, or the code and one line on standard error for what ended it early."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     with _handlers(_stop):
         try:
             main()
         except (InputError, FileNotFoundError) as error:
-            _tell(f"error: {' '.join(str(error).split())}")
+            _tell(f"error: {printable(str(error))}")
             sys.exit(2)
         except Stopped as stopped:
             _tell(str(stopped))

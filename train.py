@@ -83,7 +83,8 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         state = checkpoint.resume_run(config, data.table)
         learner.resume(state, config.run_dir / "last.pt")
         log, partway = state["log"], state.get("partway")
-        learner.taken = len(log) * steps + (partway["steps"] if partway else 0)
+        with checkpoint.fitting(config.run_dir / "last.pt"):
+            learner.taken = len(log) * steps + (range(steps)[partway["steps"]] if partway else 0)
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
         checkpoint.write_start(config, data.table, describe_device(device, dtype), resume)
@@ -134,7 +135,8 @@ def train_epochs(
         draw = partial(draw_views, generator=views_generator, ranges=view_ranges(config))
         progress = Progress.start(device)
         if partway:
-            progress, partway = Progress.resume(partway, views_generator, device), None
+            with checkpoint.fitting(config.run_dir / "last.pt"):
+                progress, partway = Progress.resume(partway, views_generator, device), None
         done = progress.images
         learner.network.freeze(
             None if epoch <= config.frozen_epochs else config.frozen_blocks, config.frozen_norm

@@ -83,7 +83,7 @@ def judge_photos(
     InputError : no image there, or none that can be read
     """
     keep_freed_memory()
-    paths = find_photos(photos)
+    paths = find_photos(photos, machine.follow_links)
     panels = load_panels(machine, run_dirs, choices)
     first = panels[0].runs[0]
     usual, _ = nearest_references(panels[0].validation, first.references, 1)
@@ -195,7 +195,7 @@ class CardDrawer:
         self.run = run
         self.folder = folder
         self.taken: set[str] = set()  # file names, in small letters: some disks do not tell a from A
-        self.files = find_images(run.config.train_image)
+        self.files = find_images(run.config.train_image, follow_links=run.config.follow_links)
         self.names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
         self.prototypes = prototypes(run.references, run.reference_labels)
 
@@ -283,7 +283,7 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
     """
     keep_freed_memory()
     names = pd.Series(read_test_names(machine.test_labels), dtype=str)
-    found = find_images(machine.test_image, "test_image")
+    found = find_images(machine.test_image, "test_image", machine.follow_links)
     missing = names[~names.isin(list(found))]
     if len(missing):
         raise InputError(

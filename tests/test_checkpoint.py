@@ -51,7 +51,8 @@ def table() -> pd.DataFrame:
 def save_run(config: Config, epoch: int = 1, **contents: object) -> None:
     """A run folder as train.py leaves it after an epoch."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(config.run_dir / "last.pt", {"config": experiment(config), "epoch": epoch, **contents})
+    contents = {"config": experiment(config), "log": [], "epoch": epoch, **contents}
+    save_checkpoint(config.run_dir / "last.pt", contents)
 
 
 def files(folder: Path) -> list[str]:
@@ -146,7 +147,7 @@ def test_a_checkpoint_that_is_not_there_is_said_to_be_so(tmp_path):
 
 def test_weights_reach_the_network(tmp_path):
     saved, fresh = nn.Linear(3, 2), nn.Linear(3, 2)
-    save_checkpoint(tmp_path / "a.pt", {"model": saved.state_dict()})
+    save_checkpoint(tmp_path / "a.pt", {"config": {}, "model": saved.state_dict()})
     load_weights(fresh, load_checkpoint(tmp_path / "a.pt"), tmp_path / "a.pt")
     assert torch.equal(fresh.weight, saved.weight)
 

@@ -194,7 +194,7 @@ def test_a_bad_table_is_refused_with_its_problem(tmp_path, text, message):
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
-    with pytest.raises(InputError, match=r"train_labels .*a\.csv is not a CSV"):
+    with pytest.raises(InputError, match=r"train_labels .*a\.csv is no UTF-8 text"):
         read_labels(tmp_path / "a.csv")
 
 
@@ -237,7 +237,10 @@ def test_duplicates_are_read_as_pairs(tmp_path):
 
 def test_a_duplicate_list_without_its_columns_is_refused(tmp_path):
     (tmp_path / "d.csv").write_text("image_name_1,image_name\na,b\n")
-    with pytest.raises(InputError, match=r"duplicates .*d\.csv has no column image_name_2$"):
+    with pytest.raises(
+        InputError,
+        match=r"duplicates .*d\.csv has no column image_name_2: its columns are image_name_1, image_name$",
+    ):
         read_duplicates(tmp_path / "d.csv")
 
 

@@ -518,7 +518,7 @@ def test_weights_that_would_run_code_are_refused_unrun(tmp_path):
     torch.save({"conv1.weight": Command(tmp_path / "ran")}, tmp_path / "evil.pt")
     message = refusal(build_network, "resnet18", 64, 6, weights=str(tmp_path / "evil.pt"))
     assert not (tmp_path / "ran").exists()
-    assert message == f"backbone_weights {tmp_path / 'evil.pt'} is damaged or no state dict"
+    assert message == f"backbone_weights {tmp_path / 'evil.pt'} is damaged or no state dict: pass another"
 
 
 @pytest.fixture

@@ -199,9 +199,9 @@ def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
     InputError
     """
     last = config.run_dir / "last.pt"
-    if resume and not last.is_file():
+    if resume and not is_file(last):
         raise InputError(f"--resume: there is no {last}; start the run without --resume")
-    if not last.is_file() or overwrite:
+    if not is_file(last) or overwrite:
         return
     if not resume:
         raise InputError(

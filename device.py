@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from config import InputError
+from config import InputError, shown
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,7 +35,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (ValueError, RuntimeError, AssertionError, NotImplementedError):
         raise InputError(
-            f"device {name!r} cannot be used here: pass --device auto, cpu, or cuda or mps where there is one"
+            f"device {shown(name)} cannot be used here: pass --device auto, cpu, or cuda or mps where there is one"
         ) from None
     return device
 

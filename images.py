@@ -527,7 +527,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     config = from_flags(make_parser().parse_args())
     folders = {"train_image": config.train_image}
-    if config.test_image.is_dir():
+    if is_folder(config.test_image):
         folders["test_image"] = config.test_image
     for argument, folder in folders.items():
         start = time.monotonic()

@@ -26,7 +26,7 @@ from classify import CALIBRATIONS, SCORERS
 from config import Config, InputError, add_flags, from_flags, printable, to_dict
 from device import keep_freed_memory
 from draw import draw_all, learning_curves
-from files import replace_file, write_json, write_text
+from files import is_file, replace_file, write_json, write_text
 from measure import add_context, compare_runs, measure, measure_controls, read_metadata
 from panel import Choices, Panel, describe_run, load_panels, results_folder, score_folder, score_tests
 from script import run_script
@@ -293,7 +293,7 @@ def run() -> None:
     if sum([*asked, arguments.compare]) > 1:
         parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
     run_dirs = vars(arguments).pop("run_dir") or ()
-    files = [str(path) for path in run_dirs if path.is_file()]
+    files = [str(path) for path in run_dirs if is_file(path)]
     if files:
         parser.error(f"--run-dir {files[0]} is a file: name photos before the flags")
     machine = from_flags(arguments)

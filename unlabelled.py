@@ -65,7 +65,8 @@ def judge_photos(
 ) -> pd.DataFrame:
     """Judge images by the mean of all runs' log odds; write new_lesions.csv and a card for each.
 
-    Distances, heat map and neighbours are those of the first run.
+    Distances, heat map and neighbours are those of the first run. new_lesions.csv has paths as they are: a spreadsheet
+    may take one that begins with = + - or @ for a formula, so open it as text there.
 
     Parameters
     ----------

@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "images",
         "panel",
     },
-    "measure": {"bootstrap", "controls", "dataset", "images", "metrics", "panel", "subgroups"},
+    "measure": {"bootstrap", "controls", "dataset", "files", "images", "metrics", "panel", "subgroups"},
     "draw": {"checkpoint", "curves", "dataset", "figures", "galleries", "images", "panel"},
     "demo": set(),
     "controls": {"bootstrap", "config", "dataset", "images", "metrics", "script"},

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import importlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from tally import tally
 
 from config import Config, InputError, add_flags, from_dict, from_flags, parse_json, to_dict, with_machine
+from device import choose_device
+from script import run_script
 
 KIND = "bad settings"
 TINY, NEXT = math.ulp(0.0), 1 - math.ulp(0.5)  # the least float above 0, and the largest below 1
@@ -374,3 +378,44 @@ def test_a_flag_is_understood_or_stops_the_program(flag, capsys):
             else:
                 assert config == dataclasses.replace(Config(), **expected[flag](value))
             tally(KIND, "correct")
+
+
+# --- devices ---
+
+DEVICES = [
+    "",
+    "cpu:",
+    "cpu:x",
+    "cpu:-1",
+    "cpu:" + "9" * 4000,
+    "cpu\x1b",
+    "CPU",
+    "cuda:0:0",
+    "cuda:99",
+    "meta",
+    EVIL,
+]
+
+
+@pytest.mark.parametrize("name", [*DEVICES, "x" * 4000, "auto ", "皮膚"], ids=range(len(DEVICES) + 3))
+def test_a_device_that_is_not_here_is_refused(name):
+    refusal(KIND, ["--device"], choose_device, name)
+
+
+@pytest.mark.parametrize(
+    "flag", ["run-dir", "train-image", "train-labels", "cache-dir", "duplicates", "test-labels"]
+)
+@pytest.mark.parametrize("script", ["train", "predict", "dataset", "images", "controls"])
+def test_a_path_that_no_file_can_have_ends_every_script_in_one_line(
+    flag, script, monkeypatch, capsys, tmp_path
+):
+    for path in ("x" * 300, "\udcff" * 100, "/proc/self/mem/x", "/dev/null/x", f"{tmp_path}/\x1b[31m"):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", f"--{flag}={path}"])
+        module = importlib.import_module(script)
+        with pytest.raises(SystemExit) as stop:
+            run_script(module.run if hasattr(module, "run") else module.main)
+        _out, err = capsys.readouterr()
+        assert (stop.value.code, err.count("\n")) == (2, 1)
+        assert err[:-1].isprintable()
+        tally(KIND, "clean error")

@@ -298,6 +298,28 @@ def test_a_table_without_permission_is_refused(tmp_path, read, monkeypatch):
     )
 
 
+ALIKE = [
+    ("a", "A"),
+    ("\u00e9", "e\u0301"),
+    ("a", "a."),
+    ("a", "a\u200b"),
+    ("1", "01"),
+    ("\ufb01", "fi"),
+    ("ß", "ss"),
+]
+
+
+@pytest.mark.parametrize("names", ALIKE, ids=range(len(ALIKE)))
+def test_names_are_the_same_where_their_characters_are_and_not_else(tmp_path, names):
+    path = tmp_path / "labels.csv"
+    path.write_text("image_name,target\n" + "".join(f"{name} ,{label}\n" for label, name in enumerate(names)))
+    table = read_labels(path)
+    assert table["image_name"].tolist() == list(names)
+    assert table["label"].tolist() == [0, 1]
+    assert table["patient_id"].nunique() == 2
+    tally(KIND, "correct")
+
+
 # --- noise ---
 
 NOISE = st.lists(

@@ -5,8 +5,9 @@ RUN := $(VENV)/bin/python
 DEMO := data/demo
 DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
 	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
+COVERED := dataset images modules classify metrics
 
-.PHONY: setup demo test bench lint format clean
+.PHONY: setup demo test coverage bench lint format clean
 
 setup: $(VENV)/installed
 
@@ -23,6 +24,11 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest
+
+# All tests, and how much of each file they run through (lines and branches; not what only subprocesses run).
+coverage: setup
+	$(RUN) -m pytest --cov
+	for file in $(COVERED); do $(RUN) -m coverage report --include=$$file.py --fail-under=90 || exit; done
 
 # With the data folder of the field's originals: make bench IMAGES="--images path/to/full-size/jpegs"
 bench: setup
@@ -43,4 +49,4 @@ format: setup
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) cache data/demo runs/demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .coverage cache data/demo runs/demo .pytest_cache .ruff_cache .mypy_cache

@@ -22,6 +22,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+from sklearn.utils import check_random_state
 
 from config import Config, InputError, add_flags, brief, from_flags, listed
 from files import is_folder, read_text
@@ -251,8 +252,11 @@ def split_patients(table: pd.DataFrame, fold: int, seed: int) -> np.ndarray:
         patients = table.loc[table["label"] == label, "patient_id"].nunique()
         if patients < N_FOLDS:
             raise InputError(f"{patients} patients have {name} images: a split by patient needs {N_FOLDS}")
-    folds = StratifiedGroupKFold(N_FOLDS, shuffle=True, random_state=seed)
-    held_out = [test for _, test in folds.split(table, table["label"], groups=table["patient_id"])]
+    # StratifiedGroupKFold(shuffle=True), done here: before scikit-learn 1.8 it shuffled without stratifying
+    names, patient = np.unique(table["patient_id"], return_inverse=True)
+    place = np.argsort(check_random_state(seed).permutation(len(names)))
+    folds = StratifiedGroupKFold(N_FOLDS).split(table, table["label"], groups=place[patient])
+    held_out = [test for _, test in folds]
     parts = np.full(len(table), "train", dtype="<U10")
     parts[held_out[fold]] = "test"
     parts[held_out[(fold + 1) % N_FOLDS]] = "validation"

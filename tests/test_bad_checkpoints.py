@@ -6,6 +6,8 @@ import pickle
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +172,8 @@ def test_a_checkpoint_in_which_a_byte_has_changed_is_refused_or_has_the_same_con
     assert refused > 100
 
 
-def recompressed(path: Path) -> None:
+def save_compressed(path: Path) -> None:
+    save_checkpoint(path, small())
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -178,13 +181,22 @@ def recompressed(path: Path) -> None:
             archive.writestr(name, data)
 
 
-FOREIGN = {
+WRONG_CONFIGS: dict[str, Any] = {
+    "None": None,
+    "list": [1],
+    "text": "x",
+    "tensor": torch.zeros(2),
+    "of tensors": {"margin": torch.zeros(2)},
+    "of lists": {"margin": [1.0]},
+    "of dicts": {"margin": {}},
+}
+FOREIGN: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("hello, no checkpoint"),
     "zeros": lambda path: path.write_bytes(bytes(5000)),
     "zip without members": lambda path: zipfile.ZipFile(path, "w").close(),
     "zip of a text": lambda path: zipfile.ZipFile(path, "w").writestr("a/data.pkl", "hello"),
-    "packed, which could grow without end": lambda path: (save_checkpoint(path, small()), recompressed(path)),
+    "packed, which could grow without end": save_compressed,
     "list": lambda path: torch.save([1, 2], path),
     "tensor": lambda path: torch.save(torch.zeros(3), path),
     "None": lambda path: torch.save(None, path),
@@ -192,7 +204,7 @@ FOREIGN = {
     "module": lambda path: torch.save(nn.Linear(3, 2), path),
     "without format": lambda path: torch.save(small(), path),
     **{
-        f"format {shown}": lambda path, value=value: torch.save({"format": value, **small()}, path)
+        f"format {shown}": partial(torch.save, {"format": value, **small()})
         for shown, value in {
             "earlier": 1,
             "later": 3,
@@ -208,16 +220,8 @@ FOREIGN = {
         }.items()
     },
     **{
-        f"config {shown}": lambda path, value=value: save_checkpoint(path, small(config=value))
-        for shown, value in {
-            "None": None,
-            "list": [1],
-            "text": "x",
-            "tensor": torch.zeros(2),
-            "of tensors": {"margin": torch.zeros(2)},
-            "of lists": {"margin": [1.0]},
-            "of dicts": {"margin": {}},
-        }.items()
+        f"config {shown}": partial(save_checkpoint, contents=small(config=value))
+        for shown, value in WRONG_CONFIGS.items()
     },
 }
 

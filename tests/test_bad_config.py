@@ -134,6 +134,8 @@ ODD = [
 
 def good_and_bad(name: str) -> tuple[list[Any], list[Any]]:
     """Return values that a field takes and values that it does not, as they stand in a JSON file."""
+    good: list[Any]
+    bad: list[Any]
     if name in WHOLE:
         low, high = WHOLE[name]
         good, bad = [low, high], [low - 1, high + 1, float(low), str(low), *(v for v in ODD if v is not True)]
@@ -143,8 +145,8 @@ def good_and_bad(name: str) -> tuple[list[Any], list[Any]]:
     if name == "test_views":
         return [1, 8], [0, 2, 7, 9, 1.0, *ODD]
     if name in FLOATS:
-        good, bad = FLOATS[name]
-        return good, [*bad, *(value for value in ODD if value is not None), None]
+        floats, no_floats = FLOATS[name]
+        return floats, [*no_floats, *(value for value in ODD if value is not None), None]
     if name in CHOICES:
         return CHOICES[name], [CHOICES[name][0].upper(), CHOICES[name][0] + " ", 0, *ODD]
     if name in SWITCHES:

@@ -96,7 +96,7 @@ class Dress(NamedTuple):
     ending: str
     mark: str
     blank_lines: list[int]
-    index: bool
+    numbered: bool
     last_ending: bool
 
 
@@ -120,7 +120,7 @@ def write(path: Path, rows: list[dict[str, str]], dress: Dress) -> list[int]:
         quote = dress.quoted or any(c in content for c in ',"\r\n')
         return '"' + content.replace('"', '""') + '"' if quote else content
 
-    columns = ["", *dress.columns] if dress.index else dress.columns  # pandas' index has no name
+    columns = ["", *dress.columns] if dress.numbered else dress.columns  # pandas' index has no name
     text = ",".join(map(cell, columns)) + dress.ending
     lines = []
     for i, row in enumerate(rows):

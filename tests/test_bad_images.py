@@ -10,6 +10,7 @@ import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ def with_segment(jpeg: bytes, marker: int, data: bytes) -> bytes:
 
 # --- what is told correctly ---
 
-MODES = {  # how far each may be from the colours
+MODES: dict[str, dict[str, int | None]] = {  # how far each may be from the colours
     "JPEG": {"RGB": 14, "CMYK": 16, "L": 14},
     "PNG": {"RGB": 0, "RGBA": 0, "P": 0, "L": 0, "LA": 0, "I;16": 1, "1": None},
     "WEBP": {"RGB": 40, "RGBA": 40},
@@ -142,8 +143,7 @@ def test_every_kind_of_image_has_the_colours_and_the_orientation_that_it_means(t
     path.write_bytes(content)
     pixels, size = decode_with_size(path, SIZE)
     assert size == (stored.shape[1], stored.shape[0])
-    tolerance = MODES[kind][mode]
-    tolerance = 0 if tolerance is None else tolerance
+    tolerance = MODES[kind][mode] or 0
     if min(height, width) > 2:
         assert np.abs(middles(pixels) - expected).max() <= tolerance + 1
     else:
@@ -498,7 +498,7 @@ def test_what_is_no_file_in_a_folder_is_an_unreadable_image(photos, tmp_path):
 def test_a_refusal_of_the_system_is_told_and_not_remembered(photos, tmp_path, monkeypatch, error):
     paths = find_images(photos)
 
-    def refuse(path: Path, **more: object) -> Image.Image:
+    def refuse(path: Path, **more: Any) -> Image.Image:
         if Path(path).stem == "b":
             raise error
         return original(path, **more)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,13 +67,14 @@ NAMES = st.lists(st.sampled_from(PIECES) | st.text(max_size=3), min_size=1, max_
 
 
 def page_of(name: str) -> str:
+    plain: dict[str, Any] = METRICS
     metrics = {
-        **METRICS,
+        **plain,
         "set": name,
-        "runs": [{**METRICS["runs"][0], "run_dir": name}],
-        "controls": [{**row, "note": name} for row in METRICS["controls"]],
-        "subgroups": [{**row, "group": name, "note": name} for row in METRICS["subgroups"]],
-        "not_computed": {**METRICS["not_computed"], "npv": name},
+        "runs": [{**plain["runs"][0], "run_dir": name}],
+        "controls": [{**row, "note": name} for row in plain["controls"]],
+        "subgroups": [{**row, "group": name, "note": name} for row in plain["subgroups"]],
+        "not_computed": {**plain["not_computed"], "npv": name},
     }
     settings = {**SETTINGS, "command": name, "config": {"train_image": name, name: 1}, name: [{name: name}]}
     card = report.ModelCard(training_data=name, evaluation_data=CARD.evaluation_data)

@@ -234,7 +234,7 @@ def test_a_start_writes_what_explains_the_run(config, table, monkeypatch):
     [run] = json.loads((config.run_dir / "run.json").read_text())
     assert run["command"] == "train.py --epochs 3"
     assert run["device"] == "CPU (2 threads), float32"
-    assert run["versions"]["torch"] == torch.__version__
+    assert torch.__version__.partition("+")[0] == run["versions"]["torch"].partition("+")[0]
     assert run["python"] == ".".join(map(str, sys.version_info[:3]))
     assert pd.Timestamp(run["started"]).tzinfo is not None
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -325,6 +326,10 @@ def test_fold_k_tests_fold_k_plus_1_validates_and_the_rest_trains(all_folds):
     assert (tests.sum(axis=0) == 1).all()  # each image tests in one fold
     np.testing.assert_array_equal(validates, np.roll(tests, -1, axis=0))
     assert (all_folds[~tests & ~validates] == "train").all()
+
+
+def test_a_split_does_not_depend_on_the_version_of_scikit_learn(all_folds):
+    assert sha256("".join(all_folds[0]).encode()).hexdigest()[:8] == "1eef7057"
 
 
 def test_each_fold_holds_about_a_fifth_of_each_class(all_folds):

@@ -10,6 +10,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import BinaryIO
 
 import numpy as np
@@ -456,6 +457,7 @@ def test_a_repair_that_dies_within_a_write_goes_on(photos, tmp_path, number):
 BUILD = """
 import os, signal, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import images
 
 folder, cache_dir, log, die_at = sys.argv[1:]
@@ -609,3 +611,34 @@ def test_peak_memory_is_not_that_of_the_process_it_was_started_from():
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
     assert ballast.nbytes / 1e9 < images.peak_memory()
     assert 0 < float(done.stdout) < 0.2
+
+
+@pytest.mark.parametrize(
+    "platform, peak, expected",
+    [("linux", 2_000_000, 2.048), ("darwin", 2_000_000_000, 2.0), ("win32", None, None)],
+)
+def test_peak_memory_comes_from_the_system_where_there_is_no_proc(monkeypatch, platform, peak, expected):
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=peak))
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(images, "resource", None if peak is None else usage)
+    assert images.peak_memory() == pytest.approx(expected or float("nan"), nan_ok=True)
+
+
+def test_the_script_builds_the_cache_of_the_test_images_as_well_and_stops_at_an_unreadable_one(
+    photos, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "test").mkdir()
+    shutil.copy(photos["i0"], tmp_path / "test" / "good.jpg")
+    (tmp_path / "test" / "bad.jpg").write_bytes(b"no image")
+    flags = [f"--train-image={photos['i0'].parent}", f"--test-image={tmp_path / 'test'}", "--image-size=32"]
+    monkeypatch.setattr(sys, "argv", ["images.py", *flags, f"--cache-dir={tmp_path / 'cache'}"])
+    with pytest.raises(InputError, match=r"^1 images cannot be read, .* pass --skip-unreadable: bad: "):
+        images.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "unreadable" in line]
+    assert [line.partition(", ready in")[0] for line in lines] == [
+        f"{photos['i0'].parent}: 10 images of 32 px, 0 unreadable",
+        f"{tmp_path / 'test'}: 2 images of 32 px, 1 unreadable",
+    ]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--skip-unreadable"])
+    images.main()

@@ -83,7 +83,7 @@ def test_threshold_is_chosen_on_validation(machine: Config, monkeypatch: pytest.
     table = checkpoint.read_split(machine.run_dir)
     assert labels.tolist() == table.loc[table["part"] == "validation", "label"].tolist()
     assert metrics["threshold"] == pytest.approx(threshold)
-    np.testing.assert_array_equal(predictions_of(machine)["threshold"], threshold)
+    np.testing.assert_allclose(predictions_of(machine)["threshold"], threshold, rtol=1e-15)
 
 
 def test_references_are_the_training_part(machine: Config) -> None:

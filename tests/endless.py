@@ -10,4 +10,6 @@ from checkpoint import save_checkpoint
 def write_checkpoints(path: Path) -> None:
     """Write checkpoint after checkpoint over each other; each is full of its own number."""
     for number in range(10**6):
-        save_checkpoint(path, {"number": number, "weights": torch.full((2**20,), float(number))})
+        save_checkpoint(
+            path, {"config": {}, "number": number, "weights": torch.full((2**20,), float(number))}
+        )

@@ -13,7 +13,7 @@ from config import Config, InputError, add_flags, from_dict, from_flags, to_dict
 
 PATHS = ["train_image", "train_labels", "test_image", "test_labels"]
 PATHS += ["duplicates", "cache_dir", "run_dir", "graph_dir"]
-MACHINE = {*PATHS, "device", "workers", "skip_unreadable", "follow_links"}
+MACHINE = {*PATHS, "device", "workers", "deterministic", "fit_memory", "skip_unreadable", "follow_links"}
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}
 OUTLINE = {
     "image_size": 128,

@@ -107,7 +107,7 @@ def test_a_bad_label_file_is_told_before_anything_is_scored(
     (tmp_path / "bad.csv").write_text("name,target\n")
     monkeypatch.setattr(predict, "load_panels", lambda *_: pytest.fail("scored first"))
     machine = dataclasses.replace(trained, train_labels=tmp_path / "bad.csv")
-    with pytest.raises(InputError, match="has no column image_name"):
+    with pytest.raises(InputError, match="has no rows below its header: its columns are name, target"):
         predict.main(machine)
 
 

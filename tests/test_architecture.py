@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "script": {"config"},
     "files": {"config"},
     "images": {"config", "files", "script"},
+    "archive": {"config", "files", "images"},
     "dataset": {"config", "images", "script"},
     "augment": set(),
     "modules": {"config"},

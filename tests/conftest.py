@@ -2,7 +2,9 @@
 
 import io
 import mmap
+import os
 import shutil
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +16,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from faulty_server import FaultyServer
 from PIL import Image
 
 import figures
 import predict
 import train
+import transfer
 from config import Config
 from images import ImageCache
 
@@ -163,3 +167,30 @@ def zip_of(files: dict[str, bytes], folder: str = "") -> bytes:
         for name, data in files.items():
             zipped.writestr(folder + name, data)
     return out.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A web server that can be told to misbehave; transfers from it are in small chunks and do not wait."""
+    monkeypatch.setattr(transfer, "CHUNK", 512)
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = FaultyServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

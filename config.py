@@ -374,6 +374,33 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the web, and what is published of it.
+
+    entries : images in a zip, rows below the header in a CSV
+    size, sha256 : bytes, and hexadecimal digest of them
+    """
+
+    address: str
+    entries: int | None = None
+    size: int | None = None
+    sha256: str | None = None
+
+
+# What `python dataset.py --download` fetches, by the field above that it is for: the addresses and counts of the
+# challenge's page. It rounds the sizes (JPEGs of 23 and 6.7 GB) and publishes no checksums.
+DOWNLOAD_PAGE = "https://challenge2020.isic-archive.com/"
+_ISIC_2020 = "https://isic-challenge-data.s3.amazonaws.com/2020/ISIC_2020_"
+DOWNLOADS: dict[str, RemoteFile] = {
+    "train_labels": RemoteFile(_ISIC_2020 + "Training_GroundTruth.csv", entries=33_126),
+    "duplicates": RemoteFile(_ISIC_2020 + "Training_Duplicates.csv", entries=425),
+    "train_image": RemoteFile(_ISIC_2020 + "Training_JPEG.zip", entries=33_126),
+    "test_labels": RemoteFile(_ISIC_2020 + "Test_Metadata.csv", entries=10_982),
+    "test_image": RemoteFile(_ISIC_2020 + "Test_JPEG.zip", entries=10_982),
+}
+
+
 def is_machine(name: str) -> bool:
     """Whether a field belongs to the machine (True) or to the experiment (False)."""
     return bool(Config.__dataclass_fields__[name].metadata["machine"])

@@ -1,6 +1,7 @@
 """Who is where and who meets whom: label table, duplicates, split, balanced pairs.
 
-`python dataset.py` prints the summary of what config.py points at (`--json`: as JSON).
+`python dataset.py` prints the summary of what config.py points at (`--json`: as JSON), `--download DIR` fetches ISIC
+2020, and `--check` reads every image file.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.utils import check_random_state
 
+from archive import read_record
+from check import check_images, describe_check
 from config import Config, InputError, add_flags, brief, from_flags, listed
+from download import download_isic
 from files import is_folder, read_text
 from images import ImageCache, find_images
 from script import run_script
@@ -584,19 +588,76 @@ def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, ba
     return batches
 
 
+def check_files(config: Config) -> None:
+    """Read every image file that config.py points at and print what is wrong with the download.
+
+    Raises
+    ------
+    InputError : an image that a CSV names is missing, or one is damaged
+    """
+    labelled = read_labels(config.train_labels)["image_name"].tolist()
+    parts = [("train_image", config.train_image, config.train_labels, labelled)]
+    if is_folder(config.test_image):
+        parts.append(
+            ("test_image", config.test_image, config.test_labels, read_test_names(config.test_labels))
+        )
+    problems = []
+    for argument, folder, labels, names in parts:
+        paths = find_images(folder, argument, config.follow_links)
+        findings = check_images(names, paths, read_record(folder), config.workers)
+        print("\n".join(describe_check(folder, labels, findings)))
+        problems += [f"{folder}: {len(images):,} {fault}" for fault, images in findings.faults.items()]
+    if config.duplicates is not None:
+        pairs = read_duplicates(config.duplicates)
+        unknown = {name for pair in pairs for name in pair} - set(labelled)
+        print(f"{config.duplicates}: {len(pairs):,} pairs, {len(unknown):,} of their images without a label")
+        if unknown:
+            problems.append(f"{config.duplicates}: {len(unknown):,} images that {config.train_labels} lacks")
+    if problems:
+        raise InputError(
+            f"{'; '.join(problems)}: delete what is damaged, and run --download again for what is then missing"
+        )
+    print("all whole")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description="Print what config.py points at.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Print what config.py points at, fetch it, or check it.", allow_abbrev=False
+    )
     add_flags(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--download",
+        type=Path,
+        metavar="DIR",
+        help="fetch ISIC 2020's training images (23 GB, and as much again while they are unpacked), ground truth and "
+        "duplicates into this folder, going on where a stopped download was; a zip is deleted once all its images "
+        "are there",
+    )
+    other.add_argument(
+        "--check", action="store_true", help="read every image file and compare the folders with the CSVs"
+    )
+    parser.add_argument(
+        "--with-test", action="store_true", help="download the test images and metadata too (6.7 GB)"
+    )
     return parser
 
 
 def main() -> None:
-    arguments = make_parser().parse_args()
+    parser = make_parser()
+    arguments = parser.parse_args()
+    if arguments.with_test and not arguments.download:
+        parser.error("--with-test goes with --download DIR")
     config = from_flags(arguments)
-    summary = summarise(load_lesions(config, need_images=False), config)
-    print(json.dumps(summary, indent=2) if arguments.json else describe(summary))
+    if arguments.download:
+        download_isic(arguments.download, arguments.with_test)
+    elif arguments.check:
+        check_files(config)
+    else:
+        summary = summarise(load_lesions(config, need_images=False), config)
+        print(json.dumps(summary, indent=2) if arguments.json else describe(summary))
 
 
 if __name__ == "__main__":

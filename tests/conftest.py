@@ -1,8 +1,13 @@
 """Shared fixtures: a tiny data set in ISIC 2020's layout."""
 
+import io
 import mmap
+import os
 import shutil
+import subprocess
+import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from faulty_server import FaultyServer
 from matplotlib.lines import Line2D
 from PIL import Image
 from tally import COUNTS, summary
@@ -18,6 +24,7 @@ from tally import COUNTS, summary
 import figures
 import predict
 import train
+import transfer
 from config import Config
 from images import ImageCache
 
@@ -124,3 +131,81 @@ def lean_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
     monkeypatch.setattr(predict, "learning_curves", lambda *_: None)
     monkeypatch.setattr(predict, "measure_controls", lambda *_: [])
+
+
+@dataclass(frozen=True)
+class DataSite:
+    """ISIC 2020 in small, as the challenge serves it.
+
+    files : (path on the server, body, entries) by the name in config.DOWNLOADS
+    train, test : bytes of each image by file name
+    """
+
+    files: dict[str, tuple[str, bytes, int]]
+    train: dict[str, bytes]
+    test: dict[str, bytes]
+
+
+def data_site(n_train: int = 40, n_test: int = 6, side: int = 48) -> DataSite:
+    """Return a data set of noise: an image is some 5 kB, as incompressible as the real ones."""
+    rng = np.random.default_rng(0)
+
+    def image() -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (side, side, 3)).astype(np.uint8)).save(file, "JPEG", quality=95)
+        return file.getvalue()
+
+    train = {f"ISIC_{i:07d}.jpg": image() for i in range(n_train)}
+    test = {f"ISIC_9{i:06d}.jpg": image() for i in range(n_test)}
+    stems = [Path(name).stem for name in train]
+    labels = [HEADER] + [f"{name},IP_{i},male,45,torso,nevus,benign,0" for i, name in enumerate(stems)]
+    tested = ["image,patient,age_approx,anatom_site_general,sex"]
+    tested += [f"{Path(name).stem},IP_1,45,torso,male" for name in test]
+    pairs = ["image_name_1,image_name_2", f"{stems[0]},{stems[1]}", f"{stems[2]},{stems[3]}"]
+    folder = "/2020/ISIC_2020_"
+    files = {
+        "train_labels": (folder + "Training_GroundTruth.csv", "\n".join(labels).encode(), n_train),
+        "duplicates": (folder + "Training_Duplicates.csv", ("\r\n".join(pairs) + "\r\n").encode(), 2),
+        "train_image": (folder + "Training_JPEG.zip", zip_of(train, "train/"), n_train),
+        "test_labels": (folder + "Test_Metadata.csv", ("\n".join(tested) + "\n").encode(), n_test),
+        "test_image": (folder + "Test_JPEG.zip", zip_of(test, "ISIC_2020_Test_Input/"), n_test),
+    }
+    return DataSite(files, train, test)
+
+
+def zip_of(files: dict[str, bytes], folder: str = "") -> bytes:
+    """Return a zip with a folder and files in it."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as zipped:
+        if folder:
+            zipped.writestr(folder, b"")
+        for name, data in files.items():
+            zipped.writestr(folder + name, data)
+    return out.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
+    """A web server that can be told to misbehave; transfers from it are in small chunks and do not wait."""
+    monkeypatch.setattr(transfer, "CHUNK", 512)
+    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.0)
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = FaultyServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

@@ -70,6 +70,7 @@ def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
     where = f"{argument} {path}"
     if "image_name" not in table:
         raise InputError(f"{where} has no column image_name: {_columns(table)}")
+    _refuse_empty(where, table)
     names = table["image_name"]
     _refuse_names(where, "image_name", names)
     blank = pd.Series("", index=table.index, dtype=str)
@@ -111,6 +112,7 @@ def read_test_names(path: Path, argument: str = "test_labels") -> list[str]:
     column = next((name for name in ("image_name", "image") if name in table), None)
     if column is None:
         raise InputError(f"{where} has no column image_name and no image: {_columns(table)}")
+    _refuse_empty(where, table)
     names = table[column]
     _refuse_names(where, column, names)
     _refuse_rows(where, f"{column} comes twice", names, names.duplicated(keep=False))
@@ -124,7 +126,7 @@ def read_duplicates(path: Path) -> list[tuple[str, str]]:
     ------
     InputError : no such file, no CSV, no such columns
     """
-    table = _read_table(path, "duplicates", may_be_empty=True)
+    table = _read_table(path, "duplicates")
     missing = [name for name in ("image_name_1", "image_name_2") if name not in table]
     if missing:
         raise InputError(f"duplicates {path} has no column {' and no '.join(missing)}: {_columns(table)}")
@@ -191,13 +193,14 @@ def read_csv(path: Path, what: str, advice: str) -> pd.DataFrame:
     return table[named]
 
 
-def _read_table(path: Path, argument: str, may_be_empty: bool = False) -> pd.DataFrame:
+def _read_table(path: Path, argument: str) -> pd.DataFrame:
     """Return the table in the file of a setting."""
-    where = f"{argument} {path}"
-    table = read_csv(path, where, f"edit config.py or pass --{argument.replace('_', '-')}")
-    if table.empty and not may_be_empty:
+    return read_csv(path, f"{argument} {path}", f"edit config.py or pass --{argument.replace('_', '-')}")
+
+
+def _refuse_empty(where: str, table: pd.DataFrame) -> None:
+    if table.empty:
         raise InputError(f"{where} has no rows below its header: {_columns(table)}")
-    return table
 
 
 def _columns(table: pd.DataFrame) -> str:

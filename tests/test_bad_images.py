@@ -1,6 +1,7 @@
 """Image files of every kind and state: the pixels that they mean, or one line that says what is wrong with which."""
 
 import io
+import json
 import os
 import shutil
 import struct
@@ -626,7 +627,7 @@ CACHE = "damaged cache"
 def built(photos: Path, tmp_path: Path) -> tuple[dict[str, Path], Path, dict[str, bytes]]:
     """Images of one size and time, so that only the index tells them apart, their cache, and their pixels."""
     paths = {}
-    for i, name in enumerate(("i1", "i3", "i5", "bad")):
+    for i, name in enumerate(("bad", "i1", "i3", "i5")):
         path = photos / f"{name}.bmp"
         path.write_bytes(
             encoded(Image.new("RGB", (8, 8), (10 * i, 100, 200)), "BMP")
@@ -657,9 +658,17 @@ def test_an_index_in_which_any_byte_has_changed_gives_the_right_pixels(built, tm
     folder = built[1]
     pixels, index = ((folder / name).read_bytes() for name in ("pixels.bin", "index.jsonl"))
     rng = np.random.default_rng(0)
-    for place in range(0, len(index), 5):
+    flips = [(place, int(rng.integers(8))) for place in range(0, len(index), 6)]
+    for name in (
+        b'"i1"',
+        b'"i3"',
+        b'"i5"',
+        b'"width": 8',
+    ):  # one image's name becomes another's, a size another
+        flips += [(index.index(name) + len(name) - 1 - name.endswith(b'"'), bit) for bit in range(3)]
+    for place, bit in flips:
         changed = bytearray(index)
-        changed[place] ^= 1 << int(rng.integers(8))
+        changed[place] ^= 1 << bit
         (folder / "pixels.bin").write_bytes(pixels)
         (folder / "index.jsonl").write_bytes(changed)
         check_cache(built, tmp_path / "cache")
@@ -680,6 +689,18 @@ def test_an_index_of_several_wrong_bytes_or_lines_gives_the_right_pixels(built, 
         (folder / "pixels.bin").write_bytes(pixels)
         (folder / "index.jsonl").write_bytes(content)
         check_cache(built, tmp_path / "cache")
+
+
+def test_a_cache_of_before_the_checksums_is_taken_as_it_is(built, tmp_path, monkeypatch):
+    index = built[1] / "index.jsonl"
+    earlier = []
+    for line in index.read_text().splitlines():
+        entry = json.loads(line.partition("\t")[0])
+        entry.pop("row", None)
+        earlier.append(json.dumps(entry) + "\n")
+    index.write_text("".join(earlier))
+    monkeypatch.setattr(images, "decode_with_size", lambda *_: pytest.fail("decoded again"))
+    check_cache(built, tmp_path / "cache")
 
 
 def test_files_of_a_cache_cut_anywhere_give_the_right_pixels(built, tmp_path):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import InputError, listed
+from errors import InputError, listed
 from files import make_folder, replace_file, write_text
 from images import EXTENSIONS
 

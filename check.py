@@ -11,9 +11,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from archive import RECORD, Recorded
-from config import listed
-from images import UnreadableImage, decode_image
+from archive import RECORD, Recorded, read_record
+from config import Config
+from errors import InputError, listed
+from files import is_folder
+from images import UnreadableImage, decode_image, find_images
+from labels import read_duplicates, read_labels, read_test_names
 
 MISSING = "missing"
 SIZE = "of another size than recorded"
@@ -101,3 +104,35 @@ def describe_check(folder: Path, csv: Path, findings: Findings) -> list[str]:
             f"  {len(findings.unnamed):,} not named by {csv}, and not used: {listed(findings.unnamed)}"
         )
     return lines
+
+
+def check_files(config: Config) -> None:
+    """Read every image file that config.py points at and print what is wrong with the download.
+
+    Raises
+    ------
+    InputError : an image that a CSV names is missing, or one is damaged
+    """
+    labelled = read_labels(config.train_labels)["image_name"].tolist()
+    parts = [("train_image", config.train_image, config.train_labels, labelled)]
+    if is_folder(config.test_image):
+        parts.append(
+            ("test_image", config.test_image, config.test_labels, read_test_names(config.test_labels))
+        )
+    problems = []
+    for argument, folder, labels, names in parts:
+        paths = find_images(folder, argument, config.follow_links)
+        findings = check_images(names, paths, read_record(folder), config.workers)
+        print("\n".join(describe_check(folder, labels, findings)))
+        problems += [f"{folder}: {len(images):,} {fault}" for fault, images in findings.faults.items()]
+    if config.duplicates is not None:
+        pairs = read_duplicates(config.duplicates)
+        unknown = {name for pair in pairs for name in pair} - set(labelled)
+        print(f"{config.duplicates}: {len(pairs):,} pairs, {len(unknown):,} of their images without a label")
+        if unknown:
+            problems.append(f"{config.duplicates}: {len(unknown):,} images that {config.train_labels} lacks")
+    if problems:
+        raise InputError(
+            f"{'; '.join(problems)}: delete what is damaged, and run --download again for what is then missing"
+        )
+    print("all whole")

@@ -25,9 +25,11 @@ import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 
-from config import Config, InputError, experiment, parse_json, shown, to_dict
-from dataset import PARTS, read_csv
-from files import is_file, make_folder, read_json, read_text, replace_file, write_json, write_text
+from config import Config, experiment, to_dict
+from dataset import PARTS
+from errors import InputError, shown
+from files import is_file, make_folder, parse_json, read_json, read_text, replace_file, write_json, write_text
+from labels import read_csv
 
 FORMAT = 2
 RESULTS = (

@@ -10,62 +10,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
 import math
 import os
-import re
-import reprlib
 import types
 import typing
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from errors import InputError, listed, shown
+from files import read_json
 
-class InputError(ValueError):
-    """The user's input (a file, a flag, a setting) is wrong; the message says what, where and what to do.
-
-    Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback. Whatever a
-    message quotes, it is one line that a terminal shows and does not obey (`printable`).
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
-
-
-def printable(text: str) -> str:
-    """Return text as one line; what a terminal would obey or cannot show is escaped as Python does it."""
-    line = re.sub(r"\s*[\r\n]\s*", " ", text).strip()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-
-
-def brief(text: str, most: int = 80) -> str:
-    """Return text shortened in its middle to at most so many characters."""
-    head = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
-
-
-def shown(value: object) -> str:
-    """Return a value as a message quotes it: as Python writes it, but never long, whatever the value is."""
-    try:
-        text = _BRIEF.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        text = f"a {type(value).__name__} too long to write"
-    return brief(text)
-
-
-def listed(names: Iterable[object], most: int = 5) -> str:
-    """Return names as a message lists them: the first ones, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(brief(printable(brief(str(name), 40)), 40) for name in names[:most]) + more
-
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 200
-DEEPEST = 20  # levels of JSON within JSON; the files of a run have 3
 LONGEST_TEXT = 4096  # characters of a path, as Linux has it
 
 Allowed = tuple[str, Callable[[Any], bool]]  # in words for the error message, and as a test
@@ -489,47 +445,11 @@ def from_flags(arguments: argparse.Namespace) -> Config:
     return dataclasses.replace(merged, **flags)
 
 
-def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises
-    ------
-    ValueError : no JSON, one that is nested too deeply, or an object with two values of one name
-    """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            times = Counter(name for name, _ in pairs)
-            raise ValueError(f"it gives {listed(name for name in found if times[name] > 1)} twice")
-        return found
-
-    try:
-        value = json.loads(text, object_pairs_hook=once)
-        level, depth = [value], 0
-        while level := [inner for outer in level for inner in _inner(outer)]:
-            depth += 1
-            if depth > DEEPEST:
-                raise RecursionError
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    return value
-
-
-def _inner(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-
-
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.exists() and not path.is_file():  # to open a pipe would be to wait for it
-            raise ValueError("it is not a file")
-        values = parse_json(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"--config {path} cannot be read: {reason}: pass a run's config.json") from None
+    advice = "pass a run's config.json"
+    values = read_json(path, f"--config {path}", advice)
     if not isinstance(values, dict):
-        raise InputError(f"--config {path} holds no settings: pass a run's config.json")
+        raise InputError(f"--config {path} holds no settings: {advice}")
     return values
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from config import InputError, shown
+from errors import InputError, shown
 
 
 def choose_device(name: str) -> torch.device:

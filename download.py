@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from archive import left_to_unpack, need_room, read_record, unpack
-from config import DOWNLOADS, Config, InputError, RemoteFile
+from config import DOWNLOADS, Config, RemoteFile
+from errors import InputError
 from files import cannot_write, make_folder
 from images import EXTENSIONS
 from transfer import AGAIN, arrived, fetch, remote_size

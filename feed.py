@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from augment import flips_and_turns, to_float
-from config import InputError
 from device import autocast, free_memory, is_out_of_memory
+from errors import InputError
 from images import ImageCache
 from modules import SiameseNetwork
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from config import InputError, parse_json
+from errors import InputError, listed
+
+DEEPEST = 20  # levels of JSON within JSON; the files of a run have 3
 
 
 def is_file(path: Path) -> bool:
@@ -40,15 +43,48 @@ def read_text(path: Path, what: str, advice: str) -> str:
     InputError : it does not exist, is not a file (a pipe would be waited for), cannot be read, or is no UTF-8 text
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InputError(f"{what} is not a file: {advice}")
-        return path.read_bytes().decode("utf-8-sig")
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+        text = path.read_bytes().decode("utf-8-sig") if is_regular else ""
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{what} does not exist: {advice}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is no UTF-8 text, see byte {error.start:,}: {advice}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{what} cannot be read: {getattr(error, 'strerror', error)}: {advice}") from None
+    if not is_regular:
+        raise InputError(f"{what} is not a file: {advice}")
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises
+    ------
+    ValueError : no JSON, one that is nested too deeply, or an object with two values of one name
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            times = Counter(name for name, _ in pairs)
+            raise ValueError(f"it gives {listed(name for name in found if times[name] > 1)} twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+        level, depth = [value], 0
+        while level := [inner for outer in level for inner in _inner(outer)]:
+            depth += 1
+            if depth > DEEPEST:
+                raise RecursionError
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _inner(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def read_json(path: Path, what: str, advice: str) -> Any:

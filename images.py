@@ -42,7 +42,8 @@ from filelock import FileLock
 from PIL import ExifTags, Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from config import InputError, add_flags, brief, from_flags, printable
+from config import add_flags, from_flags
+from errors import InputError, brief, printable
 from files import cannot_write, is_folder, make_folder
 from script import run_script
 

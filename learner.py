@@ -14,9 +14,10 @@ from torch.optim.swa_utils import AveragedModel
 
 import checkpoint
 from augment import Views, show
-from config import Config, InputError
+from config import Config
 from dataset import Batch
 from device import Ranks, autocast, chance_state, free_memory, is_out_of_memory, set_chance_state
+from errors import InputError
 from losses import SiameseLoss
 from modules import SiameseNetwork
 

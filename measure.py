@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import dataset
 from bootstrap import compare, fold_figures, intervals
 from controls import METADATA, beaten, control_scores, control_table, image_features
 from files import is_file
+from labels import read_labels
 from metrics import evaluate
 from panel import Panel, Scored
 from subgroups import typology_angles
@@ -101,4 +101,4 @@ def read_metadata(labels: Path, argument: str) -> tuple[pd.DataFrame | None, str
     """Return image_name, age, sex and site of a label CSV, or None with the reason why there is none."""
     if not is_file(labels):
         return None, f"{argument} {labels} is not there: age, sex and site are unknown"
-    return dataset.read_labels(labels, argument)[["image_name", *METADATA]], ""
+    return read_labels(labels, argument)[["image_name", *METADATA]], ""

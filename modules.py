@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from config import Config, InputError, shown
+from config import Config
+from errors import InputError, shown
 from files import is_file
 
 # Mean and standard deviation of the colour channels of ImageNet, torchvision's convention

@@ -19,10 +19,12 @@ from scipy.special import expit, logit
 import checkpoint
 import dataset
 from classify import Judge, Platt, best_scorer, score_all
-from config import Config, InputError, printable, with_machine
+from config import Config, with_machine
 from device import choose_device, choose_precision, describe_device
+from errors import InputError, printable
 from feed import Feed, embed_images
 from images import ImageCache, build_cache, find_images, refuse_unreadable
+from labels import read_labels
 from modules import SiameseNetwork, network_of
 
 
@@ -257,7 +259,7 @@ def load_labelled(
     folder: Path, labels: Path, config: Config, device: torch.device
 ) -> tuple[pd.DataFrame, Feed]:
     """Return the images of another labelled folder, those with both file and label, and their feed."""
-    table = dataset.read_labels(labels, "evaluate_labels")
+    table = read_labels(labels, "evaluate_labels")
     found = find_images(folder, "evaluate_image", config.follow_links)
     known = table[table["image_name"].isin(list(found))].reset_index(drop=True)
     print(

@@ -23,9 +23,10 @@ import checkpoint
 import figures
 import report
 from classify import CALIBRATIONS, SCORERS
-from config import Config, InputError, add_flags, from_flags, printable, to_dict
+from config import Config, add_flags, from_flags, to_dict
 from device import keep_freed_memory
 from draw import draw_all, learning_curves
+from errors import InputError, printable
 from files import is_file, replace_file, write_json, write_text
 from measure import add_context, compare_runs, measure, measure_controls, read_metadata
 from panel import Choices, Panel, describe_run, load_panels, results_folder, score_folder, score_tests

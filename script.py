@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from config import InputError, printable
+from errors import InputError, printable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TWICE = 1.0  # seconds within which a second signal is taken for the first

@@ -41,7 +41,7 @@ def subgroup_table(table: pd.DataFrame, rng: np.random.Generator, draws: int = D
 
     Parameters
     ----------
-    table : columns label, probability, threshold and patient_id, and any of sex, age, site (as `dataset.read_labels`),
+    table : columns label, probability, threshold and patient_id, and any of sex, age, site (as `labels.read_labels`),
         megapixels (of the source file) and typology_angle (as `typology_angles`); blanks and NaN are unknown
     rng, draws : of the intervals, see `bootstrap.intervals`
 

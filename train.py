@@ -27,7 +27,7 @@ import dataset
 import figures
 from augment import ViewRanges, Views, draw_views
 from classify import score_all
-from config import Config, InputError, add_flags, experiment, from_flags
+from config import Config, add_flags, experiment, from_flags
 from dataset import Batch, PairDataset, in_batch_batches, independent_batches, sample_balanced, sample_pairs
 from device import (
     Ranks,
@@ -39,6 +39,7 @@ from device import (
     keep_freed_memory,
     set_chance_state,
 )
+from errors import InputError
 from feed import Feed, embed_images
 from images import ImageCache, build_cache, refuse_unreadable
 from learner import Learner

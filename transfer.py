@@ -23,7 +23,8 @@ from typing import Any
 import requests
 from tqdm import tqdm
 
-from config import DOWNLOAD_PAGE, InputError, RemoteFile
+from config import DOWNLOAD_PAGE, RemoteFile
+from errors import InputError
 from files import cannot_write, write_json
 
 CHUNK = 2**16  # bytes; what a break loses of what had come is less

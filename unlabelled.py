@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from cards import Neighbour, lesion_card, printable
 from classify import familiarity, nearest_references, prototypes
-from config import Config, InputError
-from dataset import read_test_names
+from config import Config
 from device import keep_freed_memory
+from errors import InputError
 from explain import grad_cam
 from feed import Feed
 from figures import save_figure
@@ -33,6 +33,7 @@ from images import (
     find_photos,
     refuse_unreadable,
 )
+from labels import read_test_names
 from panel import (
     Choices,
     Panel,

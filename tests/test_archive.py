@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import archive
 from archive import Recorded, left_to_unpack, need_room, read_record, unpack
-from config import InputError
+from errors import InputError
 
 RNG = random.Random(0)
 IMAGES = {f"ISIC_{i:07d}.jpg": RNG.randbytes(RNG.randrange(100, 3_000)) for i in range(12)}

@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tally import tally
 
-from config import Config, InputError, add_flags, from_dict, from_flags, parse_json, to_dict, with_machine
+from config import Config, add_flags, from_dict, from_flags, to_dict, with_machine
 from device import choose_device
+from errors import InputError
+from files import parse_json
 from script import run_script
 
 KIND = "bad settings"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tally import tally
 
 from checkpoint import read_split
-from config import InputError
-from dataset import read_duplicates, read_labels, read_test_names
+from errors import InputError
+from labels import read_duplicates, read_labels, read_test_names
 
 KIND = "bad CSV"
 FIELDS = ("image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "comment")

@@ -26,7 +26,7 @@ import galleries
 import predict
 import report
 from cards import Neighbour, lesion_card
-from config import InputError, brief, listed, printable, shown
+from errors import InputError, brief, listed, printable, shown
 from script import run_script
 from unlabelled import COLUMNS, describe_photos
 

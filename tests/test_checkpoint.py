@@ -26,7 +26,8 @@ from checkpoint import (
     write_log,
     write_start,
 )
-from config import Config, InputError, experiment, from_dict
+from config import Config, experiment, from_dict
+from errors import InputError
 
 
 @pytest.fixture

@@ -53,7 +53,11 @@ BAD_INPUT = [
     ("train.py", ["--device", "abacus"], "device 'abacus' cannot be used here"),
     ("train.py", ["--backbone", "vgg99"], "backbone is 'vgg99': it must be conv3, conv3_norm or one of "),
     ("train.py", ["--loss", "triplet"], "loss is 'triplet': it needs pairs batch"),
-    ("train.py", ["--config", "nowhere.json"], "--config nowhere.json cannot be read"),
+    (
+        "train.py",
+        ["--config", "nowhere.json"],
+        "--config nowhere.json does not exist: pass a run's config.json",
+    ),
     ("train.py", ["--resume"], "--resume: there is no"),
     ("predict.py", [], "there is no checkpoint"),
     ("dataset.py", ["--train-labels", "nowhere.csv"], "train_labels nowhere.csv does not exist"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import config
-from config import Config, InputError, add_flags, from_dict, from_flags, to_dict, with_machine
+from config import Config, add_flags, from_dict, from_flags, to_dict, with_machine
+from errors import InputError
 
 PATHS = ["train_image", "train_labels", "test_image", "test_labels"]
 PATHS += ["duplicates", "cache_dir", "run_dir", "graph_dir"]
@@ -265,7 +266,7 @@ def test_precedence_is_defaults_config_recipe_flags(tmp_path, monkeypatch):
 
 
 BAD_CONFIG_FILES = {
-    "epochs: 3": "cannot be read",
+    "epochs: 3": "is no JSON",
     "[3]": "holds no settings",
     '{"epocs": 3}': "unknown settings epocs",
     '{"epochs": "3"}': "epochs is '3': it must be of type int",
@@ -285,7 +286,7 @@ def test_a_bad_config_file_is_named_with_its_problem(text, message, tmp_path):
 
 
 def test_a_missing_config_file_is_named():
-    with pytest.raises(InputError, match=r"^--config nowhere\.json cannot be read"):
+    with pytest.raises(InputError, match=r"^--config nowhere\.json does not exist: pass a run's config"):
         parse("--config", "nowhere.json")
 
 

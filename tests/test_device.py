@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import device
-from config import InputError
 from device import (
     Ranks,
     autocast,
@@ -22,6 +21,7 @@ from device import (
     join_ranks,
     set_chance_state,
 )
+from errors import InputError
 
 CPU = torch.device("cpu")
 

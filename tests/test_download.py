@@ -22,8 +22,9 @@ import config
 import dataset
 import download
 import transfer
-from config import DOWNLOADS, InputError, RemoteFile
+from config import DOWNLOADS, RemoteFile
 from download import download_isic, room_needed
+from errors import InputError
 from script import run_script
 
 ROOT = Path(__file__).parents[1]

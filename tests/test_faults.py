@@ -29,7 +29,8 @@ import feed
 import images
 import predict
 import train
-from config import Config, InputError, to_dict
+from config import Config, to_dict
+from errors import InputError
 from feed import Feed
 from images import build_cache, find_images
 from learner import Learner

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from config import InputError
-from files import make_folder, replace_file, write_json
+from errors import InputError
+from files import make_folder, read_text, replace_file, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -80,6 +80,18 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
         InputError, match=r"folder .*file/inside cannot be made: Not a directory: choose another"
     ):
         make_folder(tmp_path / "file" / "inside")
+
+
+def test_what_is_no_text_file_is_said_once(tmp_path):
+    (tmp_path / "odd").write_bytes(b"\xff")
+    for name, problem in (
+        ("", "is not a file"),
+        ("no", "does not exist"),
+        ("odd", "is no UTF-8 text, see byte 0"),
+    ):
+        with pytest.raises(InputError) as caught:
+            read_text(tmp_path / name, "the log", "train anew")
+        assert str(caught.value) == f"the log {problem}: train anew"
 
 
 def test_a_new_file_brings_its_folder(tmp_path):

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import images
-from config import InputError
+from errors import InputError
 from images import (
     ImageCache,
     Source,

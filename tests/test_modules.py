@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from config import Config, InputError
+from config import Config
+from errors import InputError
 from modules import (
     CHANNEL_MEAN,
     CHANNEL_STD,

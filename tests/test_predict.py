@@ -22,9 +22,10 @@ import panel
 import predict
 import train
 from classify import Platt, choose_threshold, score_all
-from config import Config, InputError
-from dataset import read_labels
+from config import Config
+from errors import InputError
 from feed import embed_images
+from labels import read_labels
 from panel import Choices
 
 pytestmark = pytest.mark.usefixtures("lean_evaluation")

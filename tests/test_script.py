@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from config import InputError
+from errors import InputError
 from script import hold_signals, run_script
 
 ROOT = Path(__file__).parents[1]

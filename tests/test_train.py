@@ -20,8 +20,9 @@ import learner as learning
 import train
 from augment import ViewRanges, show
 from classify import SCORERS, score_all
-from config import Config, InputError
+from config import Config
 from dataset import sample_pairs
+from errors import InputError
 from feed import Feed, embed_images
 from images import build_cache, find_images
 from learner import Learner

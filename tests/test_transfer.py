@@ -18,7 +18,8 @@ from conftest import names
 from faulty_server import FaultyServer, Served
 
 import transfer
-from config import InputError, RemoteFile
+from config import RemoteFile
+from errors import InputError
 from transfer import fetch, remote_size
 
 BODY = random.Random(0).randbytes(100_000)

@@ -22,7 +22,8 @@ import panel
 import predict
 import train
 import unlabelled
-from config import Config, InputError
+from config import Config
+from errors import InputError
 from panel import Choices
 from script import run_script
 from unlabelled import judge_photos, unique_name, write_submission

@@ -1,0 +1,49 @@
+"""What is told to the user when the input is wrong: one line that quotes anything safely."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Iterable
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 200
+
+
+class InputError(ValueError):
+    """The user's input (a file, a flag, a setting) is wrong; the message says what, where and what to do.
+
+    Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback. Whatever a
+    message quotes, it is one line that a terminal shows and does not obey (`printable`).
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """Return text as one line; what a terminal would obey or cannot show is escaped as Python does it."""
+    line = re.sub(r"\s*[\r\n]\s*", " ", text).strip()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def brief(text: str, most: int = 80) -> str:
+    """Return text shortened in its middle to at most so many characters."""
+    head = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
+
+
+def shown(value: object) -> str:
+    """Return a value as a message quotes it: as Python writes it, but never long, whatever the value is."""
+    try:
+        text = _BRIEF.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"a {type(value).__name__} too long to write"
+    return brief(text)
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return names as a message lists them: the first ones, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(brief(printable(brief(str(name), 40)), 40) for name in names[:most]) + more

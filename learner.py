@@ -112,7 +112,14 @@ class Learner:
             free_memory(images.device)
             self._embed_in_more_parts(images)
             set_chance_state(chance, images.device)  # what dropout has hidden is hidden again
-        self._update()
+        try:
+            self._update()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._too_small(
+                images
+            ) from error  # the optimizer may have moved some weights: no second try
         return measured
 
     def step(self, loss: Tensor) -> None:
@@ -156,17 +163,22 @@ class Learner:
         ------
         InputError : that is not wanted, or not possible
         """
-        size = self.config.batch_size
         if not self.config.fit_memory or self.ranks.count > 1 or self.network.parts >= len(images):
-            smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --image-size"
-            fit = "" if self.config.fit_memory else ", or --fit-memory, which embeds a batch in parts"
-            raise InputError(
-                f"the memory of {images.device} is too small for batch_size {size} ({len(images)} images of "
-                f"{images.shape[1]} px) in step {self.taken + 1}: try {smaller}{fit}; the last checkpoint is kept"
-            )
+            raise self._too_small(images)
         self.network.parts *= 2
         self.ranks.say(
             f"the memory of {images.device} is too small: a batch is embedded in {self.network.parts} parts"
+        )
+
+    def _too_small(self, images: Tensor) -> InputError:
+        """Return what to tell of a memory that is too small for these images."""
+        size = self.config.batch_size
+        smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --image-size"
+        may_fit = not self.config.fit_memory and self.ranks.count == 1
+        fit = ", or --fit-memory, which embeds a batch in parts" if may_fit else ""
+        return InputError(
+            f"the memory of {images.device} is too small for batch_size {size} ({len(images)} images of "
+            f"{images.shape[1]} px) in step {self.taken + 1}: try {smaller}{fit}; the last checkpoint is kept"
         )
 
     def state(self) -> dict[str, Any]:

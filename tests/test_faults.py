@@ -442,6 +442,20 @@ def test_a_single_image_that_does_not_fit_is_an_error(quick: Config, small_memor
         train.main(dataclasses.replace(quick, fit_memory=True))
 
 
+def test_an_optimizer_that_does_not_fit_is_no_second_try(
+    quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(
+        InputError, match=r"too small for batch_size 16 .* in step 1: try --batch-size 8; the"
+    ):
+        train.main(dataclasses.replace(quick, fit_memory=True))
+    tally("out of memory", "clean error")
+
+
 def test_other_errors_of_torch_are_not_taken_for_a_small_memory(
     quick: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,19 +1,20 @@
 # `make demo` and `make test` set up what they need in .venv; PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
+CONSTRAINTS := constraints.txt
 RUN := $(VENV)/bin/python
 DEMO := data/demo
 DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
 	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
 COVERED := dataset images modules classify metrics
 
-.PHONY: setup demo test coverage bench lint format clean
+.PHONY: setup demo test oldest newest coverage bench lint format clean
 
 setup: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-dev.txt constraints.txt
+$(VENV)/installed: requirements.txt requirements-dev.txt $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint $(CONSTRAINTS)
 	touch $@
 
 demo: setup
@@ -24,6 +25,13 @@ demo: setup
 
 test: setup
 	$(RUN) -m pytest
+
+# All tests with the oldest versions that requirements.txt allows, or with the newest.
+oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
 
 # All tests, and how much of each file they run through (lines and branches; not what only subprocesses run).
 coverage: setup
@@ -49,4 +57,4 @@ format: setup
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .coverage cache data/demo runs/demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .coverage cache data/demo runs/demo .pytest_cache .ruff_cache .mypy_cache

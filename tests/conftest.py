@@ -33,7 +33,7 @@ HEADER = (
 )
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter):  # no type: pytest 8.2 did not export it
     """Print how many generated cases were run, and how they ended."""
     if COUNTS:
         terminalreporter.section("generated cases")

@@ -1,6 +1,7 @@
 """Imports point one way only, and importing a file does nothing that can be seen."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,13 @@ def test_importing_a_file_does_nothing(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.splitlines() == [f"{name} []" for name in MAY_IMPORT]
+
+
+def test_the_oldest_versions_tried_are_the_lower_bounds():
+    text = {name: (ROOT / name).read_text() for name in ("requirements.txt", "constraints-oldest.txt")}
+    bounds = dict(re.findall(r"^([\w-]+)>=([\d.]+)", text["requirements.txt"], re.MULTILINE))
+    tried = dict(re.findall(r"^([\w-]+)==([\d.]+)", text["constraints-oldest.txt"], re.MULTILINE))
+    assert len(bounds) == len([line for line in text["requirements.txt"].splitlines() if line[0] != "#"])
+    for name, bound in bounds.items():
+        numbers = [*bound.split("."), "0", "0"][:3]
+        assert tried[name] == ".".join(numbers), name

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from bad_input import EVIL, REFUSED, attempt, cases, no_files, refusal
 from hypothesis import given
@@ -167,6 +168,8 @@ ANIMATED = {"PNG": ".png", "WEBP": ".png", "GIF": ".jpg", "MPO": ".jpg"}
 
 @pytest.mark.parametrize("kind", ANIMATED)
 def test_of_several_pictures_the_first_counts_and_a_gif_is_refused(tmp_path, kind):
+    if kind == "MPO" and tuple(map(int, PIL.__version__.split(".")[:2])) < (11, 3):
+        pytest.skip("Pillow before 11.3 writes MPO files that no version reads")
     frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, GREEN, BLUE)]
     path = tmp_path / f"a{ANIMATED[kind]}"
     path.write_bytes(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))

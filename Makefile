@@ -6,9 +6,9 @@ RUN := $(VENV)/bin/python
 DEMO := data/demo
 DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
 	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
-COVERED := dataset images modules classify metrics
+COVERED := dataset labels images modules classify metrics
 
-.PHONY: setup demo test oldest newest coverage bench lint format clean
+.PHONY: setup demo test oldest newest coverage covered bench lint format clean
 
 setup: $(VENV)/installed
 
@@ -24,7 +24,7 @@ demo: setup
 	@echo "The graphs are in graph/, the run is in runs/demo, the generated images are in $(DEMO)."
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PYTEST_FLAGS)
 
 # All tests with the oldest versions that requirements.txt allows, or with the newest.
 oldest:
@@ -34,8 +34,11 @@ newest:
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null
 
 # All tests, and how much of each file they run through (lines and branches; not what only subprocesses run).
-coverage: setup
-	$(RUN) -m pytest --cov
+coverage:
+	$(MAKE) test PYTEST_FLAGS=--cov
+	$(MAKE) covered
+
+covered: setup
 	for file in $(COVERED); do $(RUN) -m coverage report --include=$$file.py --fail-under=90 || exit; done
 
 # With the data folder of the field's originals: make bench IMAGES="--images path/to/full-size/jpegs"

@@ -136,9 +136,7 @@ class Conv3Norm(Backbone):
 def field_means(features: Tensor, grid: int) -> Tensor:
     """Return the means of grid × grid fields of a map, (B, C grid²), of features (B, C, height, width)."""
     height, width = features.shape[2:]
-    if (
-        height % grid == 0 and width % grid == 0
-    ):  # equal fields; the other way has no deterministic gradient on CUDA
+    if height % grid == 0 and width % grid == 0:  # adaptive pooling has no deterministic gradient on CUDA
         return F.avg_pool2d(features, (height // grid, width // grid)).flatten(1)
     return F.adaptive_avg_pool2d(features, grid).flatten(1)
 

@@ -1,5 +1,6 @@
 """Shared fixtures: a tiny data set in ISIC 2020's layout."""
 
+import dataclasses
 import io
 import mmap
 import os
@@ -99,6 +100,27 @@ def quick_config(folder: Path, **changes: Any) -> Config:
         "epochs": 1,
     }
     return Config(**(settings | changes))
+
+
+def everything(quick: Config) -> Config:
+    """Settings that use whatever has a state: dropout, running mean and its course, normalisation, views, mining."""
+    return dataclasses.replace(
+        quick,
+        backbone="conv3_norm",
+        pairs="batch",
+        batch_size=12,
+        epochs=3,
+        ema=0.9,
+        schedule="cosine",
+        warmup=0.2,
+        head="bce",
+        normalize=True,
+        dropout=0.3,
+        hardest=0.5,
+        weight_decay=0.01,
+        view_hair=0.5,
+        view_noise=0.5,
+    )
 
 
 @pytest.fixture

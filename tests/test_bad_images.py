@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from tally import tally
+from test_images import STORED
 
 import images
 from images import (
@@ -37,17 +38,6 @@ KIND = "bad image"
 SIZE = 16
 RED, GREEN, BLUE, GREY = (210, 40, 40), (40, 190, 40), (40, 40, 210), (128, 128, 128)
 CORNERS = np.array([[RED, GREEN], [BLUE, GREY]], np.uint8)
-# How a camera held in each of the 8 ways stores the picture (EXIF 2.3, tag 0x0112), as array operations.
-STORED = {
-    1: lambda upright: upright,
-    2: np.fliplr,
-    3: lambda upright: np.rot90(upright, 2),
-    4: np.flipud,
-    5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),
-    7: lambda upright: np.rot90(upright, 2).swapaxes(0, 1),
-    8: lambda upright: np.rot90(upright, -1),
-}
 
 
 def picture(height: int = 32, width: int = 48) -> np.ndarray:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import everything
 from tally import tally
-from test_kills import everything
 from test_processes import losses, torchrun_command
 from test_train import assert_same_run, last, log_of
 

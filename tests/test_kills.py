@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import everything
 from endless import write_checkpoints
 from PIL import Image
 from tally import tally
@@ -101,27 +102,6 @@ def test_a_killed_cache_build_goes_on_and_hands_out_only_whole_images(server: An
     assert not resumed.errors
     assert np.array_equal(resumed.gather(resumed.rows(names)), straight.gather(straight.rows(names)))
     assert resumed.sources == straight.sources
-
-
-def everything(quick: Config) -> Config:
-    """Settings that use whatever has a state: dropout, running mean and its course, normalisation, views, mining."""
-    return dataclasses.replace(
-        quick,
-        backbone="conv3_norm",
-        pairs="batch",
-        batch_size=12,
-        epochs=3,
-        ema=0.9,
-        schedule="cosine",
-        warmup=0.2,
-        head="bce",
-        normalize=True,
-        dropout=0.3,
-        hardest=0.5,
-        weight_decay=0.01,
-        view_hair=0.5,
-        view_noise=0.5,
-    )
 
 
 def test_a_training_killed_again_and_again_equals_one_that_was_not(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from test_kills import everything
+from conftest import everything
 from test_train import assert_same_run
 
 import train

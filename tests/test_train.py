@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import cache_of
+from conftest import cache_of, everything
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -89,23 +89,7 @@ def test_stop_and_resume_equals_never_stopping(quick: Config, tmp_path) -> None:
 def test_a_run_killed_and_resumed_equals_one_that_was_not_whatever_it_uses(
     quick: Config, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(
-        quick,
-        backbone="conv3_norm",
-        pairs="batch",
-        epochs=3,
-        ema=0.9,
-        schedule="cosine",
-        warmup=0.2,
-        head="bce",
-        normalize=True,
-        dropout=0.3,
-        frozen_epochs=1,
-        hardest=0.5,
-        weight_decay=0.01,
-        view_hair=0.5,
-        view_noise=0.5,
-    )
+    config = dataclasses.replace(everything(quick), frozen_epochs=1)
     whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
     train.main(whole)
     real = train.save_state

@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """Write tensors, numbers, strings, lists and dicts, atomically."""
     buffer = io.BytesIO()  # torch writes a zip archive, and turns a full disk into an error of its own
     torch.save({"format": FORMAT, **contents}, buffer)
-    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

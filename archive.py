@@ -21,12 +21,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from errors import InputError, listed
-from files import make_folder, replace_file, write_text
+from files import make_folder, need_room, remove_halves, replace_file, write_text
 from images import EXTENSIONS
 
 RECORD = "manifest.csv"
 HEADER = ["file", "bytes", "crc32"]
 COPY_BYTES = 2**20
+ANOTHER = "choose another folder"  # what else to do when there is no room
 # What zipfile raises on an archive that is cut, damaged or made to mislead.
 DAMAGED = (
     zipfile.BadZipFile,
@@ -78,9 +79,9 @@ def unpack(archive: Path, folder: Path, entries: int | None = None) -> int:
             record = {name: Recorded(info.file_size, info.CRC) for name, info in members.items()}
             make_folder(folder)
             left = left_to_unpack(folder, record)
-            need_room(folder, sum(record[name].bytes for name in left))
+            need_room(folder, sum(record[name].bytes for name in left), str(folder), ANOTHER)
             write_record(folder, record)
-            _remove_halves(folder, members)
+            remove_halves(folder, members)
             for name in tqdm(left, desc=f"unpacking {archive.name}", unit="image", disable=None):
                 _write_member(zipped, members[name], folder / name)
     except InputError:  # a ValueError too
@@ -156,14 +157,6 @@ def _write_member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) ->
         replace_file(path, write)
 
 
-def _remove_halves(folder: Path, members: Mapping[str, zipfile.ZipInfo]) -> None:
-    """Remove what a killed run had begun to write (replace_file's temporary name)."""
-    for path in folder.glob(".*.tmp"):
-        name = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
-        if name and name[1] in members:
-            path.unlink()
-
-
 def left_to_unpack(folder: Path, record: Mapping[str, Recorded]) -> list[str]:
     """Return the recorded files that a folder lacks.
 
@@ -208,12 +201,3 @@ def read_record(folder: Path) -> dict[str, Recorded]:
         return {name: Recorded(int(size), int(crc32, 16)) for name, size, crc32 in rows}
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path} is no record of image sizes ({error}): delete it") from None
-
-
-def need_room(folder: Path, need: int) -> None:
-    """Raise InputError unless a folder's disk has this many bytes free."""
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise InputError(
-            f"{folder} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: free some or choose another folder"
-        )

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from figures import BENIGN, GREY, MELANOMA, STYLE, drawable
+from figures import BENIGN, GREY, MELANOMA, STYLE, one_line
 
 HEAT = LinearSegmentedColormap.from_list("heat", [BENIGN, "white", MELANOMA])
 SIGN = ListedColormap([BENIGN, MELANOMA])
@@ -55,7 +55,7 @@ def lesion_card(
     """
     with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlesize": 11}):
         figure = Figure(figsize=(WIDTH, HEIGHT))
-        title = printable(name, TITLE_LENGTH)
+        title = one_line(name, TITLE_LENGTH)
         figure.text(0.015, 0.985, title, va="top", fontsize=12, fontweight="bold", parse_math=False)
         lesion, mapped, bar = (
             _axes(figure, left, 5.65, width, 2.95)
@@ -78,16 +78,9 @@ def lesion_card(
             )
             for i, neighbour in enumerate(row):
                 axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / columns, bottom, side, side)
-                label = f"{printable(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
+                label = f"{one_line(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
                 _picture(axes, neighbour.pixels, label, colour)
     return figure
-
-
-def printable(text: str, most: int) -> str:
-    """Return a text of at most `most` characters, shortened in its middle, with ? for what the font cannot draw."""
-    text = drawable(text.replace("\n", "?"))
-    head = (most - 1) // 2
-    return text if len(text) <= most else f"{text[:head]}…{text[head + 1 - most :]}"
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -23,13 +23,23 @@ from typing import Any
 
 import pandas as pd
 import torch
-from filelock import FileLock, Timeout
 
 from config import Config, experiment, to_dict
 from dataset import PARTS
 from errors import InputError, shown
-from files import is_file, make_folder, parse_json, read_json, read_text, replace_file, write_json, write_text
+from files import (
+    is_file,
+    make_folder,
+    parse_json,
+    read_json,
+    read_text,
+    remove_halves,
+    replace_file,
+    write_json,
+    write_text,
+)
 from labels import read_csv
+from lock import locked
 
 FORMAT = 2
 RESULTS = (
@@ -79,20 +89,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path} is damaged or was not written by train.py: train anew or pass another --run-dir"
         ) from error
-    if not isinstance(contents, dict) or type(contents.get("format")) is not int:
-        raise InputError(f"{path} is no checkpoint of this version: train anew")
-    config = contents.get("config")
-    if (
-        contents["format"] != FORMAT
-        or not isinstance(config, dict)
-        or not all(map(_is_plain, config.values()))
-    ):
+    if not isinstance(contents, dict) or not _is_of_this_version(contents):
         raise InputError(f"{path} is no checkpoint of this version: train anew")
     return contents
 
 
-def _is_plain(value: object) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
+def _is_of_this_version(contents: Mapping[str, Any]) -> bool:
+    number, config = contents.get("format"), contents.get("config")
+    if type(number) is not int or number != FORMAT or not isinstance(config, dict):
+        return False
+    return all(value is None or type(value) in (bool, int, float, str) for value in config.values())
 
 
 @contextlib.contextmanager
@@ -151,8 +157,7 @@ def load_optimizer(optimizer: torch.optim.AdamW, contents: Mapping[str, Any], pa
 def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
     """Write what explains a run: settings, split, where it is made; a new run first clears an earlier one's."""
     make_folder(config.run_dir)
-    for half in config.run_dir.glob(".*.tmp"):  # left by a process that was killed; the caller holds the lock
-        half.unlink()
+    remove_halves(config.run_dir)  # the caller holds the lock
     if not resumed:
         for name in RESULTS:
             for prefix in ("", EVALUATED):
@@ -173,22 +178,12 @@ def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool)
     write_json(path, [*earlier, run])  # one entry for each time that the run was started or resumed
 
 
-@contextlib.contextmanager
-def lock_run(run_dir: Path) -> Iterator[None]:
-    """Keep a run's folder for this process, which the system takes care of even when the process is killed.
-
-    Raises
-    ------
-    InputError : another process has it
-    """
-    make_folder(run_dir)
-    try:
-        with FileLock(run_dir / "lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(
-            f"run_dir {run_dir} is being written to by another training: wait for its end or pass another --run-dir"
-        ) from None
+def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep a run's folder for this process: a context, whose errors are those of `lock.locked`."""
+    return locked(
+        run_dir / "lock",
+        f"run_dir {run_dir} is being written to by another training: wait for its end or pass another --run-dir",
+    )
 
 
 def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:

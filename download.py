@@ -6,19 +6,17 @@ with `--with-test` data/test/*.jpg and its metadata. The addresses are DOWNLOADS
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from archive import left_to_unpack, need_room, read_record, unpack
+from archive import ANOTHER, left_to_unpack, read_record, unpack
 from config import DOWNLOADS, Config, RemoteFile
 from errors import InputError
-from files import cannot_write, make_folder
+from files import need_room
 from images import EXTENSIONS
+from lock import locked
 from transfer import AGAIN, arrived, fetch, remote_size
 
 
@@ -32,7 +30,8 @@ def download_isic(folder: Path, with_test: bool = False) -> None:
     """
     chosen = {name: file for name, file in DOWNLOADS.items() if with_test or not name.startswith("test")}
     targets = {name: folder / _local_name(name, file) for name, file in chosen.items()}
-    with _alone(folder):
+    refusal = f"another download into {folder} is under way: wait for it, or end it"
+    with locked(folder / ".download.lock", refusal):
         due = [name for name in chosen if _is_due(name, chosen[name], targets[name])]
         _tell_room(folder, [(chosen[name], targets[name]) for name in due])
         for name, target in targets.items():
@@ -47,23 +46,6 @@ def download_isic(folder: Path, with_test: bool = False) -> None:
             print(f"{targets[name]}: {written:,} images unpacked, {archive.name} deleted")
     flags = " ".join(f"--{name.replace('_', '-')} {target}" for name, target in targets.items())
     print(f"everything is there: set these paths in config.py, or pass {flags}")
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make a folder and keep a second download out of it."""
-    make_folder(folder)
-    lock = FileLock(folder / ".download.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"another download into {folder} is under way: wait for it, or end it") from None
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_due(name: str, remote: RemoteFile, target: Path) -> bool:
@@ -125,7 +107,7 @@ def _tell_room(folder: Path, archives: Iterable[tuple[RemoteFile, Path]]) -> Non
         steps.append((here, size, max(0, size - unpacked)))
     if steps:
         need = room_needed(steps)
-        need_room(folder, need)
+        need_room(folder, need, str(folder), ANOTHER)
         free = shutil.disk_usage(folder).free
         print(
             f"{need / 1e9:.2f} GB are needed in {folder} (archive and images), {free / 1e9:.2f} GB are free"

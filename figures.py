@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from errors import brief
 from files import replace_file
 
 # The colours of Okabe and Ito (2008), safe for colour blindness.
@@ -178,6 +179,11 @@ def drawable(text: str) -> str:
     """Return text with ? for each character that the font does not have, of which matplotlib would warn."""
     font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
     return "".join(c if c == "\n" or (c.isprintable() and font.get_char_index(ord(c))) else "?" for c in text)
+
+
+def one_line(text: str, most: int) -> str:
+    """Return text as one line that can be drawn, shortened in its middle to at most so many characters."""
+    return brief(drawable(text.replace("\n", "?")), most)
 
 
 def set_title(axes: Axes, name: str, what: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,36 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path, names: Container[str] | None = None) -> None:
+    """Remove what a killed process had begun to write into a folder (`replace_file`'s temporary files).
+
+    names : of the files that it was to become (None: any); nobody else may be writing them
+    """
+    for path in folder.glob(".*.tmp"):
+        half = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
+        if half and (names is None or half[1] in names):
+            path.unlink()
+
+
+def need_room(folder: Path, need: int, what: str, advice: str) -> None:
+    """Refuse to begin what a folder's disk has no room for.
+
+    Parameters
+    ----------
+    need : bytes
+    what, advice : how the message of an error begins and ends: what is full, and what to do but to free some room
+
+    Raises
+    ------
+    InputError
+    """
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise InputError(
+            f"{what} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: free some or {advice}"
+        )
 
 
 def make_folder(folder: Path) -> None:

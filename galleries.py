@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import expit, logit
 
-from figures import BENIGN, EDGE, GREY, MELANOMA, STYLE, drawable, scatter_classes
+from figures import BENIGN, EDGE, GREY, MELANOMA, STYLE, drawable, one_line, scatter_classes
 
 LONGEST_NAME = 17  # characters of an image's name that fit over it
 
@@ -132,14 +132,11 @@ def error_gallery(
             for axes, i in zip(row.axes, own.tolist(), strict=False):
                 axes.imshow(images[i])
                 axes.set_title(
-                    f"{_short(names[i])}\np = {probabilities[i]:.3g}", fontsize=10, parse_math=False
+                    f"{one_line(names[i], LONGEST_NAME)}\np = {probabilities[i]:.3g}",
+                    fontsize=10,
+                    parse_math=False,
                 )
     return figure
-
-
-def _short(name: str) -> str:
-    name = drawable(name.replace("\n", "?"))
-    return name if len(name) <= LONGEST_NAME else f"{name[:8]}…{name[9 - LONGEST_NAME :]}"
 
 
 def tsne_panels(

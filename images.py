@@ -21,7 +21,6 @@ import json
 import mmap
 import os
 import re
-import shutil
 import stat
 import sys
 import threading
@@ -44,7 +43,7 @@ from tqdm import tqdm
 
 from config import add_flags, from_flags
 from errors import InputError, brief, printable
-from files import cannot_write, is_folder, make_folder
+from files import cannot_write, is_folder, make_folder, need_room
 from script import run_script
 
 try:
@@ -401,12 +400,7 @@ def _append(
 ) -> None:
     """Decode the files into rows after the last whole one. The caller holds the lock."""
     need = len(paths) * size * size * 3 + SPARE_BYTES
-    free = shutil.disk_usage(where).free
-    if need > free:
-        raise InputError(
-            f"cache_dir {where.parent} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: "
-            "free some or pass --cache-dir"
-        )
+    need_room(where, need, f"cache_dir {where.parent}", "pass --cache-dir")
     start = time.monotonic()
     with _open(where / "pixels.bin") as pixels, _open(where / "index.jsonl") as index:
         if state.index_bytes == 0:

@@ -100,7 +100,7 @@ class Learner:
         ------
         InputError : the device's memory is too small, and config.fit_memory is off or no help
         """
-        chance = chance_state(images.device)
+        chance = chance_state(images.device) if self.config.fit_memory else {}
         while True:
             try:
                 measured = self._gradient(images, batch, views, mined_share)

@@ -15,14 +15,14 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
-from cards import Neighbour, lesion_card, printable
+from cards import Neighbour, lesion_card
 from classify import familiarity, nearest_references, prototypes
 from config import Config
 from device import keep_freed_memory
 from errors import InputError
 from explain import grad_cam
 from feed import Feed
-from figures import save_figure
+from figures import one_line, save_figure
 from files import replace_file
 from images import (
     ImageCache,
@@ -162,7 +162,7 @@ def describe_photos(table: pd.DataFrame) -> str:
     width = min(max(table["path"].str.len().max(), len("photo")), 60)
     lines = [f"{'photo':<{width}}  probability  decision  nearest  familiarity"]
     for row in table.head(CARDS).to_dict("records"):
-        name = printable(row["path"], width).ljust(width)
+        name = one_line(row["path"], width).ljust(width)
         if row["error"]:
             lines.append(f"{name}  cannot be read: {' '.join(row['error'].split())}")
             continue

@@ -21,8 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import archive
-from archive import Recorded, left_to_unpack, need_room, read_record, unpack
+from archive import Recorded, left_to_unpack, read_record, unpack
 from errors import InputError
+from files import need_room
 
 RNG = random.Random(0)
 IMAGES = {f"ISIC_{i:07d}.jpg": RNG.randbytes(RNG.randrange(100, 3_000)) for i in range(12)}
@@ -362,6 +363,6 @@ def test_a_record_that_is_none(tmp_path, text):
 
 
 def test_room(tmp_path):
-    need_room(tmp_path, 1)
+    need_room(tmp_path, 1, "the disk", "choose another folder")
     with pytest.raises(InputError, match="free some or choose another folder"):
-        need_room(tmp_path, 10**18)
+        need_room(tmp_path, 10**18, "the disk", "choose another folder")

@@ -7,8 +7,8 @@ from matplotlib.colors import same_color, to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cards import Neighbour, lesion_card, printable
-from figures import BENIGN, MELANOMA, save_figure
+from cards import Neighbour, lesion_card
+from figures import BENIGN, MELANOMA, one_line, save_figure
 
 VERDICT = ["called melanoma", "probability of melanoma 0.310"]
 
@@ -97,10 +97,10 @@ def test_a_card_of_any_name_and_heat_is_drawn(tmp_path, name, heat):
 
 
 def test_texts_are_shortened_in_their_middle_and_odd_characters_replaced():
-    assert printable("abc.jpg", 7) == "abc.jpg"
-    assert printable("abcdefghij", 6) == "ab…hij"
-    assert printable("ä皮\n$", 10) == "ä??$"
-    assert all(len(printable("x" * 50, most)) == most for most in (5, 6, 49, 50))
+    assert one_line("abc.jpg", 7) == "abc.jpg"
+    assert one_line("abcdefghij", 6) == "ab…hij"
+    assert one_line("ä皮\n$", 10) == "ä??$"
+    assert all(len(one_line("x" * 50, most)) == most for most in (5, 6, 49, 50))
 
 
 def test_no_text_of_a_card_covers_another_or_leaves_it():

@@ -20,6 +20,7 @@ from checkpoint import (
     check_run_dir,
     load_checkpoint,
     load_weights,
+    lock_run,
     read_split,
     resume_run,
     save_checkpoint,
@@ -339,3 +340,12 @@ def test_the_commit_is_stored_and_marked_where_the_work_tree_differs(tmp_path, m
     assert checkpoint._commit() == commit
     (tmp_path / "checkpoint.py").write_text("# second\n")
     assert checkpoint._commit() == commit + "+dirty"
+
+
+def test_a_lock_that_cannot_be_held_is_one_line(config):
+    (config.run_dir / "lock").mkdir(parents=True)
+    with (
+        pytest.raises(InputError, match=r"runs/one cannot be written: Is a directory"),
+        lock_run(config.run_dir),
+    ):
+        pytest.fail("it was held")

@@ -124,6 +124,11 @@ class Config:
         "patient split: fold k tests, fold k+1 validates, the other three train (0 to 4)",
         allowed=between(0, 4),
     )
+    validation_fold: int | None = opt(
+        None,
+        "patient split: the fold that validates (0 to 4; none: the one after fold)",
+        allowed=("from 0 to 4, or none", lambda value: value is None or 0 <= value <= 4),
+    )
     split_seed: int = opt(
         0, "seed of the split, apart from the seed of the training", allowed=between(0, 2**32 - 1)
     )
@@ -251,6 +256,12 @@ class Config:
                 problems.append(f"{item.name} is {shown(value)}: no file or device can have that name")
         if self.split == "published" and self.fold != 0:
             problems.append(f"fold is {self.fold!r}: it must be 0 with the published split")
+        if self.validation_fold is not None:
+            told = f"validation_fold is {shown(self.validation_fold)}"
+            if self.split == "published":
+                problems.append(f"{told}: it must be none with the published split")
+            elif self.validation_fold == self.fold:
+                problems.append(f"{told}: that fold tests, choose another")
         if self.loss == "triplet" and self.pairs != "batch":
             problems.append("loss is 'triplet': it needs pairs batch, in which all images of a batch meet")
         if self.head == "none" and self.pair_weight == 0:
@@ -486,14 +497,15 @@ def _name(annotation: Any) -> str:
 
 
 def _reader(annotation: Any) -> Callable[[str], Any]:
-    if Path not in _members(annotation):
+    if type(None) not in _members(annotation):
         return annotation
-    optional = type(None) in _members(annotation)
+    [kind] = set(_members(annotation)) - {type(None)}
 
-    def path(text: str) -> Path | None:
-        return None if optional and text.lower() in ("", "none") else Path(text)
+    def read(text: str) -> Any:
+        return None if text.lower() in ("", "none") else kind(text)
 
-    return path
+    read.__name__ = _name(kind)  # argparse tells of an invalid one
+    return read
 
 
 def _text(default: Any) -> str:

@@ -38,8 +38,14 @@ PUBLISHED_LEAST = 20  # of each class: two in validation
 # --- split ---
 
 
-def split_patients(table: pd.DataFrame, fold: int, seed: int) -> np.ndarray:
-    """Split by patient: of 5 stratified folds, `fold` tests, the next one validates, the other three train.
+def split_patients(
+    table: pd.DataFrame, fold: int, seed: int, validation_fold: int | None = None
+) -> np.ndarray:
+    """Split by patient: of 5 stratified folds, `fold` tests, another validates, the other three train.
+
+    Parameters
+    ----------
+    validation_fold : None takes the one after `fold`
 
     Returns
     -------
@@ -60,7 +66,7 @@ def split_patients(table: pd.DataFrame, fold: int, seed: int) -> np.ndarray:
     held_out = [test for _, test in folds]
     parts = np.full(len(table), "train", dtype="<U10")
     parts[held_out[fold]] = "test"
-    parts[held_out[(fold + 1) % N_FOLDS]] = "validation"
+    parts[held_out[(fold + 1) % N_FOLDS if validation_fold is None else validation_fold]] = "validation"
     return parts
 
 
@@ -87,8 +93,12 @@ def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
     return parts
 
 
-def split_table(table: pd.DataFrame, split: str, fold: int, seed: int) -> pd.DataFrame:
+def split_table(
+    table: pd.DataFrame, split: str, fold: int, seed: int, validation_fold: int | None = None
+) -> pd.DataFrame:
     """Return the table with a column `part`, each part holding enough of both classes to be used.
+
+    The folds are those of the patient split, see `split_patients`; the published one has none.
 
     Raises
     ------
@@ -97,7 +107,10 @@ def split_table(table: pd.DataFrame, split: str, fold: int, seed: int) -> pd.Dat
     for label, name in ((1, "melanoma"), (0, "benign")):
         if not (table["label"] == label).any():
             raise InputError(f"there is no {name} image: pairs need both classes")
-    parts = split_published(table, seed) if split == "published" else split_patients(table, fold, seed)
+    if split == "published":
+        parts = split_published(table, seed)
+    else:
+        parts = split_patients(table, fold, seed, validation_fold)
     result = table.assign(part=parts)
     check_parts(result)
     return result
@@ -155,7 +168,7 @@ def load_lesions(config: Config, need_images: bool = True) -> Lesions:
     if config.duplicates is not None:
         table = drop_duplicates(table, read_duplicates(config.duplicates))
     counts["duplicates_dropped"] = before - len(table)
-    table = split_table(table, config.split, config.fold, config.split_seed)
+    table = split_table(table, config.split, config.fold, config.split_seed, config.validation_fold)
     return Lesions(table, {name: paths[name] for name in sorted(table["image_name"]) if paths}, counts)
 
 

@@ -30,6 +30,7 @@ WHOLE = {
     "workers": (0, 1024),
     "image_size": (32, 1024),
     "fold": (0, 4),
+    "validation_fold": (1, 4),  # 0, by default, tests
     "split_seed": (0, 2**32 - 1),
     "seed": (0, 2**63 - 1),
     "grid": (1, 32),
@@ -143,6 +144,8 @@ def good_and_bad(name: str) -> tuple[list[Any], list[Any]]:
         good, bad = [low, high], [low - 1, high + 1, float(low), str(low), *(v for v in ODD if v is not True)]
         if name == "workers":
             bad = [value for value in bad if value is not False]
+        if name == "validation_fold":
+            good, bad = [*good, None], [value for value in bad if value is not None]
         return good, [*bad, True, False]
     if name == "test_views":
         return [1, 8], [0, 2, 7, 9, 1.0, *ODD]

@@ -41,6 +41,8 @@ def other_value(name: str) -> typing.Any:
         return choices[-1]
     if name in PATHS:
         return Path("Else where/x.csv")
+    if name == "validation_fold":
+        return 2
     if isinstance(default, bool):
         return not default
     if isinstance(default, str):
@@ -53,7 +55,8 @@ NEEDS = {"loss": {"pairs": "batch"}}  # what a setting's other value is refused 
 
 
 def all_changed() -> Config:
-    return Config(**{name: other_value(name) for name in FIELDS} | {"fold": 0})  # as published is by image
+    by_image = {"fold": 0, "validation_fold": None}  # as published is
+    return Config(**{name: other_value(name) for name in FIELDS} | by_image)
 
 
 def refusal(**settings: typing.Any) -> str:
@@ -165,6 +168,20 @@ def test_all_problems_are_reported_at_once(settings):
 
 def test_the_published_split_has_no_folds():
     assert refusal(split="published", fold=1) == "fold is 1: it must be 0 with the published split"
+    message = "validation_fold is 2: it must be none with the published split"
+    assert refusal(split="published", validation_fold=2) == message
+
+
+def test_the_fold_that_tests_cannot_validate():
+    assert refusal(fold=2, validation_fold=2) == "validation_fold is 2: that fold tests, choose another"
+
+
+def test_the_fold_that_validates_can_be_chosen_and_given_back_by_a_flag(tmp_path):
+    stored = tmp_path / "config.json"
+    stored.write_text('{"validation_fold": 3}')
+    assert parse("--config", str(stored)).validation_fold == 3
+    assert parse("--config", str(stored), "--validation-fold", "none").validation_fold is None
+    assert parse("--validation-fold", "4").validation_fold == 4
 
 
 def test_a_triplet_needs_a_batch_in_which_all_meet():

@@ -74,6 +74,21 @@ def test_fold_k_tests_fold_k_plus_1_validates_and_the_rest_trains(all_folds):
     assert (all_folds[~tests & ~validates] == "train").all()
 
 
+@pytest.mark.parametrize("validation", [0, 2, 3, 4])
+def test_another_fold_can_validate_for_the_same_test_part(all_folds, validation):
+    parts = split_patients(TABLE, 1, seed=0, validation_fold=validation)
+    np.testing.assert_array_equal(parts == "test", all_folds[1] == "test")
+    np.testing.assert_array_equal(parts == "validation", all_folds[validation] == "test")
+    assert (parts == "train").sum() + (parts != "train").sum() == len(TABLE)
+
+
+def test_the_setting_reaches_the_split(tmp_path):
+    TABLE.rename(columns={"label": "target"}).to_csv(tmp_path / "labels.csv", index=False)
+    config = Config(train_labels=tmp_path / "labels.csv", fold=1, validation_fold=4)
+    parts = load_lesions(config, need_images=False).table["part"]
+    assert parts.tolist() == split_patients(TABLE, 1, seed=0, validation_fold=4).tolist()
+
+
 def test_a_split_does_not_depend_on_the_version_of_scikit_learn(all_folds):
     assert sha256("".join(all_folds[0]).encode()).hexdigest()[:8] == "1eef7057"
 

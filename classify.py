@@ -189,8 +189,9 @@ class Judge:
         prevalence: float | None = None,
         min_sensitivity: float | None = None,
     ) -> None:
-        own = labels.mean()
-        self.shift = 0.0 if prevalence is None else float(logit(prevalence) - logit(own))
+        own = float(labels.mean())
+        self.prevalence = own if prevalence is None else prevalence
+        self.shift = float(logit(self.prevalence) - logit(own))
         self.platt = Platt.fit(labels, scores)
         self.isotonic: IsotonicRegression | None = None
         if calibration == "isotonic":

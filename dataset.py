@@ -38,14 +38,8 @@ PUBLISHED_LEAST = 20  # of each class: two in validation
 # --- split ---
 
 
-def split_patients(
-    table: pd.DataFrame, fold: int, seed: int, validation_fold: int | None = None
-) -> np.ndarray:
+def split_patients(table: pd.DataFrame, fold: int, seed: int, validation_fold: int) -> np.ndarray:
     """Split by patient: of 5 stratified folds, `fold` tests, another validates, the other three train.
-
-    Parameters
-    ----------
-    validation_fold : None takes the one after `fold`
 
     Returns
     -------
@@ -66,7 +60,7 @@ def split_patients(
     held_out = [test for _, test in folds]
     parts = np.full(len(table), "train", dtype="<U10")
     parts[held_out[fold]] = "test"
-    parts[held_out[(fold + 1) % N_FOLDS if validation_fold is None else validation_fold]] = "validation"
+    parts[held_out[validation_fold]] = "validation"
     return parts
 
 
@@ -93,12 +87,15 @@ def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
     return parts
 
 
-def split_table(
-    table: pd.DataFrame, split: str, fold: int, seed: int, validation_fold: int | None = None
-) -> pd.DataFrame:
-    """Return the table with a column `part`, each part holding enough of both classes to be used.
+def validating_fold(config: Config) -> int | None:
+    """Return the fold of the patient split that validates; the published split has none."""
+    if config.split == "published":
+        return None
+    return (config.fold + 1) % N_FOLDS if config.validation_fold is None else config.validation_fold
 
-    The folds are those of the patient split, see `split_patients`; the published one has none.
+
+def split_table(table: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Return the table with a column `part`, as the settings split it, each part with enough of both classes.
 
     Raises
     ------
@@ -107,10 +104,11 @@ def split_table(
     for label, name in ((1, "melanoma"), (0, "benign")):
         if not (table["label"] == label).any():
             raise InputError(f"there is no {name} image: pairs need both classes")
-    if split == "published":
-        parts = split_published(table, seed)
+    validation_fold = validating_fold(config)
+    if validation_fold is None:
+        parts = split_published(table, config.split_seed)
     else:
-        parts = split_patients(table, fold, seed, validation_fold)
+        parts = split_patients(table, config.fold, config.split_seed, validation_fold)
     result = table.assign(part=parts)
     check_parts(result)
     return result
@@ -168,7 +166,7 @@ def load_lesions(config: Config, need_images: bool = True) -> Lesions:
     if config.duplicates is not None:
         table = drop_duplicates(table, read_duplicates(config.duplicates))
     counts["duplicates_dropped"] = before - len(table)
-    table = split_table(table, config.split, config.fold, config.split_seed, config.validation_fold)
+    table = split_table(table, config)
     return Lesions(table, {name: paths[name] for name in sorted(table["image_name"]) if paths}, counts)
 
 

@@ -85,7 +85,7 @@ def measure_controls(
     -------
     rows as `controls.control_table`, with `beaten` (see `controls.beaten`) and `verdict` in words
     """
-    folds = [panel.runs[0].table for panel in panels]
+    folds = [panel.table for panel in panels]
     if metadata is not None:
         folds = [fold.merge(metadata, on="image_name", how="left") for fold in folds]
     features = image_features(scored.cache, folds[0]["image_name"])

@@ -55,10 +55,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Panel:
-    """Runs with one split, which judge a lesion together: by the mean of their log odds.
+    """Runs with one test part, which judge a lesion together: by the mean of their log odds.
 
-    Each run scores in its own best way, chosen on validation, on a logistic curve of its own; the judge is fitted on
-    the mean. `validation` holds the embeddings (V, D) of the validation part by the first run.
+    Each run scores in its own best way, chosen on its validation part, on a logistic curve of its own. Where other
+    folds validate in other runs, the judge is fitted on all of their images, each judged by the runs that it validates:
+    no run speaks of what it has learnt from. `validation` holds the embeddings (V, D) of the first run's validation
+    part, by that run.
     """
 
     runs: list[Run]
@@ -66,6 +68,13 @@ class Panel:
     curves: list[Platt]
     judge: Judge
     validation: np.ndarray
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The split as the panel has it: the runs' common test part, and as train what any of them learnt from."""
+        table = self.runs[0].table
+        learnt = np.logical_or.reduce([run.table["part"] == "train" for run in self.runs])
+        return table.assign(part=table["part"].mask(learnt, "train"))
 
 
 @dataclass(frozen=True)
@@ -128,43 +137,45 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
 
 
 def load_panels(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Panel]:
-    """Load runs, by default the machine's one, as a panel for each split, and print what they are."""
+    """Load runs, by default the machine's one, as a panel for each test part, and print what they are."""
     runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
     print(f"predicting on {describe_device(runs[0].device, runs[0].dtype)}")
-    panels = [make_panel(members, choices) for members in by_split(runs)]
+    panels = [make_panel(members, choices) for members in by_test_part(runs)]
     for panel in panels:
         print(describe_panel(panel))
     return panels
 
 
-def by_split(runs: Sequence[Run]) -> list[list[Run]]:
-    """Group the runs that have one split, in the order in which they come."""
-    groups: list[list[Run]] = []
-    for run in runs:
+def by_test_part(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group the runs that have one test part of the same lesions, in the order in which they come."""
+    tested = [run.table.assign(part=run.table["part"] == "test") for run in runs]
+    groups: list[list[int]] = []
+    for i, table in enumerate(tested):
         for group in groups:
-            if group[0].table.equals(run.table):
-                group.append(run)
+            if tested[group[0]].equals(table):
+                group.append(i)
                 break
         else:
-            groups.append([run])
-    return groups
+            groups.append([i])
+    return [[runs[i] for i in group] for group in groups]
 
 
 def make_panel(runs: list[Run], choices: Choices = Choices()) -> Panel:
-    """Choose each run's scorer and fit its curve, then the judge of all, on the validation part of their split."""
-    validation = runs[0].table[runs[0].table["part"] == "validation"]
-    labels = validation["label"].to_numpy()
+    """Choose each run's scorer and fit its curve on its validation part, then the judge of all on those of all."""
     scorers, curves, log_odds, embeddings = [], [], [], []
     for run in runs:
+        validation = run.table[run.table["part"] == "validation"]
+        labels = validation["label"].to_numpy()
         scores, own = score_images(run, run.feed, validation["image_name"])
         embeddings.append(own)
         scorers.append(choices.scorer or best_scorer(labels, scores))
         if scorers[-1] not in scores:
             raise InputError(f"--scorer {scorers[-1]}: {run.config.run_dir} has only {', '.join(scores)}")
         curves.append(Platt.fit(labels, scores[scorers[-1]]))
-        log_odds.append(curves[-1].log_odds(scores[scorers[-1]]))
-    mean = np.mean(log_odds, axis=0)
-    judge = Judge(labels, mean, choices.calibration, choices.prevalence, choices.min_sensitivity)
+        log_odds.append(pd.Series(curves[-1].log_odds(scores[scorers[-1]]), validation.index))
+    mean = pd.concat(log_odds, axis=1).mean(axis=1).sort_index()  # of the runs that an image validates
+    labels = runs[0].table["label"][mean.index].to_numpy()
+    judge = Judge(labels, mean.to_numpy(), choices.calibration, choices.prevalence, choices.min_sensitivity)
     return Panel(runs, scorers, curves, judge, embeddings[0])
 
 
@@ -318,6 +329,7 @@ def describe_run(panel: Panel, index: int) -> dict[str, Any]:
     return {
         "run_dir": str(run.config.run_dir),
         "fold": run.config.fold,
+        "validation_fold": dataset.validating_fold(run.config),
         "seed": run.config.seed,
         "scorer": panel.scorers[index],
         "test_views": run.config.test_views,

@@ -45,8 +45,8 @@ def main(
 ) -> dict[str, Any]:
     """Evaluate runs on their test parts, or on another labelled folder; return the metrics.
 
-    Runs with one split are averaged; runs with different splits, the folds of a cross-validation, are pooled: each
-    judges its own test part. `run_dirs` defaults to the machine's one.
+    Runs with one test part are averaged; runs with different ones, the folds of a cross-validation, are pooled: each
+    judges its own. `run_dirs` defaults to the machine's one.
     """
     keep_freed_memory()
     if evaluate_labels:
@@ -145,9 +145,9 @@ def write_report(
     }
     first = panels[0].runs[0]
     settings = {"config": to_dict(first.config), "made": starts}
+    learnt = [(panel.runs[0].config.fold, panel.table.query("part == 'train'")["label"]) for panel in panels]
     sizes = "; ".join(
-        f"fold {run.config.fold}: {len(run.reference_labels):,} images, {run.reference_labels.sum():,} melanoma"
-        for run in (panel.runs[0] for panel in panels)
+        f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt
     )
     card = report.ModelCard(
         training_data=f"The training parts of {first.config.train_image} (split {first.config.split!r}): {sizes}.",
@@ -235,7 +235,7 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="one run, or several: runs of one split are averaged, the folds of a cross-validation pooled "
+        help="one run, or several: runs of one test part are averaged, the folds of a cross-validation pooled "
         f"(default: {Config().run_dir}; the results of several go to graph_dir)",
     )
     parser.add_argument("--evaluate-image", type=Path, metavar="DIR", help="evaluate another labelled folder")

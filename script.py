@@ -48,15 +48,22 @@ def run_script(main: Callable[[], None]) -> typing.NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name need not be text
     with _handlers(_stop):
+        code = 0
         try:
             main()
         except (InputError, FileNotFoundError) as error:
             _tell(f"error: {printable(str(error))}")
-            sys.exit(2)
+            code = 2
         except Stopped as stopped:
             _tell(str(stopped))
-            sys.exit(128 + stopped.number)
-    sys.exit(0)
+            code = 128 + stopped.number
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # DistributedDataParallel leaves gloo's threads running, and one that frees a tensor while Python is torn down
+        # aborts the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -305,7 +305,8 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
     feeds = {size: Feed(cache, panels[0].runs[0].device) for size, cache in caches.items()}
     log_odds, _ = score_together(panels, feeds, readable)
     target = pd.Series(expit(log_odds), index=readable.index).reindex(names.index)
-    table = pd.DataFrame({"image_name": names, "target": target.fillna(prevalence(panels, choices))})
+    prevalence = float(np.mean([panel.judge.prevalence for panel in panels]))
+    table = pd.DataFrame({"image_name": names, "target": target.fillna(prevalence)})
 
     file = results_folder(panels, machine) / "submission.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
@@ -313,11 +314,3 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
         print(f"{len(errors):,} images cannot be read and have the prevalence: {', '.join(sorted(errors))}")
     print(f"wrote {file}: {len(table):,} images")
     return table
-
-
-def prevalence(panels: list[Panel], choices: Choices) -> float:
-    """Return the share of melanomas for which the probabilities hold: as chosen, or that of validation."""
-    if choices.prevalence is not None:
-        return choices.prevalence
-    parts = [panel.runs[0].table for panel in panels]
-    return float(np.mean([table.loc[table["part"] == "validation", "label"].mean() for table in parts]))

@@ -59,7 +59,7 @@ TABLE = make_table(200, 0.15)
 @pytest.fixture(scope="module")
 def all_folds() -> np.ndarray:
     """The parts of TABLE's rows in each fold, shape (5, N)."""
-    return np.array([split_patients(TABLE, fold, seed=0) for fold in range(5)])
+    return np.array([split_patients(TABLE, fold, 0, (fold + 1) % 5) for fold in range(5)])
 
 
 def test_no_patient_is_in_two_parts(all_folds):
@@ -76,17 +76,20 @@ def test_fold_k_tests_fold_k_plus_1_validates_and_the_rest_trains(all_folds):
 
 @pytest.mark.parametrize("validation", [0, 2, 3, 4])
 def test_another_fold_can_validate_for_the_same_test_part(all_folds, validation):
-    parts = split_patients(TABLE, 1, seed=0, validation_fold=validation)
+    parts = split_patients(TABLE, 1, 0, validation)
     np.testing.assert_array_equal(parts == "test", all_folds[1] == "test")
     np.testing.assert_array_equal(parts == "validation", all_folds[validation] == "test")
-    assert (parts == "train").sum() + (parts != "train").sum() == len(TABLE)
+    assert set(parts) == set(dataset.PARTS)
 
 
-def test_the_setting_reaches_the_split(tmp_path):
+@pytest.mark.parametrize("fold, setting, validation", [(1, 4, 4), (1, None, 2), (4, None, 0), (4, 0, 0)])
+def test_the_fold_after_the_one_that_tests_validates_unless_another_is_set(
+    tmp_path, fold, setting, validation
+):
     TABLE.rename(columns={"label": "target"}).to_csv(tmp_path / "labels.csv", index=False)
-    config = Config(train_labels=tmp_path / "labels.csv", fold=1, validation_fold=4)
+    config = Config(train_labels=tmp_path / "labels.csv", fold=fold, validation_fold=setting)
     parts = load_lesions(config, need_images=False).table["part"]
-    assert parts.tolist() == split_patients(TABLE, 1, seed=0, validation_fold=4).tolist()
+    assert parts.tolist() == split_patients(TABLE, fold, 0, validation).tolist()
 
 
 def test_a_split_does_not_depend_on_the_version_of_scikit_learn(all_folds):
@@ -133,29 +136,29 @@ def test_the_published_split_has_the_published_counts():
 @pytest.mark.parametrize("split", ["patient", "published"])
 def test_one_class_alone_cannot_be_split(split, label, name):
     with pytest.raises(InputError, match=f"^there is no {name} image"):
-        split_table(TABLE.assign(label=label), split, 0, 0)
+        split_table(TABLE.assign(label=label), Config(split=split))
 
 
 @pytest.mark.parametrize("rare, name", [(1, "melanoma"), (0, "benign")])
 def test_a_class_of_fewer_than_5_patients_cannot_be_split_by_patient(rare, name):
     own = TABLE["patient_id"].isin(["p1", "p2", "p3", "p4"])
     with pytest.raises(InputError, match=f"^4 patients have {name} images: a split by patient needs 5"):
-        split_table(TABLE.assign(label=np.where(own, rare, 1 - rare)), "patient", 0, 0)
+        split_table(TABLE.assign(label=np.where(own, rare, 1 - rare)), Config())
 
 
 def test_a_class_of_fewer_than_20_images_cannot_be_split_by_image():
     with pytest.raises(InputError, match=r"^one class has 19 images: a split by image needs 20"):
-        split_table(TABLE.assign(label=np.arange(len(TABLE)) < 19), "published", 0, 0)
+        split_table(TABLE.assign(label=np.arange(len(TABLE)) < 19), Config(split="published"))
 
 
 def test_a_part_without_enough_of_a_class_is_named():
     melanoma = ~TABLE["patient_id"].duplicated() & TABLE["patient_id"].isin([f"p{i}" for i in range(5)])
     with pytest.raises(InputError, match=r"^the .* part has [01] melanoma images, it needs [12]: .* too few"):
-        split_table(TABLE.assign(label=melanoma.astype(int)), "patient", 0, 0)
+        split_table(TABLE.assign(label=melanoma.astype(int)), Config())
 
 
 def test_images_left_out_do_not_move_the_others():
-    table = split_table(TABLE, "patient", 0, 0)
+    table = split_table(TABLE, Config())
     kept = dataset.without_images(table, {"i3", "i5", "unknown"})
     expected = table[~table["image_name"].isin(["i3", "i5"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, expected)

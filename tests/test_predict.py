@@ -172,7 +172,8 @@ def test_no_checkpoint_and_a_checkpoint_of_another_shape_are_refused(machine: Co
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
-    """Three runs on lesions that overlap in brightness: `first` and `second` (with a head) of fold 0, `other` of 1."""
+    """Runs on lesions that overlap in brightness: `first`, `second` (with a head) and `turned` (validated by fold 3) of
+    fold 0, `other` of fold 1."""
     folder = tmp_path_factory.mktemp("overlapping")
     (folder / "train").mkdir()
     rng, rows = np.random.default_rng(0), [HEADER]
@@ -188,6 +189,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
         "first": first,
         "second": dataclasses.replace(first, seed=1, head="bce", run_dir=folder / "second"),
         "other": dataclasses.replace(first, fold=1, run_dir=folder / "other"),
+        "turned": dataclasses.replace(first, validation_fold=3, run_dir=folder / "turned"),
     }
     for config in configs.values():
         train.main(config)
@@ -257,6 +259,55 @@ def test_two_runs_of_one_split_judge_by_the_mean_of_their_log_odds(runs, here):
     ]
     alone = [predict.main(here, dirs(runs, name))["auc"] for name in ("first", "second")]
     assert metrics["auc"] not in alone
+
+
+def test_runs_that_other_folds_validate_judge_together_by_what_none_of_them_has_learnt(runs, here):
+    metrics = predict.main(here, dirs(runs, "first", "turned"))
+    validation, test = [], []
+    for name in ("first", "turned"):
+        best, curve = best_by_hand(runs[name])
+        labels, scores = scores_by_hand(runs[name], "validation")
+        validation.append(pd.DataFrame({"label": labels, "score": curve.log_odds(scores[best])}))
+        labels, scores = scores_by_hand(runs[name], "test")
+        test.append(curve.log_odds(scores[best]))
+    both = pd.concat(validation)
+    curve = Platt.fit(both["label"].to_numpy(), both["score"].to_numpy())
+    probability = expit(curve.log_odds((test[0] + test[1]) / 2))
+    predictions = pd.read_csv(here.graph_dir / "predictions.csv")
+    np.testing.assert_allclose(predictions["probability"], probability, rtol=1e-6)
+    assert predictions["label"].tolist() == labels.tolist()
+    threshold = choose_threshold(both["label"].to_numpy(), expit(curve.log_odds(both["score"].to_numpy())))
+    assert metrics["threshold"] == pytest.approx(threshold)
+    assert [(run["fold"], run["validation_fold"]) for run in metrics["runs"]] == [(0, 1), (0, 3)]
+
+
+def test_an_image_that_several_runs_have_for_validation_is_judged_by_the_mean_of_these(runs, here):
+    names = ("first", "turned", "second")
+    panel_of_three = panel.make_panel([panel.load_run(runs[name]) for name in names])
+    log_odds = []
+    for name in names:
+        best, curve = best_by_hand(runs[name])
+        table = checkpoint.read_split(runs[name].run_dir)
+        own = table.loc[table["part"] == "validation", "image_name"]
+        _, scores = scores_by_hand(runs[name], "validation")
+        log_odds.append(pd.Series(curve.log_odds(scores[best]), own))
+    once = log_odds[0].add(log_odds[2]) / 2  # of the fold that validates two of them
+    both = pd.concat([once, log_odds[1]])
+    truth = table.set_index("image_name")["label"][both.index].astype(int)
+    expected = Platt.fit(truth.to_numpy(), both.to_numpy())
+    assert panel_of_three.judge.platt.slope == pytest.approx(expected.slope, rel=1e-4)
+    assert panel_of_three.judge.platt.intercept == pytest.approx(expected.intercept, rel=1e-4)
+
+
+def test_controls_learn_on_all_that_a_panel_has_learnt_from(runs, here):
+    table = panel.make_panel([panel.load_run(runs[name]) for name in ("first", "turned")]).table
+    parts = [checkpoint.read_split(runs[name].run_dir)["part"] for name in ("first", "turned")]
+    assert (table["part"] == "train").tolist() == ((parts[0] == "train") | (parts[1] == "train")).tolist()
+    assert (table["part"] == "test").tolist() == (parts[0] == "test").tolist()
+    assert (table["part"] == "validation").sum() == 0
+    predict.main(here, dirs(runs, "first", "turned"))
+    page = (here.graph_dir / "report.html").read_text()
+    assert f"fold 0: {(table['part'] == 'train').sum():,} images" in page
 
 
 def test_a_mean_does_not_depend_on_the_order_of_the_runs(runs, here):

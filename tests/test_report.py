@@ -63,6 +63,7 @@ METRICS = {
         {
             "run_dir": f"runs/{EVIL}",
             "fold": 0,
+            "validation_fold": 2,
             "seed": 3,
             "scorer": "nearest",
             "test_views": 8,
@@ -380,7 +381,7 @@ def test_subgroups_too_small_are_named(page):
 
 
 def test_runs_and_settings_are_shown_as_they_are(page):
-    assert page.tables["Runs"][1] == [f"runs/{EVIL}", "0", "3", "nearest", "8", "0.07251"]
+    assert page.tables["Runs"][1] == [f"runs/{EVIL}", "0", "2", "3", "nearest", "8", "0.07251"]
     assert page.tables["run"][1:] == [["command", SETTINGS["command"]], ["commit", "abc123+dirty"]]
     assert page.tables["config"][1:] == [["margin", "0.5"], ["image_size", "128"], ["backbone_weights", "–"]]
     assert page.tables["started 2"][1:] == [["device", "cuda"]]

@@ -1,5 +1,6 @@
 """Scripts end with one line and the exit code that a shell expects."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -44,6 +45,34 @@ def test_a_bug_keeps_its_traceback(kind):
 
     with pytest.raises(kind, match="bug"):
         run_script(main)
+
+
+ENDING = """
+import atexit, sys
+from errors import InputError
+from script import Stopped, run_script
+atexit.register(print, "torn down")
+def main():
+    print("said")
+    if sys.argv[1] == "bad":
+        raise InputError("no such thing")
+    if sys.argv[1] == "stopped":
+        raise Stopped(15)
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize("processes, torn_down", [(None, True), ("1", True), ("2", False)])
+@pytest.mark.parametrize("way, code", [("well", 0), ("bad", 2), ("stopped", 143)])
+def test_one_of_several_processes_ends_without_python_being_torn_down(way, code, processes, torn_down):
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    if processes:
+        environment |= {"RANK": "0", "WORLD_SIZE": processes}
+    command = [sys.executable, "-c", ENDING, way]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stdout == "said\n" + "torn down\n" * torn_down  # what was printed before is not lost
+    assert len(done.stderr.splitlines()) == (way != "well")
 
 
 # --- signals, sent to a process of its own ---

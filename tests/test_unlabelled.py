@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import cards
+import checkpoint
 import panel
 import predict
 import train
@@ -254,6 +255,9 @@ def test_photos_judged_a_few_at_a_time_give_the_same_table(machine, folder, monk
     whole = judge_photos(machine, (), [folder], cards=False)
     monkeypatch.setattr(unlabelled, "AT_A_TIME", 4)
     parts = judge_photos(machine, (), [folder], cards=False)
+    # a photo that lies as far as a validation image, but for the rounding, may count it or not
+    one = 1 / (checkpoint.read_split(machine.run_dir)["part"] == "validation").sum()
+    pd.testing.assert_series_equal(parts.pop("familiarity"), whole.pop("familiarity"), atol=1.01 * one)
     pd.testing.assert_frame_equal(parts, whole, check_exact=False, rtol=1e-5, atol=1e-6)
 
 

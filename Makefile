@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 DEMO := data/demo
 DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
 	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
-COVERED := dataset labels images modules classify metrics
+COVERED := dataset labels decoding images modules classify metrics
 
 .PHONY: setup demo test oldest newest coverage covered bench lint format clean
 

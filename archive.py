@@ -20,9 +20,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from decoding import EXTENSIONS
 from errors import InputError, listed
 from files import make_folder, need_room, remove_halves, replace_file, write_text
-from images import EXTENSIONS
 
 RECORD = "manifest.csv"
 HEADER = ["file", "bytes", "crc32"]

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from archive import RECORD, Recorded, read_record
 from config import Config
+from decoding import UnreadableImage, decode_image, find_images
 from errors import InputError, listed
 from files import is_folder
-from images import UnreadableImage, decode_image, find_images
 from labels import read_duplicates, read_labels, read_test_names
 
 MISSING = "missing"

@@ -21,10 +21,11 @@ from sklearn.utils import check_random_state
 
 from check import check_files
 from config import Config, add_flags, from_flags
+from decoding import find_images
 from download import download_isic
 from errors import InputError
 from files import is_folder
-from images import ImageCache, find_images
+from images import ImageCache
 from labels import drop_duplicates, read_duplicates, read_labels
 from script import run_script
 

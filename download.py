@@ -13,9 +13,9 @@ from pathlib import Path
 
 from archive import ANOTHER, left_to_unpack, read_record, unpack
 from config import DOWNLOADS, Config, RemoteFile
+from decoding import EXTENSIONS
 from errors import InputError
 from files import need_room
-from images import EXTENSIONS
 from lock import locked
 from transfer import AGAIN, arrived, fetch, remote_size
 

@@ -20,10 +20,11 @@ import checkpoint
 import dataset
 from classify import Judge, Platt, best_scorer, score_all
 from config import Config, with_machine
+from decoding import find_images
 from device import choose_device, choose_precision, describe_device
 from errors import InputError, printable
 from feed import Feed, embed_images
-from images import ImageCache, build_cache, find_images, refuse_unreadable
+from images import ImageCache, build_cache, refuse_unreadable
 from labels import read_labels
 from modules import SiameseNetwork, network_of
 

@@ -18,21 +18,14 @@ from tqdm import tqdm
 from cards import Neighbour, lesion_card
 from classify import familiarity, nearest_references, prototypes
 from config import Config
+from decoding import decode_image, find_images, find_photos
 from device import keep_freed_memory
 from errors import InputError
 from explain import grad_cam
 from feed import Feed
 from figures import one_line, save_figure
 from files import replace_file
-from images import (
-    ImageCache,
-    build_cache,
-    decode_image,
-    decode_photos,
-    find_images,
-    find_photos,
-    refuse_unreadable,
-)
+from images import ImageCache, build_cache, decode_photos, refuse_unreadable
 from labels import read_test_names
 from panel import (
     Choices,

@@ -29,9 +29,10 @@ import train
 from augment import draw_views, to_float
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
+from decoding import find_images
 from device import autocast, choose_device, choose_precision, describe_device, keep_freed_memory
 from feed import Feed
-from images import build_cache, find_images, peak_memory
+from images import build_cache, peak_memory
 from learner import Learner
 from losses import contrastive_terms, pair_distance
 from modules import build_network

@@ -25,9 +25,10 @@ import train
 from augment import draw_views
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
+from decoding import find_images
 from device import choose_device, choose_precision, describe_device, keep_freed_memory
 from feed import Feed
-from images import build_cache, find_images, peak_memory
+from images import build_cache, peak_memory
 from learner import Learner
 from modules import network_of
 

@@ -21,18 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from tally import tally
-from test_images import STORED
+from test_decoding import STORED
 
+import decoding
 import images
-from images import (
-    build_cache,
-    decode_image,
-    decode_photos,
-    decode_with_size,
-    find_images,
-    find_photos,
-    refuse_unreadable,
-)
+from decoding import decode_image, decode_with_size, find_images, find_photos
+from images import build_cache, decode_photos, refuse_unreadable
 
 KIND = "bad image"
 SIZE = 16
@@ -546,7 +540,7 @@ def test_warnings_are_kept_back_while_decoding_and_put_back_after(tmp_path):
     for thread in threads:
         thread.join()
     assert list(warnings.filters) == before
-    assert images._SILENCE.within == 0
+    assert decoding._SILENCE.within == 0
     with pytest.warns(UserWarning), Image.open(tmp_path / "a.jpg"):  # as it does elsewhere
         pass
 

@@ -20,7 +20,7 @@ import check
 import dataset
 from archive import Recorded, read_record, unpack
 from check import CONTENTS, MISSING, SIZE, UNREADABLE, check_images, describe_check, image_fault
-from images import find_images
+from decoding import find_images
 from script import Stopped, run_script
 
 

@@ -16,7 +16,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import controls
 import dataset
 from config import Config
-from images import build_cache, find_images
+from decoding import find_images
+from images import build_cache
 from metrics import evaluate
 from script import run_script
 

@@ -30,9 +30,10 @@ import images
 import predict
 import train
 from config import Config, to_dict
+from decoding import decode_image, find_images
 from errors import InputError
 from feed import Feed
-from images import build_cache, find_images
+from images import build_cache
 from learner import Learner
 from losses import SiameseLoss
 from modules import SiameseNetwork, build_network
@@ -321,7 +322,7 @@ def test_a_cache_on_a_full_disk_keeps_its_rows_and_goes_on(
     assert len(decoded) == 40  # of 60: twice ten rows were whole
     monkeypatch.setattr(images, "decode_with_size", real)
     for name, row in zip(paths, cache.gather(cache.rows(paths)), strict=True):
-        assert np.array_equal(row, images.decode_image(paths[name], 64)), name
+        assert np.array_equal(row, decode_image(paths[name], 64)), name
     tally("disk full: cache", "resumed")
 
 

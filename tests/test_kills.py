@@ -32,7 +32,8 @@ import checkpoint
 import predict
 import train
 from config import Config
-from images import build_cache, decode_image, find_images
+from decoding import decode_image, find_images
+from images import build_cache
 
 KILLS = {"cache build": 14, "training": 20, "checkpoint writing": 14, "prediction": 8}  # 56
 pytestmark = [

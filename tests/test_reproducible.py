@@ -12,7 +12,8 @@ from test_train import assert_same_run
 
 import train
 from config import Config
-from images import build_cache, find_images
+from decoding import find_images
+from images import build_cache
 from script import run_script
 
 

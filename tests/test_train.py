@@ -22,9 +22,10 @@ from augment import ViewRanges, show
 from classify import SCORERS, score_all
 from config import Config
 from dataset import sample_pairs
+from decoding import find_images
 from errors import InputError
 from feed import Feed, embed_images
-from images import build_cache, find_images
+from images import build_cache
 from learner import Learner
 from losses import MEASURES, SiameseLoss
 from modules import SiameseNetwork, build_network, import_torchvision, network_of

@@ -227,6 +227,7 @@ def test_duplicates_can_be_switched_off_by_a_flag(tmp_path):
         ["--epocs", "3"],
         ["--epoch", "3"],
         ["--epochs", "three"],
+        ["--validation-fold", "two"],
         ["--epochs", "1.5"],
         ["--epochs"],
         ["--margin", "wide"],

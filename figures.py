@@ -166,7 +166,8 @@ def scatter_classes(axes: Axes, points: np.ndarray, labels: np.ndarray) -> None:
         name = f"{CLASSES[label]} ({len(own):,})"
         axes.scatter(own[:, 0], own[:, 1], s=size, color=colour, alpha=alpha, linewidths=0, label=name)
     axes.set(xticks=[], yticks=[])
-    axes.legend(loc="upper right", markerscale=2)
+    # below, where it hides no point
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=2, markerscale=2)
 
 
 def one_panel() -> tuple[Figure, Axes]:

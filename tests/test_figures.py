@@ -183,6 +183,16 @@ def test_tsne_draws_melanomas_last_and_counts_both():
     assert legend_texts(FIGURES["tsne"]().axes[0]) == ["benign (5)", "melanoma (3)"]
 
 
+def test_the_legend_hides_no_point_of_a_tsne_map():
+    figure = FIGURES["tsne"]()
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    legend = axes.get_legend().get_window_extent()
+    assert not legend.overlaps(axes.get_window_extent())
+    assert not legend.overlaps(axes.xaxis.label.get_window_extent())
+    assert figure.bbox.contains(*legend.min) and figure.bbox.contains(*legend.max)
+
+
 def test_tsne_of_one_class_is_drawn():
     axes = figures.tsne_map(POINTS, np.zeros(8, int), "benign alone").axes[0]
     assert legend_texts(axes) == ["benign (8)", "melanoma (0)"]

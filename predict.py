@@ -98,21 +98,23 @@ def main(
     return metrics
 
 
-def compare(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> dict[str, Any]:
-    """Compare two runs, each with its own threshold and calibration, by their AUC on the same test images.
+def compare(
+    machine: Config, run_dirs: Sequence[Path], others: Sequence[Path], choices: Choices = Choices()
+) -> dict[str, Any]:
+    """Compare runs with others by their AUC on the same test images; either side is judged as `main` judges it.
 
     Raises
     ------
-    InputError : not two runs, or two with different test parts
+    InputError : the two have different test images
     """
-    if len(run_dirs) != 2:
-        raise InputError(f"--compare: it takes two runs, got {len(run_dirs)}: pass --run-dir A B")
     keep_freed_memory()
-    scored = [score_tests(load_panels(machine, [path], choices)) for path in run_dirs]
+    sides = [run_dirs or [machine.run_dir], others]
+    scored = [score_tests(load_panels(machine, side, choices)) for side in sides]
     try:
-        found = compare_runs(scored, [str(path) for path in run_dirs], np.random.default_rng(0))
+        names = [", ".join(map(str, side)) for side in sides]
+        found = compare_runs(scored, names, np.random.default_rng(0))
     except ValueError as error:
-        raise InputError(f"--compare: {error}: the runs need one split, fold and split_seed") from None
+        raise InputError(f"--compare: {error}: both need one split, split_seed and the same folds") from None
     path = machine.graph_dir / "comparison.json"
     write_json(path, found)
     print(describe_comparison(found))
@@ -271,8 +273,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--compare",
-        action="store_true",
-        help="compare the two runs of --run-dir by their AUC on the same test images",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="compare the run or runs of --run-dir with these by their AUC on the same test images",
     )
     parser.add_argument("--metrics-file", type=Path, metavar="FILE", help="write the metrics here")
     return parser
@@ -291,12 +295,15 @@ def run() -> None:
     if (arguments.evaluate_image is None) != (arguments.evaluate_labels is None):
         parser.error("--evaluate-image and --evaluate-labels go together")
     asked = [bool(arguments.photos), arguments.submission, arguments.evaluate_image is not None]
-    if sum([*asked, arguments.compare]) > 1:
+    if sum([*asked, arguments.compare is not None]) > 1:
         parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
     run_dirs = vars(arguments).pop("run_dir") or ()
     files = [str(path) for path in run_dirs if is_file(path)]
     if files:
         parser.error(f"--run-dir {files[0]} is a file: name photos before the flags")
+    files = [str(path) for path in arguments.compare or () if is_file(path)]
+    if files:
+        parser.error(f"--compare {files[0]} is a file: it takes run folders")
     machine = from_flags(arguments)
     choices = Choices(**{item.name: getattr(arguments, item.name) for item in fields(Choices)})
     if arguments.photos:
@@ -304,7 +311,7 @@ def run() -> None:
     elif arguments.submission:
         write_submission(machine, run_dirs, choices)
     elif arguments.compare:
-        compare(machine, run_dirs, choices)
+        compare(machine, run_dirs, arguments.compare, choices)
     else:
         main(
             machine,

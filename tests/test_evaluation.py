@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import predict
 from bootstrap import compare
 from config import Config
 from errors import InputError
+from panel import Choices
 from report import PICTURES
 
 
@@ -123,7 +125,9 @@ def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, mo
     assert json.loads((tmp_path / "metrics.json").read_text())["auc"] > 0.5
 
 
-def test_two_runs_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_and_a_panel_are_compared_on_the_same_images(
+    trained: Config, tmp_path: Path, monkeypatch
+) -> None:
     tables = [panel.score_tests(panel.load_panels(trained, [trained.run_dir])).table for _ in range(2)]
     rng = np.random.default_rng(0)
     tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
@@ -131,7 +135,7 @@ def test_two_runs_are_compared_on_the_same_images(trained: Config, tmp_path: Pat
     given = iter([panel.Scored(table, np.empty((0, 2)), no_images) for table in tables])
     monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
     machine = dataclasses.replace(trained, graph_dir=tmp_path)
-    found = predict.compare(machine, [trained.run_dir, trained.run_dir])
+    found = predict.compare(machine, [], [trained.run_dir, trained.run_dir])
     first, second = (table.sort_values("image_name") for table in tables)
     expected = compare(
         first["label"].to_numpy(),
@@ -140,7 +144,8 @@ def test_two_runs_are_compared_on_the_same_images(trained: Config, tmp_path: Pat
         first["patient_id"].to_numpy(),
         np.random.default_rng(0),
     )
-    assert found == {"a": str(trained.run_dir), "b": str(trained.run_dir), "n": len(first), **expected}
+    two = f"{trained.run_dir}, {trained.run_dir}"
+    assert found == {"a": str(trained.run_dir), "b": two, "n": len(first), **expected}
     assert json.loads((tmp_path / "comparison.json").read_text())["difference"] == found["difference"] > 0
 
 
@@ -149,9 +154,22 @@ def test_runs_of_different_images_are_not_compared(trained: Config, tmp_path: Pa
     given = iter([scored, dataclasses.replace(scored, table=scored.table.iloc[1:])])
     monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
     with pytest.raises(InputError, match="--compare: the two have not judged the same images"):
-        predict.compare(trained, [trained.run_dir, trained.run_dir])
-    with pytest.raises(InputError, match="it takes two runs, got 1"):
-        predict.compare(trained, [trained.run_dir])
+        predict.compare(trained, [trained.run_dir], [trained.run_dir])
+
+
+def test_the_runs_to_compare_with_come_from_the_command_line(trained: Config, monkeypatch, capsys) -> None:
+    asked = []
+    monkeypatch.setattr(predict, "compare", lambda machine, *others: asked.append(others))
+    monkeypatch.setattr(
+        sys, "argv", ["predict.py", "--run-dir", "a", "--compare", "b", "c", "--test-views", "8"]
+    )
+    predict.run()
+    assert asked == [([Path("a")], [Path("b"), Path("c")], Choices(views=8))]
+    file = str(trained.run_dir / "best.pt")
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--compare", file])
+    with pytest.raises(SystemExit):
+        predict.run()
+    assert f"--compare {file} is a file: it takes run folders" in capsys.readouterr().err
 
 
 def test_tsne_subset_keeps_every_melanoma() -> None:

@@ -7,6 +7,7 @@ from conftest import points_of
 from matplotlib import pyplot as plt
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 
@@ -187,7 +188,7 @@ def test_the_legend_hides_no_point_of_a_tsne_map():
     figure = FIGURES["tsne"]()
     figure.draw_without_rendering()
     axes = figure.axes[0]
-    legend = axes.get_legend().get_window_extent()
+    [legend] = (child.get_window_extent() for child in axes.get_children() if isinstance(child, Legend))
     assert not legend.overlaps(axes.get_window_extent())
     assert not legend.overlaps(axes.xaxis.label.get_window_extent())
     assert figure.bbox.contains(*legend.min) and figure.bbox.contains(*legend.max)

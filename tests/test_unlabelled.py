@@ -408,7 +408,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
     [
         ["a.jpg", "--submission"],
         ["--submission", "--evaluate-image", "x", "--evaluate-labels", "y"],
-        ["a.jpg", "--compare"],
+        ["a.jpg", "--compare", "other"],
     ],
 )
 def test_two_things_at_once_are_refused(monkeypatch, capsys, arguments):

@@ -298,12 +298,12 @@ def run() -> None:
     if sum([*asked, arguments.compare is not None]) > 1:
         parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
     run_dirs = vars(arguments).pop("run_dir") or ()
-    files = [str(path) for path in run_dirs if is_file(path)]
-    if files:
-        parser.error(f"--run-dir {files[0]} is a file: name photos before the flags")
-    files = [str(path) for path in arguments.compare or () if is_file(path)]
-    if files:
-        parser.error(f"--compare {files[0]} is a file: it takes run folders")
+    for flag, folders, advice in (
+        ("--run-dir", run_dirs, "name photos before the flags"),
+        ("--compare", arguments.compare or (), "it takes run folders"),
+    ):
+        for path in filter(is_file, folders):
+            parser.error(f"{flag} {path} is a file: {advice}")
     machine = from_flags(arguments)
     choices = Choices(**{item.name: getattr(arguments, item.name) for item in fields(Choices)})
     if arguments.photos:

@@ -43,12 +43,14 @@ BLOCK = 64  # images at a time
 def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """Learn melanoma from some columns of one table and return the scores (N,) of another, large = melanoma.
 
-    By gradient-boosted trees, which take blanks and categories as they are. Without a column all scores are 0.
+    By gradient-boosted trees, which take blanks and categories as they are. A column that is blank throughout training
+    is left out; without any column all scores are 0.
 
     Parameters
     ----------
     train, test : tables with the columns; train has `label` too
     """
+    columns = [name for name in columns if (train[name].notna() & (train[name] != "")).any()]
     if not columns:
         return np.zeros(len(test))
     features = pd.concat([train[columns], test[columns]], ignore_index=True)
@@ -225,7 +227,9 @@ def run_controls(config: Config, rng: np.random.Generator, draws: int = DRAWS) -
     """
     numbers = range(dataset.N_FOLDS) if config.split == "patient" else [config.fold]
     lesions = [
-        dataset.load_lesions(dataclasses.replace(config, fold=number), need_images=False)
+        dataset.load_lesions(
+            dataclasses.replace(config, fold=number, validation_fold=None), need_images=False
+        )
         for number in numbers
     ]
     folds, features = [one.table for one in lesions], None

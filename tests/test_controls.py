@@ -54,6 +54,17 @@ def test_a_category_that_training_never_saw_is_no_error():
     assert np.isfinite(controls.fit_and_score(lesions(200, 0), test, controls.METADATA)).all()
 
 
+@pytest.mark.parametrize("blank", [["age"], ["sex", "site"], ["age", "sex", "site"]])
+def test_a_column_that_is_blank_throughout_training_tells_nothing(blank: list[str]):
+    train, test = lesions(200, 0), lesions(40, 1)
+    for name in blank:
+        train[name] = np.nan if name == "age" else ""
+    scores = controls.fit_and_score(train, test, controls.METADATA)
+    others = [name for name in controls.METADATA if name not in blank]
+    np.testing.assert_array_equal(scores, controls.fit_and_score(train, test, others))
+    assert np.ptp(scores) > 0 or not others
+
+
 @pytest.fixture
 def labels_file(tmp_path: Path) -> Path:
     table = lesions(300, 3)
@@ -257,6 +268,7 @@ def test_the_command_prints_every_control_where_there_are_images(
         "train-image": lesion_folder / "train",
         "cache-dir": tmp_path / "cache",
         "image-size": 32,
+        "validation-fold": 3,  # of one fold's runs: of all five, the fold after each validates
     }
     result = run_command(monkeypatch, capsys, *(f"--{name}={value}" for name, value in flags.items()))
     assert (result["images"], result["melanomas"]) == (60, 12)

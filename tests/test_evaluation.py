@@ -104,6 +104,16 @@ def test_without_the_label_file_age_sex_and_site_are_unknown(
     assert notes["metadata"] == "not computed: needs age, sex, site"
 
 
+def test_labels_without_age_sex_and_site_are_enough(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    labels = pd.read_csv(trained.train_labels, dtype=str, keep_default_na=False)
+    labels[["image_name", "patient_id", "target"]].to_csv(tmp_path / "bare.csv", index=False)
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "bare.csv")
+    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    notes = {row["name"]: row["note"] for row in metrics["controls"]}
+    assert notes["metadata"] == "metadata is one for all images"
+
+
 def test_a_bad_label_file_is_told_before_anything_is_scored(
     trained: Config, tmp_path: Path, monkeypatch
 ) -> None:

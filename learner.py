@@ -61,7 +61,10 @@ class Learner:
                 groups.append({"params": members, "share": share, "weight_decay": decay})
         fused = next(network.parameters()).device.type != "mps"
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-        self.shared: nn.Module = DistributedDataParallel(network) if ranks.count > 1 else network
+        self.shared: nn.Module = network
+        if ranks.count > 1:
+            frozen = bool(config.frozen_blocks or config.frozen_epochs)  # what is frozen gets no gradient
+            self.shared = DistributedDataParallel(network, find_unused_parameters=frozen)
         self.average: AveragedModel | None = None
         if config.ema:
             self.average = AveragedModel(network, multi_avg_fn=self._follow, use_buffers=True)
@@ -88,7 +91,8 @@ class Learner:
         """Take one step on a batch; return its loss and measures, (1 + len(MEASURES),), on the device.
 
         Every process embeds its share of the batch's images and compares the embeddings of all, so the step is
-        the same for any number of processes.
+        the same for any number of processes, but for what sees a process's share as its batch: batch normalisation
+        that is trained, and random layers within a torchvision backbone (stochastic depth).
 
         Parameters
         ----------
@@ -129,10 +133,12 @@ class Learner:
 
     def _gradient(self, images: Tensor, batch: Batch, views: Views | None, mined_share: float) -> Tensor:
         """Leave the gradient of a batch's loss in the network; see `take_step`."""
+        size = len(batch.rows)
+        if self.ranks.count > 1:
+            self.network.dropout.share = (size, self.ranks.places(size))
         shown = show(images, views)  # in float32: autocast would round what blur and noise compute
         with autocast(images.device, self.dtype):
             own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
-        size = len(batch.rows)
         outputs = self.ranks.gather(own[: self.ranks.share_size(size)], size)  # embeddings, then the logit
         first, second, labels = (
             torch.from_numpy(part).to(images.device) for part in (batch.first, batch.second, batch.labels)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -251,6 +252,24 @@ class TorchvisionBackbone(Backbone):
         return last[-1] if isinstance(last, nn.ModuleList) else last
 
 
+class SharedDropout(nn.Dropout):
+    """Dropout that hides the same of an image whichever process embeds it.
+
+    `share` names what the process has of a batch: its number of images, and the places, int (B,), of its own among
+    them. The mask is then drawn for the whole batch; torch's generator has to be in one state in all processes.
+    """
+
+    share: tuple[int, np.ndarray] | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return features, (B, F), of which in training the share `p` is 0 and the rest is scaled by 1 / (1 - p)."""
+        if self.share is None or not self.training:
+            return super().forward(features)
+        size, places = self.share
+        mask = super().forward(features.new_ones(size, features.shape[1]))
+        return features * mask[torch.from_numpy(places)]
+
+
 class SiameseNetwork(nn.Module):
     """One embedding network for both images of a pair: backbone, linear layer, and if wanted a unit length and a head.
 
@@ -273,7 +292,7 @@ class SiameseNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = SharedDropout(dropout)
         self.fc_embedding = nn.Linear(backbone.features, embedding_dim)
         self.unit_length = normalize
         self.head: nn.Linear | None = None

@@ -318,7 +318,8 @@ def train_epoch(
 ) -> None:
     """Take one step on each batch that is still to come, in their order, and note them in `progress`.
 
-    Views are drawn for the whole batch, so the step is the same for any number of processes.
+    Views are drawn for the whole batch, so the step is the same for any number of processes: see
+    `Learner.take_step`.
 
     Parameters
     ----------

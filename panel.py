@@ -84,11 +84,13 @@ class Scored:
     predicted and fold, the embeddings (N, D) of the panel's first run, and the cache that has their pixels.
 
     Of several folds pooled, the embeddings are those of the first fold's lesions, the first rows of the table.
+    `notes` says what a reader must know of how the lesions were taken, a sentence each.
     """
 
     table: pd.DataFrame
     embeddings: np.ndarray
     cache: ImageCache
+    notes: Sequence[str] = ()
 
 
 def load_run(machine: Config, choices: Choices = Choices()) -> Run:
@@ -204,14 +206,48 @@ def score_tests(panels: Sequence[Panel]) -> Scored:
 
 
 def score_folder(panels: list[Panel], folder: Path, labels: Path) -> Scored:
-    """Return the judgement of all panels, the mean of their log odds, on another labelled folder."""
+    """Return the judgement of all panels, the mean of their log odds, on another labelled folder.
+
+    Raises
+    ------
+    InputError : no image there that has a label, can be read, and is new to all runs
+    """
     feeds: dict[int, Feed] = {}
     for run in (run for panel in panels for run in panel.runs):
         if run.config.image_size not in feeds:
             lesions, feeds[run.config.image_size] = load_labelled(folder, labels, run.config, run.device)
+    lesions, notes = new_to_all(panels, lesions)
+    if lesions.empty:
+        raise InputError(f"evaluate_image {folder} has nothing to judge: {notes[0]}")
     score, embeddings = score_together(panels, feeds, lesions["image_name"])
     table = judged(lesions, score, expit(score), common_threshold(panels))
-    return Scored(table, embeddings, feeds[panels[0].runs[0].config.image_size].cache)
+    return Scored(table, embeddings, feeds[panels[0].runs[0].config.image_size].cache, notes)
+
+
+def new_to_all(panels: list[Panel], lesions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out the lesions that a run has learnt from or been chosen by, told by image_name, and say so.
+
+    Other images of patients that a run knows are kept: two data sets may give one number to two patients.
+
+    Returns
+    -------
+    the lesions that are left; what was left out, and how many of the others are of such patients, a sentence each
+    """
+    tables = [run.table[run.table["part"] != "test"] for panel in panels for run in panel.runs]
+    names, patients = (set(pd.concat([own[key] for own in tables])) for key in ("image_name", "patient_id"))
+    seen = lesions["image_name"].isin(names)
+    left = lesions[~seen].reset_index(drop=True)
+    akin = int(left["patient_id"].isin(patients).sum())
+    notes = []
+    if seen.any():
+        first = lesions.loc[seen, "image_name"].iloc[0]
+        notes.append(
+            f"{int(seen.sum()):,} images are left out, since a run was trained on images of these names or chosen by "
+            f"them ({printable(first)} is one)"
+        )
+    if akin:
+        notes.append(f"{akin:,} images are of patients, by patient_id, that a run has other images of")
+    return left, notes
 
 
 def score_together(

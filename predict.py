@@ -70,6 +70,7 @@ def main(
     rng = np.random.default_rng([first.config.seed, 0])
     metrics: dict[str, Any] = {
         "set": name,
+        "notes": list(scored.notes),
         "runs": [describe_run(panel, i) for panel in panels for i in range(len(panel.runs))],
     }
     metrics |= measure(scored.table, rng)
@@ -85,7 +86,7 @@ def main(
         metrics["not_computed"]["metadata"] = unknown
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
     write_json(metrics_path, metrics)
-    print(describe_metrics(metrics))
+    print("\n".join([describe_metrics(metrics), *scored.notes]))
 
     drawn, missing = draw_all(lesions, scored, metrics, first, rng)
     metrics["not_computed"] |= missing
@@ -154,7 +155,8 @@ def write_report(
     card = report.ModelCard(
         training_data=f"The training parts of {first.config.train_image} (split {first.config.split!r}): {sizes}.",
         evaluation_data=f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
-        f"{metrics['n_melanoma']:,} melanomas; none of them chose anything.",
+        f"{metrics['n_melanoma']:,} melanomas; none of them chose anything. "
+        + "".join(f"{note}. " for note in metrics["notes"]),
     )
     page = report.render(metrics, pictures, settings, card)
     write_text(path, page)

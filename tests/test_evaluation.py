@@ -83,13 +83,39 @@ def test_figures_that_cannot_be_drawn_are_removed_and_the_reason_is_told(
     labels = pd.read_csv(lesion_folder / "train.csv", dtype=str, keep_default_na=False)
     benign = tmp_path / "benign.csv"
     labels[labels["target"] == "0"].to_csv(benign, index=False)
+    split = pd.read_csv(machine.run_dir / "split.csv")
+    tested = split[(split["part"] == "test") & (split["label"] == 0)]
     metrics = predict.main(machine, (), lesion_folder / "train", benign)
+    assert metrics["n"] == len(tested)  # of the others the network knows the answer
+    assert metrics["notes"][0].startswith(f"{48 - len(tested)} images are left out, since a run was trained")
+    assert metrics["notes"][0] in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert metrics["auc"] is None and metrics["sensitivity"] is None and metrics["auc_interval"] is None
     assert 0 <= metrics["specificity"] <= 1
     assert (tmp_path / "Confusion_matrix.png").is_file() and not (tmp_path / "ROC_curve.png").exists()
     assert metrics["not_computed"]["ROC_curve.png"] == metrics["not_computed"]["auc"]
     assert "no melanoma" in metrics["not_computed"]["auc"] and "controls" in metrics["not_computed"]
     assert metrics["not_computed"]["auc"] in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
+    trained: Config, lesion_folder: Path, tmp_path: Path
+) -> None:
+    panels = panel.load_panels(trained, [trained.run_dir])
+    table = panels[0].table
+    known = table[table["part"] != "test"]
+    new = table[table["part"] == "test"]
+    stranger = pd.DataFrame({"image_name": ["x"], "patient_id": [known["patient_id"].iloc[0]], "label": [0]})
+    lesions = pd.concat([table, stranger], ignore_index=True)
+    left, notes = panel.new_to_all(panels, lesions)
+    assert left["image_name"].tolist() == [*new["image_name"], "x"]
+    assert (
+        notes[0].startswith(f"{len(known)} images are left out") and known["image_name"].iloc[0] in notes[0]
+    )
+    assert notes[1].startswith("1 images are of patients")
+    assert panel.new_to_all(panels, new)[1] == []
+    known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
+    with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
+        panel.score_folder(panels, lesion_folder / "train", tmp_path / "known.csv")
 
 
 def test_without_the_label_file_age_sex_and_site_are_unknown(

@@ -114,18 +114,24 @@ def test_predicting_twice_gives_the_same_files(machine: Config) -> None:
     assert texts[0] == texts[1]
 
 
+def another_folder(images: Path, labels: Path, to: Path) -> tuple[Path, Path]:
+    """Copy labelled images under names that no run knows, which begin with `new_`."""
+    table = pd.read_csv(labels, dtype=str, keep_default_na=False)
+    (to / "train").mkdir(parents=True)
+    for name in table["image_name"]:
+        shutil.copyfile(images / f"{name}.jpg", to / "train" / f"new_{name}.jpg")
+    table.assign(image_name="new_" + table["image_name"]).to_csv(to / "train.csv", index=False)
+    return to / "train", to / "train.csv"
+
+
 def test_another_labelled_folder_is_judged_with_the_runs_threshold(
     machine: Config, lesion_folder: Path, tmp_path: Path
 ) -> None:
     usual = predict.main(machine)
     before = (machine.run_dir / "predictions.csv").read_bytes()
     file = tmp_path / "deep" / "figures.json"
-    metrics = predict.main(
-        machine,
-        evaluate_image=lesion_folder / "train",
-        evaluate_labels=lesion_folder / "train.csv",
-        metrics_file=file,
-    )
+    images, labels = another_folder(lesion_folder / "train", lesion_folder / "train.csv", tmp_path / "other")
+    metrics = predict.main(machine, evaluate_image=images, evaluate_labels=labels, metrics_file=file)
     assert metrics["threshold"] == pytest.approx(usual["threshold"], rel=1e-9)
     assert metrics["n"] == len(read_labels(lesion_folder / "train.csv"))
     assert json.loads(file.read_text())["n"] == metrics["n"]
@@ -419,14 +425,11 @@ def test_isotonic_probabilities_rise_with_the_score_in_steps(runs, here):
     assert metrics["auc"] == pytest.approx(roc_auc_score(table["label"], table["probability"]))
 
 
-def folder_of(runs: dict[str, Config]) -> tuple[Path, Path]:
-    return runs["first"].train_image, runs["first"].train_labels
-
-
-def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here):
+def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here, tmp_path):
+    folder = another_folder(runs["first"].train_image, runs["first"].train_labels, tmp_path / "another")
     tables = []
     for names in (["first"], ["other"], ["first", "other"]):
-        metrics = predict.main(here, dirs(runs, *names), *folder_of(runs), Choices(prevalence=0.05))
+        metrics = predict.main(here, dirs(runs, *names), *folder, Choices(prevalence=0.05))
         place = here.graph_dir if len(names) > 1 else runs[names[0]].run_dir
         tables.append(pd.read_csv(place / "evaluate_predictions.csv"))
         assert list(tables[-1]) == COLUMNS
@@ -434,7 +437,7 @@ def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here):
     first, other, both = tables
     predict.main(here, dirs(runs, "first"), choices=Choices(prevalence=0.05))
     test = pd.read_csv(runs["first"].run_dir / "predictions.csv").set_index("image_name")
-    as_a_folder = first.set_index("image_name").loc[test.index]
+    as_a_folder = first.set_index("image_name").loc["new_" + test.index]
     np.testing.assert_allclose(as_a_folder["probability"], test["probability"], rtol=1e-6)
     for column in ("probability", "threshold"):
         mean = (logit(first[column]) + logit(other[column])) / 2
@@ -443,9 +446,10 @@ def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here):
     assert both["predicted"].tolist() == (both["probability"] >= both["threshold"]).astype(int).tolist()
 
 
-def test_another_folder_can_be_judged_in_isotonic_steps_by_several_folds(runs, here):
+def test_another_folder_can_be_judged_in_isotonic_steps_by_several_folds(runs, here, tmp_path):
+    folder = another_folder(runs["first"].train_image, runs["first"].train_labels, tmp_path / "another")
     choices = Choices(calibration="isotonic")
-    metrics = predict.main(here, dirs(runs, "first", "other"), *folder_of(runs), choices=choices)
+    metrics = predict.main(here, dirs(runs, "first", "other"), *folder, choices=choices)
     table = pd.read_csv(here.graph_dir / "evaluate_predictions.csv")
     assert np.isfinite(table[["score", "probability", "threshold"]]).all(axis=None)
     assert 0.6 < metrics["auc"] < 1

@@ -42,9 +42,13 @@ class Choices:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run on this machine: its settings, network, split and reference embeddings (R, D)."""
+    """A trained run on this machine: its settings, network, split and reference embeddings (R, D).
+
+    `epoch` is the one whose weights are judged by, the best on validation.
+    """
 
     config: Config
+    epoch: int
     network: SiameseNetwork
     device: torch.device
     dtype: torch.dtype
@@ -105,6 +109,8 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
     """
     path = machine.run_dir / "best.pt"
     state = checkpoint.load_checkpoint(path)
+    with checkpoint.fitting(path):
+        epoch = int(checkpoint.best_entry(state["log"])["epoch"])
     config = with_machine(state["config"], machine, str(path))
     if choices.views is not None:
         config = replace(config, test_views=choices.views)
@@ -136,7 +142,7 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
     train = table[table["part"] == "train"]
     feed = Feed(cache, device)
     references, _ = embed_images(network, feed, cache.rows(train["image_name"]), dtype)
-    return Run(config, network, device, dtype, table, feed, references, train["label"].to_numpy())
+    return Run(config, epoch, network, device, dtype, table, feed, references, train["label"].to_numpy())
 
 
 def load_panels(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Panel]:
@@ -368,10 +374,32 @@ def describe_run(panel: Panel, index: int) -> dict[str, Any]:
         "fold": run.config.fold,
         "validation_fold": dataset.validating_fold(run.config),
         "seed": run.config.seed,
+        "epoch": run.epoch,
         "scorer": panel.scorers[index],
         "test_views": run.config.test_views,
         "threshold": panel.judge.threshold,
     }
+
+
+def describe_method(panels: Sequence[Panel], choices: Choices) -> str:
+    """Return how the runs were trained and how they judge, for a model card."""
+    configs = [run.config for panel in panels for run in panel.runs]
+    losses = sorted({config.loss for config in configs if config.pair_weight})
+    taught = [f"{' and '.join(losses)} loss"] if losses else []
+    if any(config.head != "none" for config in configs):
+        taught.append("a classification head")
+    scorers = {scorer for panel in panels for scorer in panel.scorers}
+    ways = ["where it lies among the training lesions"] if scorers - {"head"} else []
+    if "head" in scorers:
+        ways.append("the classification head's logit")
+    several = ", and of several runs' log odds the mean is taken" if len(configs) > len(panels) else ""
+    curve = "logistic curve" if choices.calibration == "platt" else "rising curve of steps (isotonic)"
+    moved = "" if choices.prevalence is None else f", moved to a prevalence of {100 * choices.prevalence:g} %"
+    return (
+        "A Siamese network: one embedding network for both images of a pair, trained with "
+        f"{' and '.join(taught)} so that melanomas and benign lesions lie apart. A lesion is judged by "
+        f"{' or '.join(ways)}{several}; a {curve} fitted on validation makes the score a probability{moved}."
+    )
 
 
 def describe_panel(panel: Panel) -> str:

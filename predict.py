@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,16 @@ from draw import draw_all, learning_curves
 from errors import InputError, printable
 from files import is_file, replace_file, write_json, write_text
 from measure import add_context, compare_runs, measure, measure_controls, read_metadata
-from panel import Choices, Panel, describe_run, load_panels, results_folder, score_folder, score_tests
+from panel import (
+    Choices,
+    Panel,
+    describe_method,
+    describe_run,
+    load_panels,
+    results_folder,
+    score_folder,
+    score_tests,
+)
 from script import run_script
 from subgroups import subgroup_table
 from unlabelled import CARDS, judge_photos, write_submission
@@ -70,7 +79,8 @@ def main(
     rng = np.random.default_rng([first.config.seed, 0])
     metrics: dict[str, Any] = {
         "set": name,
-        "notes": list(scored.notes),
+        "notes": [*scored.notes, *calibration_notes(choices)],
+        "choices": asdict(choices),
         "runs": [describe_run(panel, i) for panel in panels for i in range(len(panel.runs))],
     }
     metrics |= measure(scored.table, rng)
@@ -86,14 +96,14 @@ def main(
         metrics["not_computed"]["metadata"] = unknown
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
     write_json(metrics_path, metrics)
-    print("\n".join([describe_metrics(metrics), *scored.notes]))
+    print("\n".join([describe_metrics(metrics), *metrics["notes"]]))
 
     drawn, missing = draw_all(lesions, scored, metrics, first, rng)
     metrics["not_computed"] |= missing
     write_json(metrics_path, metrics)
     drawn = {"Train_average_loss.png": learning_curves(log, first), **drawn}
     save_drawn(drawn, machine.graph_dir)
-    write_report(machine.graph_dir / "report.html", metrics, drawn, panels, starts)
+    write_report(machine.graph_dir / "report.html", metrics, drawn, panels, choices, starts)
     names = [file_name for file_name, figure in drawn.items() if figure is not None]
     print(f"wrote {path}, {metrics_path}, and in {machine.graph_dir} report.html, {', '.join(names)}")
     return metrics
@@ -137,6 +147,7 @@ def write_report(
     metrics: dict[str, Any],
     drawn: dict[str, Figure | None],
     panels: Sequence[Panel],
+    choices: Choices,
     starts: list[Any],
 ) -> None:
     """Write the page with figures, tables, settings and model card; the figures are read from its folder.
@@ -147,7 +158,7 @@ def write_report(
         name: None if figure is None else (path.parent / name).read_bytes() for name, figure in drawn.items()
     }
     first = panels[0].runs[0]
-    settings = {"config": to_dict(first.config), "made": starts}
+    settings = {"config": to_dict(first.config), "choices": metrics["choices"], "made": starts}
     learnt = [(panel.runs[0].config.fold, panel.table.query("part == 'train'")["label"]) for panel in panels]
     sizes = "; ".join(
         f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt
@@ -157,9 +168,20 @@ def write_report(
         evaluation_data=f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
         f"{metrics['n_melanoma']:,} melanomas; none of them chose anything. "
         + "".join(f"{note}. " for note in metrics["notes"]),
+        model=describe_method(panels, choices),
     )
     page = report.render(metrics, pictures, settings, card)
     write_text(path, page)
+
+
+def calibration_notes(choices: Choices) -> list[str]:
+    """Return what must be known of the calibration's figures, a sentence each."""
+    if choices.prevalence is None:
+        return []
+    return [
+        f"The probabilities are for a prevalence of {100 * choices.prevalence:g} %, as --prevalence asks: calibration "
+        "error, Brier score and calibration curve compare them with data of another prevalence"
+    ]
 
 
 def describe_metrics(metrics: dict[str, Any]) -> str:

@@ -114,11 +114,7 @@ class ModelCard:
 
     training_data: str
     evaluation_data: str
-    model: str = (
-        "A Siamese network: one embedding network for both images of a pair, trained with a contrastive loss so that "
-        "melanomas and benign lesions lie apart. A lesion is judged by where it lies among the training lesions; a "
-        "logistic curve fitted on validation makes the score a probability."
-    )
+    model: str
     intended_use: str = (
         "Research and teaching: comparing ways to train and to judge such networks on dermoscopic images. Out of "
         "scope: diagnosis, triage, or any other decision about a patient, and photographs that are not dermoscopic."

@@ -200,7 +200,7 @@ def subgroup_table(metrics: Mapping[str, Any]) -> Table:
 
 def run_table(metrics: Mapping[str, Any]) -> Table:
     """Return the runs that judged, and what each chose on validation."""
-    keys = ("run_dir", "fold", "validation_fold", "seed", "scorer", "test_views", "threshold")
+    keys = ("run_dir", "fold", "validation_fold", "seed", "epoch", "scorer", "test_views", "threshold")
     rows = [[_text(own.get(key)) for key in keys] for own in metrics.get("runs") or []]
     return Table("Runs", [key.replace("_", " ") for key in keys], rows)
 

@@ -77,7 +77,7 @@ def page_of(name: str) -> str:
         "not_computed": {**plain["not_computed"], "npv": name},
     }
     settings = {**SETTINGS, "command": name, "config": {"train_image": name, name: 1}, name: [{name: name}]}
-    card = report.ModelCard(training_data=name, evaluation_data=CARD.evaluation_data)
+    card = report.ModelCard(training_data=name, evaluation_data=CARD.evaluation_data, model=CARD.model)
     return report.render(
         metrics, {**{key: FIGURES[key] for key in list(FIGURES)[:3]}, f"{name}.png": None}, settings, card
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import shutil
 from pathlib import Path
@@ -376,6 +377,27 @@ def test_the_scorer_asked_for_is_taken_if_the_run_has_it(runs, here):
     for names in (["first"], ["second", "first"]):
         with pytest.raises(InputError, match=message):
             predict.main(here, dirs(runs, *names), choices=Choices(scorer="head"))
+
+
+def test_how_an_evaluation_was_made_stands_with_its_figures(runs, here):
+    choices = Choices(prevalence=0.02, calibration="isotonic", scorer="head")
+    metrics = predict.main(here, dirs(runs, "second"), choices=choices)
+    log = [json.loads(line) for line in (runs["second"].run_dir / "log.jsonl").read_text().splitlines()]
+    assert metrics["choices"] == dataclasses.asdict(choices)
+    assert log[metrics["runs"][0]["epoch"] - 1]["val_auc"] == max(entry["val_auc"] for entry in log)
+    assert "for a prevalence of 2 %" in metrics["notes"][0]
+    page = html.unescape((here.graph_dir / "report.html").read_text(encoding="utf-8"))
+    assert "judged by the classification head's logit; a rising curve of steps (isotonic)" in page
+    assert "makes the score a probability, moved to a prevalence of 2 %." in page
+    assert metrics["notes"][0] in page and "<h3>choices</h3>" in page
+
+    metrics = predict.main(here, dirs(runs, "first", "second"), choices=Choices(scorer="distance"))
+    assert metrics["notes"] == []
+    page = html.unescape((here.graph_dir / "report.html").read_text(encoding="utf-8"))
+    assert (
+        "judged by where it lies among the training lesions, and of several runs' log odds the mean" in page
+    )
+    assert "a logistic curve fitted on validation makes the score a probability." in page
 
 
 def test_eight_views_score_lesions_in_all_flips_and_turns_against_references_as_they_are(runs, here):

@@ -65,6 +65,7 @@ METRICS = {
             "fold": 0,
             "validation_fold": 2,
             "seed": 3,
+            "epoch": 9,
             "scorer": "nearest",
             "test_views": 8,
             "threshold": 0.07251,
@@ -125,7 +126,9 @@ SETTINGS = {
     "versions": {"torch": "2.13.0"},
     "started": [{"device": "cpu"}, {"device": "cuda"}],
 }
-CARD = report.ModelCard(training_data=f"4,809 images {EVIL}", evaluation_data="the test part")
+CARD = report.ModelCard(
+    training_data=f"4,809 images {EVIL}", evaluation_data="the test part", model="a network"
+)
 
 
 def png(width: int, height: int) -> bytes:
@@ -381,7 +384,7 @@ def test_subgroups_too_small_are_named(page):
 
 
 def test_runs_and_settings_are_shown_as_they_are(page):
-    assert page.tables["Runs"][1] == [f"runs/{EVIL}", "0", "2", "3", "nearest", "8", "0.07251"]
+    assert page.tables["Runs"][1] == [f"runs/{EVIL}", "0", "2", "3", "9", "nearest", "8", "0.07251"]
     assert page.tables["run"][1:] == [["command", SETTINGS["command"]], ["commit", "abc123+dirty"]]
     assert page.tables["config"][1:] == [["margin", "0.5"], ["image_size", "128"], ["backbone_weights", "–"]]
     assert page.tables["started 2"][1:] == [["device", "cuda"]]

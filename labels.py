@@ -28,8 +28,9 @@ def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
     """Read a label CSV: one row an image, in the file's order.
 
     Understands the ISIC 2020 ground truth, its v2, the Kaggle train.csv, and any CSV with `image_name` plus
-    `target` (0 or 1, also written 0.0 or 1.0) or `diagnosis` (melanoma or anything else). Names and patients are the
-    same where their characters are, but for spaces around them. An age that is no plain number of years up to 120 is
+    `target` (0 or 1, also written 0.0 or 1.0) or `diagnosis`. A diagnosis that begins with melanoma is one, any other
+    is not; what has the word further on, and the short form mel, is not guessed at. Names and patients are the same
+    where their characters are, but for spaces around them. An age that is no plain number of years up to 120 is
     unknown.
 
     Returns
@@ -193,14 +194,18 @@ def _labels(table: pd.DataFrame, where: str) -> pd.Series:
     if "target" not in table and "diagnosis" not in table:
         raise InputError(f"{where} has no column target and no diagnosis: one of them is needed")
     if "diagnosis" in table:
-        melanoma = table["diagnosis"].str.lower().str.startswith("melanoma")
+        diagnosis = table["diagnosis"].str.lower()
+        melanoma = diagnosis.str.startswith("melanoma")
+        unclear = ~melanoma & (diagnosis.str.contains("melanoma") | (diagnosis == "mel"))
     if "target" not in table:
-        _refuse_rows(where, "diagnosis is blank", names, table["diagnosis"] == "")
+        _refuse_rows(where, "diagnosis is blank", names, diagnosis == "")
+        what = "diagnosis may be melanoma or not (begin it with melanoma, or add a column target)"
+        _refuse_rows(where, what, names, unclear)
         return melanoma.astype(int)
     _refuse_rows(where, "target is neither 0 nor 1", names, ~table["target"].str.fullmatch(TARGET))
     target = (table["target"].str[0] == "1").astype(int)
     if "diagnosis" in table:
-        told = ~table["diagnosis"].str.lower().isin(["", "unknown"])
+        told = ~diagnosis.isin(["", "unknown"]) & ~unclear
         _refuse_rows(where, "target and diagnosis contradict", names, told & (melanoma != (target == 1)))
     return target
 

@@ -112,6 +112,17 @@ def test_a_blank_diagnosis_without_a_target_is_refused(tmp_path):
     assert "diagnosis is blank in line 2 ('a')" in refusal(tmp_path, "image_name,diagnosis,sex\na,,male\n")
 
 
+@pytest.mark.parametrize(
+    "diagnosis", ["malignant melanoma", "Superficial Spreading Melanoma", "no melanoma", "MEL"]
+)
+def test_a_diagnosis_that_may_be_melanoma_or_not_is_for_the_target_to_tell(tmp_path, diagnosis):
+    message = refusal(tmp_path, f"image_name,diagnosis\na,melanoma in situ\nb,nevus\nc,{diagnosis}\n")
+    assert "add a column target) in line 4 ('c')" in message
+    for target in (0, 1):
+        table = read(tmp_path, f"image_name,diagnosis,target\na,melanoma,1\nc,{diagnosis},{target}\n")
+        assert table["label"].tolist() == [1, target]
+
+
 def test_an_image_without_a_patient_is_its_own_patient(tmp_path):
     table = read(tmp_path, "image_name,patient_id,target\na,,0\nb,p,0\nc, ,0\nd,p,1\n")
     assert table["patient_id"].nunique() == 3

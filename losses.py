@@ -150,6 +150,19 @@ class SiameseLoss:
         first, second : int64 tensors of shape (P,), the images of each pair
         mined_share : share of the pairs or triplets, the costliest, that count
         """
+        loss, measures = self.of_pairs(embeddings, labels, first, second, mined_share)
+        return loss + self.of_head(logits, labels), measures
+
+    def of_head(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of the head alone, a scalar; 0 where there is none. Arguments as of a call."""
+        if self.head == "none":
+            return logits.new_zeros(())
+        return head_loss(logits, labels, self.head, self.melanoma_weight)
+
+    def of_pairs(
+        self, embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, mined_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of the pairs or triplets alone, with its weight; arguments and returns as of a call."""
         distance = pair_distance(embeddings[first], embeddings[second])
         same = labels[first] == labels[second]
         terms = contrastive_terms(distance, same, self.margin, self.positive_margin)
@@ -172,10 +185,7 @@ class SiameseLoss:
         weights = 1 + (self.melanoma_weight - 1) * with_melanoma.to(terms.dtype)
         if mined_share < 1:
             weights = weights * hardest(terms, groups, mined_share)
-        total = self.pair_weight * weighted_mean(terms, weights, self.active_only)
-        if self.head != "none":
-            total = total + head_loss(logits, labels, self.head, self.melanoma_weight)
-        return total, measures
+        return self.pair_weight * weighted_mean(terms, weights, self.active_only), measures
 
     def collapsed(self, unlike_distance: float) -> bool:
         """Say whether the embedding has collapsed: on average unlike images lie all but on one point."""

@@ -371,17 +371,16 @@ def validate(
     validation: Validation,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """Return the log's figures of validation: loss of its pairs, AUC of its images by each way to score, the best."""
+    """Return the log's figures of validation: its loss, the AUC of its images by each way to score, the best way.
+
+    The head's loss is over the images of the pairs, half of which are melanomas, as they are in training.
+    """
     images, references = validation.images, validation.references
     embeddings, logits = embed_images(network, feed, images.rows, dtype)
     first, second = torch.from_numpy(validation.pairs.T)
-    loss, _ = loss_function(
-        torch.from_numpy(embeddings),
-        torch.from_numpy(logits),
-        torch.from_numpy(images.labels),
-        first,
-        second,
-    )
+    labels, shown = torch.from_numpy(images.labels), torch.cat([first, second])
+    of_pairs, _ = loss_function.of_pairs(torch.from_numpy(embeddings), labels, first, second)
+    loss = of_pairs + loss_function.of_head(torch.from_numpy(logits)[shown], labels[shown])
     reference_embeddings, _ = embed_images(network, feed, references.rows, dtype)
     scores = score_all(embeddings, logits if network.head else None, reference_embeddings, references.labels)
     aucs = {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}

@@ -166,14 +166,6 @@ class SiameseLoss:
         distance = pair_distance(embeddings[first], embeddings[second])
         same = labels[first] == labels[second]
         terms = contrastive_terms(distance, same, self.margin, self.positive_margin)
-        measures = torch.stack(
-            [
-                weighted_mean(distance, same.to(distance.dtype)),
-                weighted_mean(distance, (~same).to(distance.dtype)),
-                (terms > 0).to(distance.dtype).mean(),
-                embeddings.std(dim=0, correction=0).square().sum().sqrt(),
-            ]
-        ).detach()
         with_melanoma = (labels[first] | labels[second]).bool()
         groups = same
         if self.loss == "triplet":
@@ -182,6 +174,14 @@ class SiameseLoss:
             is_pair[first, second] = is_pair[second, first] = True
             terms, anchor = triplet_terms(apart, labels, is_pair, self.margin)
             groups = with_melanoma = labels[anchor].bool()
+        measures = torch.stack(
+            [
+                weighted_mean(distance, same.to(distance.dtype)),
+                weighted_mean(distance, (~same).to(distance.dtype)),
+                weighted_mean((terms > 0).to(distance.dtype)),
+                embeddings.std(dim=0, correction=0).square().sum().sqrt(),
+            ]
+        ).detach()
         weights = 1 + (self.melanoma_weight - 1) * with_melanoma.to(terms.dtype)
         if mined_share < 1:
             weights = weights * hardest(terms, groups, mined_share)

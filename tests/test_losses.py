@@ -319,8 +319,22 @@ def test_measures_are_of_all_pairs_whatever_the_loss_and_have_no_gradient():
     results = [SiameseLoss("contrastive", 0.5)(*batch)[1]]
     results.append(SiameseLoss("contrastive", 0.5, melanoma_weight=3.0, head="bce")(*batch, 0.1)[1])
     results.append(SiameseLoss("triplet", 0.5)(*batch, 0.1)[1])
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert torch.equal(results[0], results[1])
+    of_terms = MEASURES.index("active_share")  # of the pairs, or of the triplets
+    assert torch.equal(results[0][:of_terms], results[2][:of_terms])
+    assert torch.equal(results[0][of_terms + 1 :], results[2][of_terms + 1 :])
     assert not results[0].requires_grad
+
+
+def test_the_active_share_of_triplets_is_of_triplets():
+    """Two classes far apart: no triplet has a loss, though like pairs at a distance would have one."""
+    embeddings = torch.tensor([[0.0, 0.0], [0.1, 0.0], [9.0, 0.0], [9.1, 0.0]])
+    labels, first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2]), torch.tensor([1, 3])
+    active = MEASURES.index("active_share")
+    for loss, share in (("triplet", 0.0), ("contrastive", 1.0)):
+        assert SiameseLoss(loss, 0.5)(embeddings, torch.zeros(4), labels, first, second)[1][active] == share
+    nearer = embeddings * torch.tensor([[1.0], [1.0], [0.03], [0.03]])
+    assert SiameseLoss("triplet", 0.5)(nearer, torch.zeros(4), labels, first, second)[1][active] == 1
 
 
 def test_an_embedding_on_one_point_has_collapsed():

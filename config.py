@@ -262,6 +262,8 @@ class Config:
                 problems.append(f"{told}: it must be none with the published split")
             elif self.validation_fold == self.fold:
                 problems.append(f"{told}: that fold tests, choose another")
+        if self.pairs == "batch" and self.batch_size == 1:
+            problems.append("batch_size is 1: with pairs batch it must be 2 or more, whose images meet")
         if self.loss == "triplet" and self.pairs != "batch":
             problems.append("loss is 'triplet': it needs pairs batch, in which all images of a batch meet")
         if self.head == "none" and self.pair_weight == 0:

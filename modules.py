@@ -200,7 +200,7 @@ class TorchvisionBackbone(Backbone):
     Raises
     ------
     InputError : no such model or weights; weights that cannot be fetched, read, or do not fit; no convolutions
-        for a grid
+        for a grid; images of this size are not for this model
     """
 
     def __init__(self, name: str, image_size: int, weights: str, grid: int = 1) -> None:
@@ -215,8 +215,11 @@ class TorchvisionBackbone(Backbone):
         options: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):
             options = {"aux_logits": False, "init_weights": True}
-        model = models.get_model(name, weights=None, **options)
-        self.features = _cut_classifier(model, name)
+        try:
+            model = models.get_model(name, weights=None, **options)
+        except AssertionError as error:
+            raise _wrong_size(name, image_size, error) from error
+        _cut_classifier(model, name)
         self.grid = grid
         if weights != "none":
             state = _published_state(published, name) if weights == "imagenet" else _read_state(Path(weights))
@@ -225,9 +228,11 @@ class TorchvisionBackbone(Backbone):
         self.normalize = Normalize(transforms.mean, transforms.std)
         self.model = model if grid == 1 else _convolutions(model, name)
         _fold_sequences(self)
-        if grid > 1:
+        try:
             with torch.no_grad():
                 self.features = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        except (AssertionError, RuntimeError) as error:
+            raise _wrong_size(name, image_size, error) from error
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features, (B, F), of images, float (B, 3, S, S) in 0..1."""
@@ -424,8 +429,15 @@ def import_torchvision() -> ModuleType:
     return torchvision
 
 
-def _cut_classifier(model: nn.Module, name: str) -> int:
-    """Replace a classifier's last linear layer by nothing, and switch its dropout off; return its input's length."""
+def _wrong_size(name: str, image_size: int, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0]
+    return InputError(
+        f"backbone {name} takes no images of {image_size} px ({reason}): choose another --image-size or backbone"
+    )
+
+
+def _cut_classifier(model: nn.Module, name: str) -> None:
+    """Replace a classifier's last linear layer by nothing, and switch its dropout off."""
     path, last = next(
         ((p, m) for p, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), ("", None)
     )
@@ -436,7 +448,6 @@ def _cut_classifier(model: nn.Module, name: str) -> int:
     for inner_path, inner in list(model.named_modules()):
         if inner_path.partition(".")[0] in (top, "dropout") and isinstance(inner, nn.Dropout):
             model.set_submodule(inner_path, nn.Identity())
-    return last.in_features
 
 
 def _convolutions(model: nn.Module, name: str) -> nn.Module:

@@ -190,6 +190,12 @@ def test_a_triplet_needs_a_batch_in_which_all_meet():
     assert Config(loss="triplet", pairs="batch").loss == "triplet"
 
 
+def test_an_image_needs_another_to_meet_in_a_batch():
+    message = refusal(pairs="batch", batch_size=1)
+    assert message == "batch_size is 1: with pairs batch it must be 2 or more, whose images meet"
+    assert Config(batch_size=1).batch_size == 1  # pair
+
+
 def test_something_has_to_be_trained():
     message = refusal(pair_weight=0.0)
     assert message == "pair_weight is 0 and head is 'none': nothing would be trained, change one"

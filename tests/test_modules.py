@@ -234,6 +234,13 @@ def test_an_unknown_backbone_is_refused_by_name():
     assert all(name in message for name in ("resnet18", "vgg11", "efficientnet_b0"))
 
 
+@pytest.mark.parametrize("name, image_size", [("vit_b_16", 100), ("alexnet", 32), ("maxvit_t", 128)])
+def test_images_of_a_size_that_a_classifier_does_not_take_are_refused(name, image_size):
+    message = refusal(build_network, name, image_size, 8)
+    assert message.startswith(f"backbone {name} takes no images of {image_size} px (")
+    assert message.endswith("): choose another --image-size or backbone")
+
+
 # --- freezing ---
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -14,8 +15,8 @@ from sklearn.neighbors import NearestNeighbors
 
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 CALIBRATIONS = ("platt", "isotonic")
-NEAREST_SHARE = 0.25  # scorer `nearest`: of the references of either class
-NEIGHBOURS = 20  # scorer `neighbours`: of either class
+# Which references of either class the scorers that take a mean distance count: all, or a share, or so many at most
+COUNTED: dict[str, dict[str, Any]] = {"distance": {}, "nearest": {"share": 0.25}, "neighbours": {"most": 20}}
 BLOCK = 1024  # images scored at a time: bounds memory at BLOCK × references distances
 
 
@@ -57,16 +58,22 @@ def reference_score(
     -------
     float64 array of shape (N,): mean distance to the benign references minus mean distance to the melanomas
     """
-    parts = []
-    for own in _by_class(references, labels):
-        nearest = max(1, round(share * len(own)))
-        parts.append(mean_distance(embeddings, own, nearest if most is None else min(nearest, most)))
-    return parts[0] - parts[1]
+    benign, melanoma = (
+        mean_distance(embeddings, own, count_nearest(len(own), share, most))
+        for own in by_class(references, labels)
+    )
+    return benign - melanoma
+
+
+def count_nearest(n: int, share: float = 1.0, most: int | None = None) -> int:
+    """Return how many of n references of a class count: a share of them, one at least, `most` at most."""
+    nearest = max(1, round(share * n))
+    return nearest if most is None else min(nearest, most)
 
 
 def prototypes(references: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean embeddings, (D,), of the benign references and of the melanomas."""
-    benign, melanoma = _by_class(references, labels)
+    benign, melanoma = by_class(references, labels)
     return benign.mean(axis=0), melanoma.mean(axis=0)
 
 
@@ -123,17 +130,16 @@ def score_all(
     embeddings, references, labels : see `reference_score`
     """
     scores = {
-        "distance": reference_score(embeddings, references, labels),
-        "nearest": reference_score(embeddings, references, labels, share=NEAREST_SHARE),
-        "neighbours": reference_score(embeddings, references, labels, most=NEIGHBOURS),
-        "prototype": prototype_score(embeddings, references, labels),
+        name: reference_score(embeddings, references, labels, **counted) for name, counted in COUNTED.items()
     }
+    scores["prototype"] = prototype_score(embeddings, references, labels)
     if logits is not None:
         scores["head"] = logits.astype(np.float64)
     return scores
 
 
-def _by_class(references: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def by_class(references: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the references (R, D) that are benign, and those that are melanomas; there must be some of each."""
     melanoma = labels == 1
     if melanoma.all() or not melanoma.any():
         raise ValueError("references of both classes are needed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from captum.attr import LayerGradientXActivation
@@ -9,16 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from augment import flips_and_turns, to_float, turn_back
+from classify import COUNTED, by_class, count_nearest, prototypes
 from modules import SiameseNetwork
 
 
 def grad_cam(
-    network: SiameseNetwork, pixels: np.ndarray, benign: np.ndarray, melanoma: np.ndarray, views: int = 1
+    network: SiameseNetwork,
+    pixels: np.ndarray,
+    scorer: str,
+    references: np.ndarray,
+    labels: np.ndarray,
+    views: int = 1,
 ) -> np.ndarray | None:
-    """Return a heat map of one image: what its embedding's distances to the two class means owe to each place.
+    """Return a heat map of one image: what its score, large = melanoma, owes to each place.
 
-    The score explained is |e - benign| - |e - melanoma|, large = melanoma, of the embedding e. Each place of the
-    backbone's last map of features counts with the sum over its channels of feature × gradient of the score.
+    Each place of the backbone's last map of features counts with the sum over its channels of feature × gradient of
+    the score: of the very score by which the image is judged, be it distances to references or the head's logit.
     Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over all places, which is the same thing where the
     features are pooled to their mean. Here most backbones tell places apart (conv3's linear layer, `--grid`), and the
     mean would blame a feature everywhere for what it does in one place: so each place keeps its own gradient, as in
@@ -28,8 +36,8 @@ def grad_cam(
     ----------
     network : in evaluation mode afterwards
     pixels : uint8 array of shape (S, S, 3)
-    benign, melanoma : float arrays of shape (D,), mean embedding of each class of the references
-    views : 1 or 8, the views of which e is the mean, see `feed.embed_images`; the map is their mean, turned back
+    scorer, references, labels : the way of scoring, embeddings (R, D) and labels (R,), see `classify.score_all`
+    views : 1 or 8, the views whose mean is scored, see `feed.embed_images`; the map is their mean, turned back
 
     Returns
     -------
@@ -40,14 +48,12 @@ def grad_cam(
         return None
     network.eval()
     device = next(network.parameters()).device
-    prototypes = [torch.from_numpy(mean.astype(np.float32)).to(device) for mean in (benign, melanoma)]
+    score_of = scoring(scorer, references, labels, device)
 
     def score(images: Tensor) -> Tensor:  # (V, 3, S, S) -> (1,)
-        mean = network.embed(images).mean(dim=0)
-        if network.unit_length:
-            mean = F.normalize(mean, dim=0)
-        to_benign, to_melanoma = (torch.linalg.vector_norm(mean - own) for own in prototypes)
-        return (to_benign - to_melanoma)[None]
+        embeddings, logits = network(images)
+        mean = embeddings.mean(dim=0)
+        return score_of(F.normalize(mean, dim=0) if network.unit_length else mean, logits.mean())[None]
 
     image = to_float(torch.from_numpy(pixels.copy())[None].to(device))
     images = torch.cat(list(flips_and_turns(image, views)))
@@ -55,3 +61,28 @@ def grad_cam(
     heat = turn_back(products.detach().sum(dim=1)).sum(dim=0)
     shape = (len(pixels), len(pixels))
     return F.interpolate(heat[None, None], shape, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
+
+
+def scoring(
+    scorer: str, references: np.ndarray, labels: np.ndarray, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a way of scoring as a function with a gradient, of an embedding (D,) and its logit, both on the device.
+
+    Parameters
+    ----------
+    scorer, references, labels : see `classify.score_all`
+    """
+    if scorer == "head":
+        return lambda embedding, logit: logit
+    own = prototypes(references, labels) if scorer == "prototype" else by_class(references, labels)
+    classes = [torch.from_numpy(np.atleast_2d(part).astype(np.float32)).to(device) for part in own]
+    counts = [count_nearest(len(part), **COUNTED.get(scorer, {})) for part in classes]
+
+    def score(embedding: Tensor, logit: Tensor) -> Tensor:
+        benign, melanoma = (
+            torch.linalg.vector_norm(part - embedding, dim=1).topk(count, largest=False).values.mean()
+            for part, count in zip(classes, counts, strict=True)
+        )
+        return benign - melanoma
+
+    return score

@@ -16,7 +16,7 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from cards import Neighbour, lesion_card
-from classify import familiarity, nearest_references, prototypes
+from classify import familiarity, nearest_references
 from config import Config
 from decoding import decode_image, find_images, find_photos
 from device import keep_freed_memory
@@ -30,7 +30,6 @@ from labels import read_test_names
 from panel import (
     Choices,
     Panel,
-    Run,
     common_threshold,
     image_sizes,
     load_panels,
@@ -82,7 +81,7 @@ def judge_photos(
     panels = load_panels(machine, run_dirs, choices)
     first = panels[0].runs[0]
     usual, _ = nearest_references(panels[0].validation, first.references, 1)
-    drawer = CardDrawer(first, machine.graph_dir / "lesions")
+    drawer = CardDrawer(panels, machine.graph_dir / "lesions")
     drawn = len(paths) <= CARDS if cards is None else cards
     tables = []
     with tqdm(total=len(paths), desc="judging", unit="photo", disable=None) as bar:
@@ -103,7 +102,7 @@ def judge_photos(
     file = out / "new_lesions.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     print(describe_photos(table))
-    if sum(len(panel.runs) for panel in panels) > 1:
+    if not drawer.alone:
         print(f"nearest, familiarity and cards are by {first.config.run_dir}, probabilities by all runs")
     if not drawn:
         print(f"{len(paths):,} photos: no cards drawn, --cards draws them")
@@ -178,21 +177,23 @@ def describe_photos(table: pd.DataFrame) -> str:
 
 
 class CardDrawer:
-    """Draws cards of judged photos into a folder, with the heat map and the neighbours that one run sees.
+    """Draws cards of judged photos into a folder, with the heat map and the neighbours that the first run sees.
 
     Parameters
     ----------
-    run : whose training part the neighbours are from
+    panels : that judge; the neighbours are from the training part of their first run, the map is of its score
     folder : of the cards; made with the first
     """
 
-    def __init__(self, run: Run, folder: Path) -> None:
+    def __init__(self, panels: Sequence[Panel], folder: Path) -> None:
+        run = panels[0].runs[0]
         self.run = run
+        self.scorer = panels[0].scorers[0]
+        self.alone = sum(len(panel.runs) for panel in panels) == 1
         self.folder = folder
         self.taken: set[str] = set()  # file names, in small letters: some disks do not tell a from A
         self.files = find_images(run.config.train_image, follow_links=run.config.follow_links)
         self.names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
-        self.prototypes = prototypes(run.references, run.reference_labels)
 
     def draw(
         self, path: Path, row: Mapping[str, float | str], pixels: np.ndarray, embedding: np.ndarray
@@ -206,11 +207,13 @@ class CardDrawer:
         pixels : uint8 array of shape (S, S, 3), as the run saw it
         embedding : float array of shape (D,), by the run
         """
-        heat = grad_cam(self.run.network, pixels, *self.prototypes, self.run.config.test_views)
-        benign, melanomas = (self.neighbours(embedding, label) for label in (0, 1))
-        card = lesion_card(
-            str(row["path"]), decode_image(path, SIDE), heat, describe_verdict(row), melanomas, benign
+        run = self.run
+        heat = grad_cam(
+            run.network, pixels, self.scorer, run.references, run.reference_labels, run.config.test_views
         )
+        benign, melanomas = (self.neighbours(embedding, label) for label in (0, 1))
+        verdict = describe_verdict(row, self.alone)
+        card = lesion_card(str(row["path"]), decode_image(path, SIDE), heat, verdict, melanomas, benign)
         save_figure(card, self.folder / f"{unique_name(path.stem, self.taken)}.png")
 
     def neighbours(self, embedding: np.ndarray, label: int) -> list[Neighbour]:
@@ -223,8 +226,11 @@ class CardDrawer:
         ]
 
 
-def describe_verdict(row: Mapping[str, float | str]) -> list[str]:
-    """Return what a card says of its lesion, a row of the table of photos, in lines."""
+def describe_verdict(row: Mapping[str, float | str], alone: bool = True) -> list[str]:
+    """Return what a card says of its lesion, a row of the table of photos, in lines.
+
+    alone : one run has judged; else the card says what is by the first one alone
+    """
     lines = [
         f"called {row['decision']}",
         f"probability of melanoma {row['probability']:.3f}",
@@ -236,6 +242,8 @@ def describe_verdict(row: Mapping[str, float | str]) -> list[str]:
     ]
     if float(row["familiarity"]) < UNFAMILIAR:
         lines += ["unlike anything seen: do not trust it"]
+    if not alone:
+        lines += ["map and neighbours: by the first run"]
     return [*lines, "", "research software,", "not a medical device"]
 
 

@@ -52,7 +52,7 @@ MAY_IMPORT = {
         "labels",
         "modules",
     },
-    "explain": {"augment", "modules"},
+    "explain": {"augment", "classify", "modules"},
     "cards": {"figures"},
     "unlabelled": {
         "cards",

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from augment import to_float
-from explain import grad_cam
+from classify import SCORERS, score_all
+from explain import grad_cam, scoring
 from modules import Backbone, SiameseNetwork, build_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BENIGN, MELANOMA = np.array([0.0, 0.0]), np.array([1.0, 0.0])
+LABELS = np.array([0, 1])
 
 
 class TopLeft(Backbone):
@@ -41,8 +43,8 @@ def top_left(field: int = 1) -> SiameseNetwork:
     return network
 
 
-def heat_of(*arguments, **settings) -> np.ndarray:
-    heat = grad_cam(*arguments, **settings)
+def heat_of(network, pixels, benign, melanoma, **settings) -> np.ndarray:
+    heat = grad_cam(network, pixels, "prototype", np.stack([benign, melanoma]), LABELS, **settings)
     assert heat is not None
     return heat
 
@@ -110,6 +112,31 @@ def test_a_turned_image_has_the_turned_map_in_eight_views(settings):
     assert np.abs(heat - heat[:, ::-1]).max() > 0.1 * np.abs(heat).max()
 
 
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_the_score_that_is_explained_is_the_one_that_judges(scorer):
+    rng = np.random.default_rng(0)
+    references, labels = rng.normal(size=(200, 6)), (rng.random(200) < 0.3).astype(int)
+    embeddings, logits = rng.normal(size=(5, 6)), rng.normal(size=5)
+    score = scoring(scorer, references, labels, torch.device("cpu"))
+    tensors = zip(torch.from_numpy(embeddings).float(), torch.from_numpy(logits), strict=True)
+    found = [float(score(embedding, logit)) for embedding, logit in tensors]
+    expected = score_all(embeddings, logits, references, labels)[scorer]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_the_map_of_a_linear_head_adds_up_to_its_logit(views):
+    """feature × gradient over a network that is linear from its map on: what the places owe is the whole logit."""
+    network = top_left(field=1)
+    network.head = nn.Linear(2, 1, bias=False)
+    pixels = noise(6)
+    references = np.stack([BENIGN, MELANOMA])
+    heat = grad_cam(network, pixels, "head", references, LABELS, views)
+    corners = pixels[np.ix_([0, -1], [0, -1])] if views == 8 else pixels[:1, :1]
+    expected = network.head.weight[0, 0].item() * corners.mean() / 255
+    assert heat is not None and heat.sum() == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_network_and_the_image_are_left_as_they_were():
     network = build_network("conv3_norm", 32, 2, dropout=0.5).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -123,4 +150,4 @@ def test_the_network_and_the_image_are_left_as_they_were():
 
 def test_a_vision_transformer_has_no_map():
     network = build_network("vit_b_32", 32, 2, weights="none")
-    assert grad_cam(network, noise(32), BENIGN, MELANOMA) is None
+    assert grad_cam(network, noise(32), "head", np.stack([BENIGN, MELANOMA]), LABELS) is None

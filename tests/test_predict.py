@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import HEADER, quick_config
+from conftest import HEADER, another_folder, quick_config
 from PIL import Image
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -113,16 +113,6 @@ def test_predicting_twice_gives_the_same_files(machine: Config) -> None:
         predict.main(machine)
         texts.append([(machine.run_dir / name).read_bytes() for name in ("predictions.csv", "metrics.json")])
     assert texts[0] == texts[1]
-
-
-def another_folder(images: Path, labels: Path, to: Path) -> tuple[Path, Path]:
-    """Copy labelled images under names that no run knows, which begin with `new_`."""
-    table = pd.read_csv(labels, dtype=str, keep_default_na=False)
-    (to / "train").mkdir(parents=True)
-    for name in table["image_name"]:
-        shutil.copyfile(images / f"{name}.jpg", to / "train" / f"new_{name}.jpg")
-    table.assign(image_name="new_" + table["image_name"]).to_csv(to / "train.csv", index=False)
-    return to / "train", to / "train.csv"
 
 
 def test_another_labelled_folder_is_judged_with_the_runs_threshold(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import quick_config
+from conftest import another_folder, quick_config
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -106,13 +106,14 @@ def test_test_images_as_photos_are_judged_as_in_predictions_csv(machine):
 
 
 @pytest.mark.usefixtures("lean_evaluation")
-def test_several_runs_judge_a_photo_together_as_they_do_a_labelled_folder(machine, second, capsys):
+def test_several_runs_judge_a_photo_together_as_they_do_a_labelled_folder(machine, second, capsys, tmp_path):
+    images, labels = another_folder(machine.train_image, machine.train_labels, tmp_path / "another")
     run_dirs = [machine.run_dir, second]
     choices = Choices(prevalence=0.05)
-    predict.main(machine, run_dirs, machine.train_image, machine.train_labels, choices)
+    predict.main(machine, run_dirs, images, labels, choices)
     expected = pd.read_csv(machine.graph_dir / "evaluate_predictions.csv")
     before = sorted(machine.cache_dir.rglob("*"))
-    table = judge_photos(machine, run_dirs, [machine.train_image], choices, cards=False)
+    table = judge_photos(machine, run_dirs, [images], choices, cards=False)
     assert [Path(path).stem for path in table["path"]] == expected["image_name"].tolist()
     for column in ("probability", "threshold"):
         np.testing.assert_allclose(table[column].astype(float), expected[column], rtol=1e-5)
@@ -304,7 +305,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
 
 
 @pytest.mark.usefixtures("quick_cards")
-def test_the_heat_map_explains_the_runs_own_embedding(machine, folder, monkeypatch):
+def test_the_heat_map_explains_the_runs_own_score(machine, folder, monkeypatch):
     seen = shown_cards(monkeypatch)
     judge_photos(machine, (), [folder / "a.jpg", folder / "f.jpg"])
     dark, bright = (card["heat"] for card in seen)  # the run has learnt that dark is melanoma
@@ -313,10 +314,18 @@ def test_the_heat_map_explains_the_runs_own_embedding(machine, folder, monkeypat
     run = panel.load_run(machine)
     [view] = run.feed.batches([run.feed.cache.rows([sorted(machine.train_image.iterdir())[8].stem])])
     by_hand = unlabelled.grad_cam(
-        run.network, view[0].numpy(), *unlabelled.prototypes(run.references, run.reference_labels)
+        run.network, view[0].numpy(), panel.make_panel([run]).scorers[0], run.references, run.reference_labels
     )
     assert by_hand is not None
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("quick_cards")
+def test_a_card_of_several_runs_says_what_the_first_one_alone_shows(machine, second, folder, monkeypatch):
+    seen = shown_cards(monkeypatch)
+    for run_dirs in ([machine.run_dir], [machine.run_dir, second]):
+        judge_photos(machine, run_dirs, [folder / "a.jpg"])
+    assert ["map and neighbours: by the first run" in card["verdict"] for card in seen] == [False, True]
 
 
 # --- the challenge's test set ---

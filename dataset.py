@@ -20,11 +20,11 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.utils import check_random_state
 
 from check import check_files
-from config import Config, add_flags, from_flags
+from config import DOWNLOADS, Config, add_flags, from_flags
 from decoding import find_images
 from download import download_isic
 from errors import InputError
-from files import is_folder
+from files import is_file, is_folder
 from images import ImageCache
 from labels import drop_duplicates, read_duplicates, read_labels
 from script import run_script
@@ -200,7 +200,8 @@ def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
         "fold": config.fold,
         "splits": {part: count(table[table["part"] == part]) for part in PARTS},
         "oversampling_factor": round(oversampling_factor(train["label"].to_numpy()), 3),
-        "pairs_per_epoch": 2 * int(max((train["label"] == 0).sum(), (train["label"] == 1).sum())),
+        **_per_epoch(train["label"].to_numpy(), config),
+        "duplicates_not_used": _duplicates_beside(config),
     }
     if config.split == "published":  # as published, before validation is cut from the training part
         summary["published_split"] = {
@@ -210,13 +211,32 @@ def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
     return summary
 
 
+def _per_epoch(labels: np.ndarray, config: Config) -> dict[str, int | None]:
+    """Return how many images an epoch shows, and in how many independent pairs; None if they meet in batches."""
+    larger = int(np.bincount(labels, minlength=2).max())
+    if config.pairs == "batch":
+        return {"images_per_epoch": 2 * math.ceil(config.epoch_share * larger), "pairs_per_epoch": None}
+    pairs = math.ceil(config.epoch_share * 2 * larger)
+    return {"images_per_epoch": 2 * pairs, "pairs_per_epoch": pairs}
+
+
+def _duplicates_beside(config: Config) -> str | None:
+    """Return the list of duplicates that lies beside the labels, if none is used."""
+    path = config.train_labels.with_name(DOWNLOADS["duplicates"].address.rpartition("/")[2])
+    return str(path) if config.duplicates is None and is_file(path) else None
+
+
 def describe(summary: dict[str, Any]) -> str:
     """Return a summary as text, a line for each count."""
     missing = summary["labels_without_image"]
+    listed = summary["duplicates_not_used"]
+    unused = f" (--duplicates {listed} drops those that are listed there)" if listed else ""
+    pairs = summary["pairs_per_epoch"]
+    shown = "images an epoch, which meet in batches" if pairs is None else "pairs an epoch"
     lines = [
         f"{summary['images']:,} images of {summary['patients']:,} patients: {summary['melanoma']:,} melanoma, "
         f"{summary['benign']:,} benign (from {summary['labels']:,} labels)",
-        f"duplicates dropped: {summary['duplicates_dropped']:,}",
+        f"duplicates dropped: {summary['duplicates_dropped']:,}{unused}",
         "image folder not there: files not checked"
         if missing is None
         else f"labels without an image: {missing:,}; images without a label: "
@@ -234,7 +254,7 @@ def describe(summary: dict[str, Any]) -> str:
         ]
     lines.append(
         f"oversampling factor {summary['oversampling_factor']:.1f} (benign : melanoma in train), "
-        f"{summary['pairs_per_epoch']:,} pairs an epoch"
+        f"{summary['images_per_epoch'] if pairs is None else pairs:,} {shown}"
     )
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """dataset.py: splits that keep patients apart, pairs that are balanced."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,14 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import cache_of
 from scipy.stats import chisquare
 from torch.utils.data import DataLoader
 
 import dataset
+import train
 from config import Config
 from dataset import (
     PairDataset,
+    describe,
     in_batch_batches,
     independent_batches,
     load_lesions,
@@ -28,6 +32,7 @@ from dataset import (
     split_patients,
     split_published,
     split_table,
+    summarise,
 )
 from errors import InputError
 from script import run_script
@@ -313,9 +318,34 @@ def test_the_summary_works_from_the_csv_alone(folder):
     assert set(parts) == {"train", "validation", "test"}
     for count in ("images", "melanoma", "benign", "patients"):
         assert sum(part[count] for part in parts.values()) == summary[count]
-    train = parts["train"]
-    assert summary["oversampling_factor"] == round(train["benign"] / train["melanoma"], 3)
-    assert summary["pairs_per_epoch"] == 2 * train["benign"]
+    learnt = parts["train"]
+    assert summary["oversampling_factor"] == round(learnt["benign"] / learnt["melanoma"], 3)
+    assert summary["pairs_per_epoch"] == 2 * learnt["benign"]
+    assert summary["images_per_epoch"] == 4 * learnt["benign"]
+
+
+@pytest.mark.parametrize("pairs, share", [("independent", 0.3), ("batch", 1.0), ("batch", 0.3)])
+def test_the_summary_says_what_an_epoch_shows(quick, pairs, share):
+    config = dataclasses.replace(quick, pairs=pairs, epoch_share=share)
+    data = train.Data.of(lesions := load_lesions(config), config, torch.device("cpu"))
+    batches = train.epoch_batches(config, data.train, data.feed.cache, np.random.default_rng(0))
+    summary = summarise(lesions, config)
+    assert summary["images_per_epoch"] == sum(len(batch.rows) for batch in batches)
+    independent = sum(len(batch.first) for batch in batches) if pairs == "independent" else None
+    assert summary["pairs_per_epoch"] == independent
+    what = f"{independent} pairs an epoch" if independent else "images an epoch, which meet in batches"
+    assert describe(summary).endswith(what)
+
+
+def test_a_list_of_duplicates_that_lies_there_unused_is_pointed_out(quick):
+    beside = quick.train_labels.with_name("ISIC_2020_Training_Duplicates.csv")
+    beside.write_text("image_name_1,image_name_2\nISIC_0000020,ISIC_0000021\n")
+    for given, line in (
+        (None, f"duplicates dropped: 0 (--duplicates {beside} drops those that are listed there)"),
+        (beside, "duplicates dropped: 1"),
+    ):
+        config = dataclasses.replace(quick, duplicates=given)
+        assert line in describe(summarise(load_lesions(config), config)).splitlines()
 
 
 def test_bad_input_ends_the_program_in_one_line(folder):

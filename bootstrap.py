@@ -73,6 +73,36 @@ def auc_interval(
     )
 
 
+def roc_band(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return where the ROC curve lies: at each of 101 false positive rates, the interval of sensitivity there.
+
+    Pointwise, and vertical: by the draws of `intervals`, those left out that lack a class. Both classes must occur.
+
+    Returns
+    -------
+    1 - specificity, and the lowest and the highest sensitivity, float64 (101,) each
+    """
+    check_scores(labels, scores)
+    grid = np.linspace(0, 1, 101)
+
+    def sensitivities(weights: np.ndarray) -> np.ndarray:
+        tp, fp = roc_counts(labels, scores, weights)
+        both = (tp[:, -1] > 0) & (fp[:, -1] > 0)
+        curves = zip(tp[both], fp[both], strict=True)
+        return np.array([np.interp(grid, false / false[-1], true / true[-1]) for true, false in curves])
+
+    drawn = [own for own in map(sensitivities, weightings(groups, rng, draws)) if len(own)]
+    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return grid, low, high
+
+
 def compare(
     labels: np.ndarray,
     scores_a: np.ndarray,

@@ -447,6 +447,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.with_test and not arguments.download:
         parser.error("--with-test goes with --download DIR")
+    if arguments.json and (arguments.download or arguments.check):
+        parser.error("--json goes with the summary alone, not with --download or --check")
     config = from_flags(arguments)
     if arguments.download:
         download_isic(arguments.download, arguments.with_test)

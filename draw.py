@@ -14,6 +14,7 @@ import checkpoint
 import curves
 import figures
 import galleries
+from bootstrap import roc_band
 from dataset import sample_pairs
 from panel import Run, Scored
 
@@ -31,8 +32,9 @@ def draw_all(
     lesions : the scored table with its context, see `measure.add_context`
     metrics : as `measure.measure`, with the set's name and subgroups
     run : the panel's first, whose embeddings are drawn
-    rng : source of the pairs and of the benign images that t-SNE maps
+    rng : source of the pairs, of the benign images that t-SNE maps, and of the band's bootstrap
     """
+    embedded = _embedding_figures(lesions, scored, metrics, run, rng)
     labels, probability, threshold = (
         lesions[name].to_numpy() for name in ("label", "probability", "threshold")
     )
@@ -49,7 +51,8 @@ def draw_all(
     sensitivity, specificity = metrics["sensitivity"], metrics["specificity"]
     if metrics["auc"] is not None:
         point = (1 - specificity, sensitivity)
-        drawn["ROC_curve.png"] = figures.roc(labels, probability, metrics["auc"], point, what)
+        band = roc_band(labels, probability, lesions["patient_id"].to_numpy(), rng)
+        drawn["ROC_curve.png"] = figures.roc(labels, probability, metrics["auc"], point, what, band)
         precision = metrics["precision"]
         drawn["Precision_recall.png"] = curves.precision_recall(
             labels,
@@ -64,7 +67,7 @@ def draw_all(
     else:
         reason = metrics["not_computed"]["auc"]
         missing = {name: reason for name, figure in drawn.items() if figure is None}
-    for name, (figure, reason) in _embedding_figures(lesions, scored, metrics, run, rng).items():
+    for name, (figure, reason) in embedded.items():
         drawn[name] = figure
         if figure is None:
             missing[name] = reason

@@ -124,22 +124,21 @@ def roc(
     auc: float,
     point: tuple[float, float],
     what: str,
-    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    band: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> Figure:
     """Draw the ROC curve of labels (N,) and scores (N,) with the operating point (1 - specificity, sensitivity).
 
     Parameters
     ----------
     band : where the curve lies in 95 % of bootstrap samples: 1 - specificity, and the lowest and highest sensitivity
-        there, each of shape (G,)
+        there, each of shape (G,), see `bootstrap.roc_band`
     """
     need_both(labels, "a ROC curve")
     false_rate, true_rate, _ = roc_curve(labels, scores, drop_intermediate=False)
     with matplotlib.rc_context(STYLE):
         figure, axes = one_panel()
         axes.plot([0, 1], [0, 1], "--", color=GREY, label="chance")
-        if band is not None:
-            axes.fill_between(*band, color=BENIGN, alpha=0.2, linewidth=0, label="95 % of bootstrap samples")
+        axes.fill_between(*band, color=BENIGN, alpha=0.2, linewidth=0, label="95 % of bootstrap samples")
         axes.plot(false_rate, true_rate, color=BENIGN, linewidth=2, label=f"AUC {auc:.3f}")
         sensitivity, specificity = point[1], 1 - point[0]
         mark_point(axes, *point, f"threshold: sensitivity {sensitivity:.1%}, specificity {specificity:.1%}")

@@ -321,6 +321,10 @@ def run() -> None:
     asked = [bool(arguments.photos), arguments.submission, arguments.evaluate_image is not None]
     if sum([*asked, arguments.compare is not None]) > 1:
         parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
+    if arguments.cards is not None and not arguments.photos:
+        parser.error("--cards goes with photos: name them before the flags")
+    if arguments.metrics_file and (arguments.photos or arguments.submission or arguments.compare):
+        parser.error("--metrics-file goes with an evaluation, not with photos, --submission or --compare")
     run_dirs = vars(arguments).pop("run_dir") or ()
     for flag, folders, advice in (
         ("--run-dir", run_dirs, "name photos before the flags"),

@@ -44,8 +44,8 @@ class Picture(NamedTuple):
 PICTURES = {
     "ROC_curve.png": Picture(
         "ROC curve",
-        "Sensitivity against 1 - specificity over all thresholds. The dot is the threshold in use, the dashed line "
-        "a blind guess.",
+        "Sensitivity against 1 - specificity over all thresholds. At each specificity the band has the sensitivity of "
+        "95 % of bootstrap samples of the patients. The dot is the threshold in use, the dashed line a blind guess.",
         "auc",
     ),
     "Precision_recall.png": Picture(

@@ -69,7 +69,7 @@ MAY_IMPORT = {
         "panel",
     },
     "measure": {"bootstrap", "controls", "files", "images", "labels", "metrics", "panel", "subgroups"},
-    "draw": {"checkpoint", "curves", "dataset", "figures", "galleries", "images", "panel"},
+    "draw": {"bootstrap", "checkpoint", "curves", "dataset", "figures", "galleries", "images", "panel"},
     "demo": set(),
     "controls": {"bootstrap", "config", "dataset", "images", "metrics", "script"},
 }

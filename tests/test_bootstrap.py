@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from test_metrics import random_lesions
 
 import bootstrap
-from bootstrap import auc_interval, compare, fold_figures, intervals
+from bootstrap import auc_interval, compare, fold_figures, intervals, roc_band, weightings
 from metrics import evaluate
 
 # --- all figures ---
@@ -95,11 +95,32 @@ def test_scores_that_are_not_finite_are_refused_everywhere():
     for call in (
         lambda: intervals(labels, scores, threshold, patients, rng, 5),
         lambda: auc_interval(labels, scores, patients, rng, 5),
+        lambda: roc_band(labels, scores, patients, rng, 5),
         lambda: compare(labels, scores, labels * 1.0, patients, rng, 5),
         lambda: compare(labels, labels * 1.0, scores, patients, rng, 5),
     ):
         with pytest.raises(ValueError, match="1 of 20 scores are not finite, at index 4"):
             call()
+
+
+def test_the_band_holds_the_roc_curves_of_the_draws():
+    labels, scores, _, patients = judged(60)
+    grid, low, high = roc_band(labels, scores, patients, np.random.default_rng(1), 40)
+    curves = []
+    for weights in np.concatenate(list(weightings(patients, np.random.default_rng(1), 40))):
+        false_rate, true_rate, _ = sk.roc_curve(
+            labels, scores, sample_weight=weights, drop_intermediate=False
+        )
+        curves.append(np.interp(grid, false_rate, true_rate))
+    np.testing.assert_allclose(low, np.quantile(curves, 0.025, axis=0), atol=1e-12)
+    np.testing.assert_allclose(high, np.quantile(curves, 0.975, axis=0), atol=1e-12)
+    assert grid[0] == 0 and grid[-1] == 1 and (high - low).max() > 0.1
+
+
+def test_draws_that_lack_a_class_are_no_part_of_the_band():
+    labels = np.array([1, 0, 0, 0, 0])  # a third of the draws has no melanoma
+    _, low, high = roc_band(labels, np.arange(5.0), np.arange(5), np.random.default_rng(0), 200)
+    assert np.isfinite(low).all() and np.isfinite(high).all() and low[-1] == high[-1] == 1
 
 
 # --- coverage ---

@@ -94,6 +94,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("predict.py", ["--calibration", "guess"], "invalid choice: 'guess'"),
         ("predict.py", ["--scorer", "guess"], "invalid choice: 'guess'"),
         ("predict.py", ["--test-views", "4"], "invalid choice: 4"),
+        ("predict.py", ["--cards"], "--cards goes with photos"),
+        ("predict.py", ["--submission", "--metrics-file", "x"], "--metrics-file goes with an evaluation"),
+        ("dataset.py", ["--json", "--check"], "--json goes with the summary alone"),
     ],
 )
 def test_flags_that_do_not_exist_or_do_not_parse_stop_the_script(

@@ -18,6 +18,7 @@ LABELS = np.array([0, 0, 1, 0, 1, 1, 0, 0])
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.0])
 POINTS = np.arange(16.0).reshape(8, 2)
 WHAT = "test: 8 images, 3 melanoma"
+BAND = np.array([0, 0.5, 1]), np.array([0, 0.6, 1]), np.array([0.3, 0.9, 1])
 LOG = [
     {
         "epoch": 1,
@@ -48,7 +49,7 @@ LOG = [
 FIGURES = {
     "learning": lambda: figures.learning_curves(LOG, 2, WHAT),
     "confusion": lambda: figures.confusion_matrix({"tp": 90, "fp": 1509, "tn": 5000, "fn": 27}, WHAT),
-    "roc": lambda: figures.roc(LABELS, SCORES, 0.7333, (0.2, 2 / 3), WHAT),
+    "roc": lambda: figures.roc(LABELS, SCORES, 0.7333, (0.2, 2 / 3), WHAT, BAND),
     "tsne": lambda: figures.tsne_map(POINTS, LABELS, WHAT),
 }
 
@@ -149,29 +150,28 @@ def test_confusion_matrix_of_one_class_has_no_share_of_nothing():
 def test_roc_shows_the_curve_its_auc_and_the_operating_point():
     auc, at = roc_auc_score(LABELS, SCORES), evaluate(LABELS, SCORES, 0.5)
     point = (1 - at["specificity"], at["sensitivity"])
-    axes = figures.roc(LABELS, SCORES, auc, point, WHAT).axes[0]
+    axes = figures.roc(LABELS, SCORES, auc, point, WHAT, BAND).axes[0]
     chance, curve, drawn = axes.lines
     assert points_of(chance).tolist() == [[0, 0], [1, 1]]
     false_rate, true_rate, _ = roc_curve(LABELS, SCORES, drop_intermediate=False)
     np.testing.assert_array_equal(curve.get_xydata(), np.stack([false_rate, true_rate], axis=1))
     np.testing.assert_allclose(points_of(drawn), [[1 / 5, 2 / 3]])
     assert np.isclose(points_of(curve), points_of(drawn)).all(axis=1).any()  # it lies on the curve
-    assert legend_texts(axes) == ["chance", "AUC 0.800", "threshold: sensitivity 66.7%, specificity 80.0%"]
-
-
-def test_roc_shows_a_band_if_given_one():
-    grid, low, high = np.array([0, 0.5, 1]), np.array([0, 0.6, 1]), np.array([0.3, 0.9, 1])
-    axes = figures.roc(LABELS, SCORES, 0.8, (0.2, 2 / 3), WHAT, (grid, low, high)).axes[0]
+    assert legend_texts(axes) == [
+        "chance",
+        "95 % of bootstrap samples",
+        "AUC 0.800",
+        "threshold: sensitivity 66.7%, specificity 80.0%",
+    ]
     [band] = axes.collections
     corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices).tolist()}
     assert corners >= {(0, 0), (0.5, 0.6), (1, 1), (0.5, 0.9), (0, 0.3)}
-    assert legend_texts(axes)[1] == "95 % of bootstrap samples"
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_roc_of_one_class_is_refused(label):
     with pytest.raises(ValueError, match=rf"a ROC curve needs .*, got {8 * label} of 8 images"):
-        figures.roc(np.full(8, label), SCORES, 0.8, (0.2, 0.6), WHAT)
+        figures.roc(np.full(8, label), SCORES, 0.8, (0.2, 0.6), WHAT, BAND)
 
 
 def test_tsne_draws_melanomas_last_and_counts_both():

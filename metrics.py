@@ -10,11 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 from scipy.stats import binomtest
 
 LEVELS = (0.8, 0.9, 0.95)  # of specificity or sensitivity, at which the other one is stated
 PREVALENCE = 0.0176  # share of melanomas in ISIC 2020: 584 of 33,126
 BINS = 10  # of the calibration error
+EXTREME = 1e-9  # nearer to 0 or 1 a probability counts as this one: the log odds of 0 and 1 are infinite
+NEWTON_STEPS, CONVERGED = (
+    25,
+    1e-8,
+)  # of the calibration slope's fit: at most, and the last step's length in it
 
 Figures = dict[tuple[str, ...], np.ndarray]  # (B,) by name; a name of several words is nested in JSON
 
@@ -166,6 +172,7 @@ def weighted_figures(
     figures["at_prevalence", here, "flag_rate"] = found + flagged
     figures["brier",] = divide(weights @ np.square(scores - melanoma), n)
     figures["ece",] = calibration_error(labels, scores, weights)
+    figures["calibration_slope",] = calibration_slope(labels, scores, weights)
     return figures
 
 
@@ -252,6 +259,34 @@ def calibration_error(
     return divide(np.abs(weights @ gap).sum(axis=1), weights.sum(axis=1))
 
 
+def calibration_slope(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the slope of a logistic regression of labels on the probabilities' log odds (Cox 1958), float64 (B,).
+
+    1 where they are right; below 1 they are too extreme, above 1 too moderate (Van Calster et al. 2019).
+    NaN where nothing limits it: a class is absent, all probabilities are alike, or they tell the classes apart. By
+    Newton's method, which finds the maximum of all weightings at once.
+    """
+    log_odds = logit(np.clip(probabilities, EXTREME, 1 - EXTREME))
+    spread = log_odds.std()
+    if spread == 0:
+        return np.full(len(weights), np.nan)
+    x, y = (log_odds - log_odds.mean()) / spread, labels == 1
+    intercept, slope = np.zeros((2, len(weights), 1))
+    moved = np.full((2, len(weights), 1), np.inf)
+    for _ in range(NEWTON_STEPS):
+        p = expit(intercept + slope * x)
+        gradient, curvature = weights * (y - p), weights * p * (1 - p)
+        g0, g1 = np.stack([gradient.sum(axis=1), gradient @ x])[..., None]
+        h0, h1, h2 = np.stack([curvature.sum(axis=1), curvature @ x, curvature @ x**2])[..., None]
+        whole = h0 * h2 - h1**2
+        moved = np.stack([divide(h2 * g0 - h1 * g1, whole), divide(h0 * g1 - h1 * g0, whole)])
+        intercept, slope = intercept + moved[0], slope + moved[1]
+        if not (np.abs(moved) > CONVERGED).any():
+            break
+    found = (np.abs(moved) <= CONVERGED).all(axis=0)
+    return np.where(found, slope / spread, np.nan)[:, 0]
+
+
 def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return part / whole, float64, NaN where whole is 0."""
     whole = np.broadcast_to(whole, part.shape)
@@ -280,6 +315,8 @@ def _reasons(figures: dict[str, Any], counts: dict[str, int], absent: str | None
     for name, value in figures.items():
         if None in _leaves(value):
             first, second = (called, absent) if name in ("precision", "npv") else (absent, called)
+            if name == "calibration_slope":
+                second = "the scores are all alike, or tell the classes apart"
             reasons[name] = str(first or second)
     return reasons
 

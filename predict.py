@@ -202,7 +202,8 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
             f"  average precision  {show(metrics['average_precision'])}",
             "  sensitivity at     "
             + ", ".join(f"{show(value)} ({share} specificity)" for share, value in at.items()),
-            f"  calibration error  {show(metrics['ece'])} (ECE), Brier score {show(metrics['brier'])}",
+            f"  calibration error  {show(metrics['ece'])} (ECE), slope "
+            f"{show(metrics['calibration_slope'])}, Brier score {show(metrics['brier'])}",
             f"  sensitivity        {show(metrics['sensitivity'])} ({counts['tp']} of "
             f"{counts['tp'] + counts['fn']} melanomas found)",
             f"  specificity        {show(metrics['specificity'])} ({counts['tn']} of "

@@ -28,6 +28,7 @@ FIGURES_OF_MERIT = {
     "mcc": ("Matthews correlation (MCC)", 3),
     "brier": ("Brier score", 4),
     "ece": ("expected calibration error (ECE)", 4),
+    "calibration_slope": ("calibration slope", 3),
     "threshold": ("threshold, chosen on validation (of several runs, the mean)", 4),
 }
 

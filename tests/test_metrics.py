@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from scipy.special import logit
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 
 import metrics
-from metrics import count_outcomes, evaluate, rate, roc_counts
+from metrics import calibration_slope, count_outcomes, evaluate, rate, roc_counts
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 0])
 SCORES = np.array([0.9, 0.5, 0.1, 0.8, 0.6, 0.3, 0.3, 0.2, 0.0, 0.0])
@@ -84,6 +86,7 @@ def test_figures_by_hand():
         "counts_at_sensitivity": {level: {"hits": 2, "of": 7} for level in ("80%", "90%", "95%")},
         "brier": pytest.approx((0.1**2 + 0.5**2 + 0.9**2 + 0.8**2 + 0.6**2 + 2 * 0.3**2 + 0.2**2) / 10),
         "ece": pytest.approx((0.9 + 0.2 + 2 * 0.3 + 0.5 + 0.6 + 0.8 + 0.1) / 10),  # a bin to each value
+        "calibration_slope": pytest.approx(0.2179, abs=1e-4),  # scikit-learn's, see below
         "threshold": 0.5,
         "counts": {"tp": 2, "fp": 2, "tn": 5, "fn": 1},
         "n": 10,
@@ -246,12 +249,20 @@ def test_always_benign_finds_nothing_and_is_as_accurate_as_it_says():
     [
         (
             0,
-            {"auc", "average_precision", "partial_auc", "balanced_accuracy", "sensitivity", "mcc"},
+            {
+                "auc",
+                "average_precision",
+                "partial_auc",
+                "balanced_accuracy",
+                "sensitivity",
+                "mcc",
+                "calibration_slope",
+            },
             {"specificity": 0.5, "precision": 0, "npv": 1, "flag_rate": 0.5},
         ),
         (
             1,
-            {"auc", "partial_auc", "balanced_accuracy", "specificity", "mcc"},
+            {"auc", "partial_auc", "balanced_accuracy", "specificity", "mcc", "calibration_slope"},
             {"sensitivity": 0.5, "precision": 1, "npv": 0, "flag_rate": 0.5, "average_precision": 1},
         ),
     ],
@@ -291,6 +302,38 @@ def test_each_figure_has_its_own_reason(label, threshold, figure, absent, decisi
     reasons = evaluate(np.full(4, label), np.array([0.1, 0.2, 0.8, 0.9]), threshold)["not_computed"]
     assert reasons[figure] == decision
     assert {reason for name, reason in reasons.items() if name != figure} == {absent}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_calibration_slope_is_that_of_scikit_learns_regression(seed):
+    labels, scores = random_lesions(200, seed)
+    probabilities = 1 / (1 + np.exp(-3 * scores))  # too extreme
+    weights = np.stack([np.ones(200), np.random.default_rng(seed).integers(0, 4, 200)]).astype(float)
+    found = calibration_slope(labels, probabilities, weights)
+    for own, slope in zip(weights, found, strict=True):
+        model = LogisticRegression(C=1e12, tol=1e-9).fit(3 * scores[:, None], labels, own)
+        assert slope == pytest.approx(model.coef_[0, 0], rel=1e-4)
+    model = LogisticRegression(C=1e12, tol=1e-9).fit(logit(np.maximum(SCORES, 1e-9))[:, None], LABELS)
+    assert calibration_slope(LABELS, SCORES, once(LABELS))[0] == pytest.approx(model.coef_[0, 0], rel=1e-4)
+
+
+def test_probabilities_that_are_right_have_a_slope_of_1():
+    rng = np.random.default_rng(0)
+    probabilities = rng.beta(1, 9, 40_000)
+    labels = (rng.random(40_000) < probabilities).astype(int)
+    assert calibration_slope(labels, probabilities, once(labels))[0] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores"),
+    [([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.4]), ([0, 0, 1, 1], [0.1, 0.2, 0.2, 0.9]), ([0, 1, 0, 1], [0.3] * 4)],
+    ids=["told apart", "but for a tie", "all alike"],
+)
+def test_where_nothing_limits_the_slope_there_is_none(labels, scores):
+    figures = evaluate(np.array(labels), np.array(scores), 0.25)
+    assert figures["calibration_slope"] is None
+    reason = "the scores are all alike, or tell the classes apart"
+    assert figures["not_computed"]["calibration_slope"] == reason
 
 
 def test_scores_that_are_not_finite_are_named():

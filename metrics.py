@@ -17,10 +17,8 @@ LEVELS = (0.8, 0.9, 0.95)  # of specificity or sensitivity, at which the other o
 PREVALENCE = 0.0176  # share of melanomas in ISIC 2020: 584 of 33,126
 BINS = 10  # of the calibration error
 EXTREME = 1e-9  # nearer to 0 or 1 a probability counts as this one: the log odds of 0 and 1 are infinite
-NEWTON_STEPS, CONVERGED = (
-    25,
-    1e-8,
-)  # of the calibration slope's fit: at most, and the last step's length in it
+NEWTON_STEPS = 25  # of the calibration slope's fit, at most
+CONVERGED = 1e-8  # length of its last step
 
 Figures = dict[tuple[str, ...], np.ndarray]  # (B,) by name; a name of several words is nested in JSON
 

@@ -64,8 +64,9 @@ class Panel:
 
     Each run scores in its own best way, chosen on its validation part, on a logistic curve of its own. Where other
     folds validate in other runs, the judge is fitted on all of their images, each judged by the runs that it validates:
-    no run speaks of what it has learnt from. `validation` holds the embeddings (V, D) of the first run's validation
-    part, by that run.
+    no run speaks of what it has learnt from. Such a score is of one run or a few, that of a new lesion the mean of all:
+    where runs differ by chance its probability comes out too moderate, which the calibration slope tells.
+    `validation` holds the embeddings (V, D) of the first run's validation part, by that run.
     """
 
     runs: list[Run]

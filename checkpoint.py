@@ -145,7 +145,13 @@ def load_optimizer(optimizer: torch.optim.AdamW, contents: Mapping[str, Any], pa
         for state in contents["optimizer"]["state"].values():
             if not {"step"} | moments <= set(state) or not all(v.is_floating_point() for v in state.values()):
                 raise ValueError("not AdamW's")
-        optimizer.load_state_dict(contents["optimizer"])
+        saved = dict(contents["optimizer"])
+        saved[
+            "param_groups"
+        ] = [  # how it is computed is this machine's, of whatever device the checkpoint is
+            {**group, "fused": own["fused"]} for group, own in zip(saved["param_groups"], groups, strict=True)
+        ]
+        optimizer.load_state_dict(saved)
         for own, group in zip(groups, optimizer.param_groups, strict=True):
             if any(group[name] != value for name, value in own.items()):
                 raise ValueError("other settings")
@@ -205,7 +211,8 @@ def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
             f"run_dir {config.run_dir} already holds a run: pass --resume to go on with it, --overwrite to "
             "replace it, or another --run-dir"
         )
-    stored, wanted = load_checkpoint(last)["config"], experiment(config)
+    contents = load_checkpoint(last)
+    stored, wanted = contents["config"], experiment(config)
     free = {"epochs"} if config.schedule == "constant" and not config.warmup else set()
     differ = [
         f"{name} {shown(stored.get(name))} there, {shown(wanted[name])} asked for"
@@ -214,6 +221,12 @@ def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
     ]
     if differ:
         raise InputError(f"--resume: {config.run_dir} holds another experiment: {'; '.join(differ)}")
+    trained = len(contents["log"])
+    if trained > config.epochs:
+        raise InputError(
+            f"--resume: {config.run_dir} has been trained for {trained} epochs, {config.epochs} asked for: pass "
+            f"--epochs {trained} or more"
+        )
 
 
 def resume_run(config: Config, table: pd.DataFrame) -> dict[str, Any]:

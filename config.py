@@ -207,7 +207,8 @@ class Config:
     )
     precision: str = opt(
         "auto",
-        "float32, or bfloat16 autocast; auto: bfloat16 where the device computes it natively",
+        "float32 (CUDA's convolutions: TF32, as torch has it), or bfloat16 autocast; auto: bfloat16 where the device "
+        "computes it natively",
         choices=("auto", "float32", "bfloat16"),
     )
 

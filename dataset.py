@@ -26,7 +26,7 @@ from download import download_isic
 from errors import InputError
 from files import is_file, is_folder
 from images import ImageCache
-from labels import drop_duplicates, read_duplicates, read_labels
+from labels import NO_PATIENT, drop_duplicates, read_duplicates, read_labels
 from script import run_script
 
 PARTS = ("train", "validation", "test")
@@ -201,6 +201,7 @@ def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
         "splits": {part: count(table[table["part"] == part]) for part in PARTS},
         "oversampling_factor": round(oversampling_factor(train["label"].to_numpy()), 3),
         **_per_epoch(train["label"].to_numpy(), config),
+        "images_without_patient": int(table["patient_id"].str.startswith(NO_PATIENT).sum()),
         "duplicates_not_used": _duplicates_beside(config),
     }
     if config.split == "published":  # as published, before validation is cut from the training part
@@ -230,6 +231,7 @@ def describe(summary: dict[str, Any]) -> str:
     """Return a summary as text, a line for each count."""
     missing = summary["labels_without_image"]
     listed = summary["duplicates_not_used"]
+    alone = summary["images_without_patient"]
     unused = f" (--duplicates {listed} drops those that are listed there)" if listed else ""
     pairs = summary["pairs_per_epoch"]
     shown = "images an epoch, which meet in batches" if pairs is None else "pairs an epoch"
@@ -242,6 +244,8 @@ def describe(summary: dict[str, Any]) -> str:
         else f"labels without an image: {missing:,}; images without a label: "
         f"{summary['images_without_label']:,}",
     ]
+    if alone:
+        lines.append(f"images without a patient_id, each taken for a patient of its own: {alone:,}")
     rows = [(f"split {summary['split']!r}", summary["splits"])]
     if "published_split" in summary:
         rows.append(("as published, validation still in training", summary["published_split"]))

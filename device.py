@@ -104,16 +104,20 @@ def free_memory(device: torch.device) -> None:
 def chance_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the states of torch's global generators, which layers such as dropout draw from."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
 def set_chance_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
     """Take up what `chance_state` gave; another device than it was taken on draws anew."""
     torch.set_rng_state(states["cpu"])
-    if device.type in states and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[device.type])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
 @contextlib.contextmanager
@@ -213,9 +217,11 @@ def join_ranks(device_name: str) -> Iterator[tuple[torch.device, Ranks]]:
     if count == 1:
         yield choose_device(device_name), Ranks()
         return
+    kind = device_name.partition(":")[0]
+    if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
+        device_name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = choose_device(device_name)
     if device.type == "cuda":
-        device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}")
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

@@ -30,7 +30,7 @@ def draw_all(
     Parameters
     ----------
     lesions : the scored table with its context, see `measure.add_context`
-    metrics : as `measure.measure`, with the set's name and subgroups
+    metrics : as `measure.measure`, with the set's name, the runs and subgroups
     run : the panel's first, whose embeddings are drawn
     rng : source of the pairs, of the benign images that t-SNE maps, and of the band's bootstrap
     """
@@ -74,14 +74,19 @@ def draw_all(
     return drawn, missing
 
 
-def learning_curves(log: Sequence[Mapping[str, Any]], run: Run) -> Figure:
-    """Draw the learning curves of a run's log, as train.py does after each epoch."""
+def learning_curves(log: Sequence[Mapping[str, Any]], run: Run, one_of_several: bool = False) -> Figure:
+    """Draw the learning curves of a run's log, as train.py does after each epoch.
+
+    one_of_several : runs have judged: the figure names the one it shows
+    """
     labels = {
         name: run.table.loc[run.table["part"] == part, "label"].to_numpy()
         for name, part in (("training", "train"), ("validation", "validation"))
     }
     best = checkpoint.best_entry(log)
-    return figures.learning_curves(log, best["epoch"], figures.describe_parts(labels))
+    parts = figures.describe_parts(labels)
+    what = f"{parts}\n{run.config.run_dir} alone" if one_of_several else parts
+    return figures.learning_curves(log, best["epoch"], what)
 
 
 def _errors(lesions: pd.DataFrame, scored: Scored, metrics: Mapping[str, Any], what: str) -> Figure:
@@ -104,6 +109,8 @@ def _embedding_figures(
     what = f"{metrics['set']}: {len(own):,} images, {labels.sum():,} melanoma"
     if len(own) < len(lesions):
         what = f"{metrics['set']}, fold {run.config.fold}: {len(own):,} images, {labels.sum():,} melanoma"
+    if len(metrics["runs"]) > 1:
+        what = f"{what}; by {run.config.run_dir} alone"
     result: dict[str, tuple[Figure | None, str]] = {}
     if min(np.bincount(labels, minlength=2)) >= 2:
         pairs, same = sample_pairs(labels, rng)

@@ -21,6 +21,7 @@ TARGET = r"[01](\.0+)?"  # 1.0 is what tables that are handled as numbers make o
 AGE = r"[0-9]{1,3}(\.[0-9]+)?"
 OLDEST = 120.0  # years
 CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+NO_PATIENT = "image:"  # begins the patient_id of an image without one, which is a patient of its own
 AS_CSV = "save it as CSV in UTF-8, separated by commas"
 
 
@@ -52,7 +53,7 @@ def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
     _refuse_names(where, "image_name", names)
     blank = pd.Series("", index=table.index, dtype=str)
     patients = table.get("patient_id", blank)
-    patients = patients.where(patients != "", "image:" + names)
+    patients = patients.where(patients != "", NO_PATIENT + names)
     sex, site = (table.get(column, blank) for column in ("sex", "anatom_site_general_challenge"))
     for column, cells in (("patient_id", patients), ("sex", sex), ("site", site)):
         _refuse_rows(where, f"{column} has a control character", names, cells.str.contains(CONTROL))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 import checkpoint
 from augment import Views, show
@@ -65,17 +64,12 @@ class Learner:
         if ranks.count > 1:
             frozen = bool(config.frozen_blocks or config.frozen_epochs)  # what is frozen gets no gradient
             self.shared = DistributedDataParallel(network, find_unused_parameters=frozen)
-        self.average: AveragedModel | None = None
-        if config.ema:
-            self.average = AveragedModel(network, multi_avg_fn=self._follow, use_buffers=True)
+        self.average: SiameseNetwork | None = copy.deepcopy(network) if config.ema else None
 
     @property
     def kept(self) -> SiameseNetwork:
         """What is validated and saved as the run's model: the running mean of the weights if there is one."""
-        if self.average is None:
-            return self.network
-        assert isinstance(self.average.module, SiameseNetwork)
-        return self.average.module
+        return self.network if self.average is None else self.average
 
     @property
     def rate(self) -> float:
@@ -135,14 +129,16 @@ class Learner:
         """Leave the gradient of a batch's loss in the network; see `take_step`."""
         size = len(batch.rows)
         if self.ranks.count > 1:
-            self.network.dropout.share = (size, self.ranks.places(size))
+            places = self.ranks.places(size)
+            self.network.dropout.share = (size, slice(places[0], places[-1] + 1))
+        first, second, labels = (  # before the network: a copy then waits for nothing that a GPU computes
+            torch.from_numpy(part).to(images.device, non_blocking=True)
+            for part in (batch.first, batch.second, batch.labels)
+        )
         shown = show(images, views)  # in float32: autocast would round what blur and noise compute
         with autocast(images.device, self.dtype):
             own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
         outputs = self.ranks.gather(own[: self.ranks.share_size(size)], size)  # embeddings, then the logit
-        first, second, labels = (
-            torch.from_numpy(part).to(images.device) for part in (batch.first, batch.second, batch.labels)
-        )
         loss, measures = self.loss_function(
             outputs[:, :-1], outputs[:, -1], labels, first, second, mined_share
         )
@@ -159,7 +155,7 @@ class Learner:
             group["lr"] = self.rate * group["share"]
         self.optimizer.step()
         if self.average:
-            self.average.update_parameters(self.network)
+            self._follow(self.average)
         self.taken += 1
 
     def _embed_in_more_parts(self, images: Tensor) -> None:
@@ -191,7 +187,7 @@ class Learner:
         """Return what is needed to go on, beside the weights that are kept."""
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
         if self.average:
-            state |= {"trained": self.network.state_dict(), "averaged": int(self.average.n_averaged)}
+            state["trained"] = self.network.state_dict()
         return state
 
     def resume(self, state: dict[str, Any], path: Path) -> None:
@@ -199,22 +195,28 @@ class Learner:
         checkpoint.load_weights(self.kept, state, path)
         if self.average:
             checkpoint.load_weights(self.network, state, path, "trained")
-            with checkpoint.fitting(path):
-                self.average.n_averaged.fill_(int(state["averaged"]))
         checkpoint.load_optimizer(self.optimizer, state, path)
 
     @torch.no_grad()
-    def _follow(self, average: Sequence[Tensor], current: Sequence[Tensor], steps: Tensor | int) -> None:
+    def _follow(self, average: SiameseNetwork) -> None:
         """Move the running mean; its decay rises with the steps, so that the first ones are soon forgotten.
 
-        `steps` is `taken` on the device: to read it would be to wait for it.
+        Not torch's AveragedModel: its count lies in the main memory, and to read it for each kind of tensors is to
+        wait for a GPU at the end of every step.
         """
-        rate = 1 - min(self.config.ema, (1 + self.taken) / (10 + self.taken))
-        for own, new in zip(average, current, strict=True):
-            if own.is_floating_point():
-                own.lerp_(new, rate)
-            else:
-                own.copy_(new)
+        rate = 1 - min(self.config.ema, (1 + self.taken) / (10 + self.taken)) if self.taken else 1.0
+        kinds: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
+        for own, new in zip(
+            (*average.parameters(), *average.buffers()),
+            (*self.network.parameters(), *self.network.buffers()),
+            strict=True,
+        ):
+            means, current = kinds[own.is_floating_point()]
+            means.append(own)
+            current.append(new)
+        torch._foreach_lerp_(*kinds[True], rate)
+        if kinds[False][0]:
+            torch._foreach_copy_(*kinds[False])
 
 
 def loss_of(config: Config) -> SiameseLoss:

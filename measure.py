@@ -97,6 +97,20 @@ def measure_controls(
     ]
 
 
+def metadata_notes(panels: Sequence[Panel], metadata: pd.DataFrame | None, labels: Path) -> list[str]:
+    """Return a sentence if the label CSV lacks images of the runs: what is made of age, sex and site then misleads."""
+    if metadata is None:
+        return []
+    names = pd.concat([panel.table["image_name"] for panel in panels]).drop_duplicates()
+    missing = names[~names.isin(metadata["image_name"])]
+    if missing.empty:
+        return []
+    return [
+        f"Age, sex and site of {len(missing):,} of the runs' {len(names):,} images are unknown, since {labels} does "
+        f"not name them ({missing.iloc[0]} is one): subgroups and the metadata control rest on the others"
+    ]
+
+
 def read_metadata(labels: Path, argument: str) -> tuple[pd.DataFrame | None, str]:
     """Return image_name, age, sex and site of a label CSV, or None with the reason why there is none."""
     if not is_file(labels):

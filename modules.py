@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -137,9 +136,16 @@ class Conv3Norm(Backbone):
 def field_means(features: Tensor, grid: int) -> Tensor:
     """Return the means of grid × grid fields of a map, (B, C grid²), of features (B, C, height, width)."""
     height, width = features.shape[2:]
-    if height % grid == 0 and width % grid == 0:  # adaptive pooling has no deterministic gradient on CUDA
+    if height % grid == 0 and width % grid == 0:
         return F.avg_pool2d(features, (height // grid, width // grid)).flatten(1)
-    return F.adaptive_avg_pool2d(features, grid).flatten(1)
+    # adaptive pooling, whose own gradient is not deterministic on CUDA and which MPS has not
+    rows = torch.stack([features[:, :, field].mean(dim=2) for field in _fields(height, grid)], dim=2)
+    return torch.stack([rows[..., field].mean(dim=3) for field in _fields(width, grid)], dim=3).flatten(1)
+
+
+def _fields(side: int, grid: int) -> list[slice]:
+    """Return where the fields of a side lie; of sides that do not divide, neighbours share a pixel."""
+    return [slice(side * i // grid, -(-side * (i + 1) // grid)) for i in range(grid)]
 
 
 class FoldingSequential(nn.Sequential):
@@ -148,11 +154,16 @@ class FoldingSequential(nn.Sequential):
     Where the normalisation is in evaluation mode (`SiameseNetwork.freeze`, or any model that is not being trained) it
     is one factor and one offset for each channel: conv(x, w) · a + b = conv(x, w · a) + b. To scale the weights rather
     than the map leaves one pass less over every map, forwards and backwards (benchmarks/fold.py measures what it
-    saves). Parameters, their names and their gradients are those of `nn.Sequential`.
+    saves). It is done on the CPU alone until it is measured on a GPU, which may lose more by twice as many operations
+    than it saves. Parameters, their names and their gradients are those of `nn.Sequential`.
     """
+
+    folded_on = ("cpu",)  # types of device
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output of the last part."""
+        if images.device.type not in self.folded_on:
+            return super().forward(images)
         parts = list(self)
         while parts:
             part = parts.pop(0)
@@ -260,19 +271,19 @@ class TorchvisionBackbone(Backbone):
 class SharedDropout(nn.Dropout):
     """Dropout that hides the same of an image whichever process embeds it.
 
-    `share` names what the process has of a batch: its number of images, and the places, int (B,), of its own among
-    them. The mask is then drawn for the whole batch; torch's generator has to be in one state in all processes.
+    `share` names what the process has of a batch: its number of images, and where its own lie among them. The mask is
+    then drawn for the whole batch; torch's generator has to be in one state in all processes.
     """
 
-    share: tuple[int, np.ndarray] | None = None
+    share: tuple[int, slice] | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features, (B, F), of which in training the share `p` is 0 and the rest is scaled by 1 / (1 - p)."""
         if self.share is None or not self.training:
             return super().forward(features)
-        size, places = self.share
+        size, own = self.share
         mask = super().forward(features.new_ones(size, features.shape[1]))
-        return features * mask[torch.from_numpy(places)]
+        return features * mask[own]
 
 
 class SiameseNetwork(nn.Module):

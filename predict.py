@@ -24,11 +24,12 @@ import figures
 import report
 from classify import CALIBRATIONS, SCORERS
 from config import Config, add_flags, from_flags, to_dict
+from decoding import EXTENSIONS
 from device import keep_freed_memory
 from draw import draw_all, learning_curves
 from errors import InputError, printable
 from files import is_file, replace_file, write_json, write_text
-from measure import add_context, compare_runs, measure, measure_controls, read_metadata
+from measure import add_context, compare_runs, measure, measure_controls, metadata_notes, read_metadata
 from panel import (
     Choices,
     Panel,
@@ -63,11 +64,12 @@ def main(
     else:
         metadata, unknown = read_metadata(machine.train_labels, "train_labels")
     panels = load_panels(machine, run_dirs, choices)
+    unnamed = [] if evaluate_labels else metadata_notes(panels, metadata, machine.train_labels)
     first = panels[0].runs[0]
     log = checkpoint.read_log(first.config.run_dir / "log.jsonl")
     starts = checkpoint.read_starts(first.config.run_dir)
     if evaluate_image and evaluate_labels:
-        name, prefix = evaluate_image.name, checkpoint.EVALUATED
+        name, prefix = f"folder {Path(*evaluate_image.absolute().parts[-2:])}", checkpoint.EVALUATED
         scored = score_folder(panels, evaluate_image, evaluate_labels)
     else:
         name, prefix = "test", ""
@@ -79,7 +81,7 @@ def main(
     rng = np.random.default_rng([first.config.seed, 0])
     metrics: dict[str, Any] = {
         "set": name,
-        "notes": [*scored.notes, *calibration_notes(choices)],
+        "notes": [*scored.notes, *calibration_notes(choices), *unnamed],
         "choices": asdict(choices),
         "runs": [describe_run(panel, i) for panel in panels for i in range(len(panel.runs))],
     }
@@ -101,7 +103,7 @@ def main(
     drawn, missing = draw_all(lesions, scored, metrics, first, rng)
     metrics["not_computed"] |= missing
     write_json(metrics_path, metrics)
-    drawn = {"Train_average_loss.png": learning_curves(log, first), **drawn}
+    drawn = {"Train_average_loss.png": learning_curves(log, first, len(metrics["runs"]) > 1), **drawn}
     save_drawn(drawn, machine.graph_dir)
     write_report(machine.graph_dir / "report.html", metrics, drawn, panels, choices, starts)
     names = [file_name for file_name, figure in drawn.items() if figure is not None]
@@ -331,8 +333,11 @@ def run() -> None:
         ("--run-dir", run_dirs, "name photos before the flags"),
         ("--compare", arguments.compare or (), "it takes run folders"),
     ):
-        for path in filter(is_file, folders):
-            parser.error(f"{flag} {path} is a file: {advice}")
+        for path in folders:
+            if is_file(path) or path.suffix.lower() in EXTENSIONS:
+                parser.error(f"{flag} {path} is {'a file' if is_file(path) else 'no run'}: {advice}")
+            if [other.resolve() for other in folders].count(path.resolve()) > 1:
+                parser.error(f"{flag} names {path} twice: a run counts once")
     machine = from_flags(arguments)
     choices = Choices(**{item.name: getattr(arguments, item.name) for item in fields(Choices)})
     if arguments.photos:

@@ -62,7 +62,7 @@ def melanomas_alone() -> Iterator[None]:
         return whole_epoch(learner, batches, *others)
 
     def show_some(images: torch.Tensor, views: Any) -> torch.Tensor:
-        melanoma = torch.from_numpy(labels.pop(0) == 1)[:, None, None, None]
+        melanoma = torch.from_numpy(labels.pop(0) == 1)[:, None, None, None].to(images.device)
         return torch.where(melanoma, show(images, views), to_float(images))
 
     with patch.object(train, "train_epoch", train_epoch), patch.object(learner, "show", show_some):

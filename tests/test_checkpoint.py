@@ -1,5 +1,6 @@
 """The run folder: files are whole, foreign files do no harm, and a run goes on only as itself."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ import checkpoint
 from checkpoint import (
     check_run_dir,
     load_checkpoint,
+    load_optimizer,
     load_weights,
     lock_run,
     read_split,
@@ -171,6 +173,29 @@ def test_weights_of_another_shape_are_refused_with_what_to_do(contents):
     assert "train" in message
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_optimizer_goes_on_as_the_device_computes_it(fused):
+    """A checkpoint of a device that has AdamW in one piece is taken up by one that has not, and the reverse."""
+
+    def step(network, optimizer):
+        network(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused)
+    step(network, optimizer)
+    other = copy.deepcopy(network)
+    contents = {"optimizer": copy.deepcopy(optimizer.state_dict())}
+    another = torch.optim.AdamW(other.parameters(), lr=0.1, fused=not fused)
+    load_optimizer(another, contents, Path("last.pt"))
+    assert another.param_groups[0]["fused"] is not fused
+    for each in ((network, optimizer), (other, another)):
+        each[0].zero_grad()
+        step(*each)
+    torch.testing.assert_close(other.weight, network.weight)
+
+
 # --- starting and resuming ---
 
 
@@ -200,6 +225,16 @@ def test_a_run_is_resumed_as_the_same_experiment(config):
     check_run_dir(
         dataclasses.replace(config, epochs=30, device="cpu", workers=2), resume=True, overwrite=False
     )
+
+
+def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(config):
+    save_run(config)
+    last = config.run_dir / "last.pt"
+    log = [{"epoch": i, "train_loss": 1.0, "val_loss": 1.0, "val_auc": 0.5} for i in (1, 2, 3)]
+    save_checkpoint(last, {**load_checkpoint(last), "log": log})
+    message = refusal(check_run_dir, dataclasses.replace(config, epochs=2), True, False)
+    assert message.endswith("has been trained for 3 epochs, 2 asked for: pass --epochs 3 or more")
+    check_run_dir(dataclasses.replace(config, epochs=3), resume=True, overwrite=False)
 
 
 def test_another_experiment_is_not_resumed_and_the_message_names_what_differs(config):

@@ -95,6 +95,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("predict.py", ["--scorer", "guess"], "invalid choice: 'guess'"),
         ("predict.py", ["--test-views", "4"], "invalid choice: 4"),
         ("predict.py", ["--cards"], "--cards goes with photos"),
+        (
+            "predict.py",
+            ["--run-dir", "a", "b.JPG"],
+            "--run-dir b.JPG is no run: name photos before the flags",
+        ),
+        ("predict.py", ["--run-dir", "a", "b", "./a"], "--run-dir names a twice: a run counts once"),
+        ("predict.py", ["--compare", "a", "a"], "--compare names a twice"),
         ("predict.py", ["--submission", "--metrics-file", "x"], "--metrics-file goes with an evaluation"),
         ("dataset.py", ["--json", "--check"], "--json goes with the summary alone"),
     ],

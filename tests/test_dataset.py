@@ -337,6 +337,16 @@ def test_the_summary_says_what_an_epoch_shows(quick, pairs, share):
     assert describe(summary).endswith(what)
 
 
+def test_images_without_a_patient_are_counted(quick):
+    assert "patient_id" not in describe(summarise(load_lesions(quick), quick))
+    text = quick.train_labels.read_text()
+    quick.train_labels.write_text(text.replace("IP_0000002,", ",").replace("IP_0000003,", ","))
+    summary = summarise(load_lesions(quick), quick)
+    assert summary["images_without_patient"] == 4
+    line = "images without a patient_id, each taken for a patient of its own: 4"
+    assert line in describe(summary).splitlines()
+
+
 def test_a_list_of_duplicates_that_lies_there_unused_is_pointed_out(quick):
     beside = quick.train_labels.with_name("ISIC_2020_Training_Duplicates.csv")
     beside.write_text("image_name_1,image_name_2\nISIC_0000020,ISIC_0000021\n")

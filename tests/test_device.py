@@ -170,6 +170,17 @@ def test_what_was_drawn_is_drawn_again_from_a_state():
     assert torch.equal(torch.rand(5), first)
 
 
+def test_the_state_of_a_gpu_is_of_the_one_in_use(monkeypatch):
+    second = torch.device("cuda:1")
+    states = {second: torch.tensor([3])}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state + 1}))
+    set_chance_state(chance_state(second), second)
+    assert states == {second: torch.tensor([4])}
+    set_chance_state(chance_state(CPU), second)  # of another device: it draws anew
+    assert states == {second: torch.tensor([4])}
+
+
 def test_deterministic_algorithms_are_asked_for_and_put_back(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     for wanted in (False, True):
@@ -204,6 +215,25 @@ def test_every_process_embeds_its_share_or_one_image(size, count):
 
 def test_one_process_asks_itself_alone():
     assert Ranks().any(True, CPU) and not Ranks().any(False, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"), [("cuda", "cuda:2"), ("cuda:0", "cuda:2"), ("auto", "cuda:2"), ("cpu", "cpu")]
+)
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own_and_no_other(name, taken, monkeypatch):
+    for key, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "2", "RANK": "2"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = []
+
+    def choose(device_name):
+        asked.append(device_name)
+        raise InputError("as far as this test goes")
+
+    monkeypatch.setattr(device, "choose_device", choose)
+    with pytest.raises(InputError, match="as far as"), join_ranks(name):
+        pass
+    assert asked == [taken]
 
 
 def test_without_torchrun_there_is_one_process(monkeypatch, capsys):

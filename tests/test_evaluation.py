@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_the_page_shows_the_figures_and_numbers_of_the_evaluation(evaluated) -> 
 def test_the_learning_curves_are_of_all_epochs_whichever_was_the_best(evaluated, monkeypatch) -> None:
     machine, _ = evaluated
     drawn = []
-    monkeypatch.setattr(predict, "learning_curves", lambda log, run: drawn.extend(log))
+    monkeypatch.setattr(predict, "learning_curves", lambda log, *_: drawn.extend(log))
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
     predict.main(machine)
     assert [entry["epoch"] for entry in drawn] == list(range(1, machine.epochs + 1))
@@ -138,6 +139,33 @@ def test_labels_without_age_sex_and_site_are_enough(trained: Config, tmp_path: P
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
     notes = {row["name"]: row["note"] for row in metrics["controls"]}
     assert notes["metadata"] == "metadata is one for all images"
+    assert metrics["notes"] == []
+
+
+def test_labels_that_lack_images_of_the_run_are_told(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    labels = pd.read_csv(trained.train_labels, dtype=str, keep_default_na=False)
+    labels.iloc[:50].to_csv(tmp_path / "few.csv", index=False)
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "few.csv")
+    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    [note] = metrics["notes"]
+    assert note.startswith("Age, sex and site of 10 of the runs' 60 images are unknown, since ")
+    assert "few.csv does not name them (ISIC_0000050 is one)" in note
+
+
+def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    titles = {}
+    monkeypatch.setattr(
+        predict,
+        "save_drawn",
+        lambda drawn, _: titles.update({name: own.axes[0].get_title() for name, own in drawn.items() if own}),
+    )
+    monkeypatch.setattr(predict, "write_report", lambda *_: None)
+    twin = Path(shutil.copytree(trained.run_dir, tmp_path / "twin"))
+    predict.main(dataclasses.replace(trained, graph_dir=tmp_path), [twin, trained.run_dir])
+    for name in ("t_SNE.png", "Pair_distances.png", "Train_average_loss.png"):
+        assert f"{twin} alone".replace("\n", "") in titles[name].replace("\n", ""), name
+    assert "alone" not in titles["ROC_curve.png"]
 
 
 def test_a_bad_label_file_is_told_before_anything_is_scored(

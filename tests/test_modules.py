@@ -445,6 +445,16 @@ def test_a_fixed_norm_is_folded_into_its_convolution_without_a_trace(fixed):
     torch.testing.assert_close(folding.state_dict(), plain.state_dict())
 
 
+def test_norms_are_folded_on_the_cpu_alone():
+    folding = FoldingSequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    normalised = []
+    folding[1].register_forward_hook(lambda *_: normalised.append(True))
+    folding(images(1, 8))
+    assert normalised == []
+    folding.to("meta")(torch.empty(1, 3, 8, 8, device="meta"))
+    assert normalised == [True]
+
+
 def test_sequences_of_a_classifier_are_folding_ones_under_the_same_names():
     ours = TorchvisionBackbone("mobilenet_v2", 32, "none")
     theirs = import_torchvision().models.mobilenet_v2()

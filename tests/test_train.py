@@ -107,9 +107,8 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not_whatever_it_uses(
     train.main(config, resume=True)
     assert_same_run(whole, config)
     images, cache = train_images(config)
-    assert last(config)["averaged"] == 3 * len(
-        train.epoch_batches(config, images, cache, np.random.default_rng(0))
-    )
+    steps = max(int(state["step"]) for state in last(config)["optimizer"]["state"].values())
+    assert steps == 3 * len(train.epoch_batches(config, images, cache, np.random.default_rng(0)))
 
 
 def train_images(config: Config) -> tuple:
@@ -129,7 +128,6 @@ def assert_same_run(whole: Config, other: Config) -> None:
         for key, value in state.items():
             assert torch.equal(value, resumed["optimizer"]["state"][i][key]), (i, key)
     assert set(straight) == set(resumed)
-    assert straight.get("averaged") == resumed.get("averaged")
     timeless = [
         [{k: v for k, v in entry.items() if k not in ("seconds", "images_per_second")} for entry in log]
         for log in (log_of(whole), log_of(other))

@@ -79,7 +79,6 @@ def roc_band(
     groups: np.ndarray,
     rng: np.random.Generator,
     draws: int = DRAWS,
-    level: float = LEVEL,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return where the ROC curve lies: at each of 101 false positive rates, the interval of sensitivity there.
 
@@ -96,10 +95,12 @@ def roc_band(
         tp, fp = roc_counts(labels, scores, weights)
         both = (tp[:, -1] > 0) & (fp[:, -1] > 0)
         curves = zip(tp[both], fp[both], strict=True)
-        return np.array([np.interp(grid, false / false[-1], true / true[-1]) for true, false in curves])
+        drawn = [np.interp(grid, false / false[-1], true / true[-1]) for true, false in curves]
+        return np.reshape(drawn, (-1, len(grid)))  # a block may have no such draw
 
-    drawn = [own for own in map(sensitivities, weightings(groups, rng, draws)) if len(own)]
-    low, high = np.quantile(np.concatenate(drawn), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(
+        _draw(sensitivities, groups, rng, draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0
+    )
     return grid, low, high
 
 

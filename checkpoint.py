@@ -145,13 +145,12 @@ def load_optimizer(optimizer: torch.optim.AdamW, contents: Mapping[str, Any], pa
         for state in contents["optimizer"]["state"].values():
             if not {"step"} | moments <= set(state) or not all(v.is_floating_point() for v in state.values()):
                 raise ValueError("not AdamW's")
-        saved = dict(contents["optimizer"])
-        saved[
-            "param_groups"
-        ] = [  # how it is computed is this machine's, of whatever device the checkpoint is
-            {**group, "fused": own["fused"]} for group, own in zip(saved["param_groups"], groups, strict=True)
+        # how it is computed is this machine's, of whatever device the checkpoint is
+        saved = [
+            {**group, "fused": own["fused"]}
+            for group, own in zip(contents["optimizer"]["param_groups"], groups, strict=True)
         ]
-        optimizer.load_state_dict(saved)
+        optimizer.load_state_dict({**contents["optimizer"], "param_groups": saved})
         for own, group in zip(groups, optimizer.param_groups, strict=True):
             if any(group[name] != value for name, value in own.items()):
                 raise ValueError("other settings")

@@ -234,7 +234,10 @@ def describe(summary: dict[str, Any]) -> str:
     alone = summary["images_without_patient"]
     unused = f" (--duplicates {listed} drops those that are listed there)" if listed else ""
     pairs = summary["pairs_per_epoch"]
-    shown = "images an epoch, which meet in batches" if pairs is None else "pairs an epoch"
+    if pairs is None:
+        epoch = f"{summary['images_per_epoch']:,} images an epoch, which meet in batches"
+    else:
+        epoch = f"{pairs:,} pairs an epoch"
     lines = [
         f"{summary['images']:,} images of {summary['patients']:,} patients: {summary['melanoma']:,} melanoma, "
         f"{summary['benign']:,} benign (from {summary['labels']:,} labels)",
@@ -257,8 +260,7 @@ def describe(summary: dict[str, Any]) -> str:
             for part, c in parts.items()
         ]
     lines.append(
-        f"oversampling factor {summary['oversampling_factor']:.1f} (benign : melanoma in train), "
-        f"{summary['images_per_epoch'] if pairs is None else pairs:,} {shown}"
+        f"oversampling factor {summary['oversampling_factor']:.1f} (benign : melanoma in train), {epoch}"
     )
     return "\n".join(lines)
 

@@ -69,18 +69,7 @@ def forest(rows: Sequence[Mapping[str, Any]], auc: float | None, what: str) -> F
 def _draw_reason(axes: Axes, x: float, y: float, reason: str) -> None:
     shown = textwrap.shorten(drawable(reason), 50, placeholder=" …")
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the lines
-    axes.text(
-        x,
-        y,
-        shown,
-        color=GREY,
-        va="center",
-        style="italic",
-        fontsize=10,
-        bbox=white,
-        parse_math=False,
-        zorder=5,
-    )
+    axes.text(x, y, shown, color=GREY, va="center", style="italic", fontsize=10, bbox=white, parse_math=False)
 
 
 def _columns(axes: Axes, y: float, images: str, auc: str, colour: str) -> None:

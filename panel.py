@@ -156,6 +156,11 @@ def load_panels(machine: Config, run_dirs: Sequence[Path], choices: Choices = Ch
     return panels
 
 
+def runs_of(panels: Sequence[Panel]) -> list[Run]:
+    """Return the runs of all panels, in their order."""
+    return [run for panel in panels for run in panel.runs]
+
+
 def by_test_part(runs: Sequence[Run]) -> list[list[Run]]:
     """Group the runs that have one test part of the same lesions, in the order in which they come."""
     tested = [run.table.assign(part=run.table["part"] == "test") for run in runs]
@@ -220,7 +225,7 @@ def score_folder(panels: list[Panel], folder: Path, labels: Path) -> Scored:
     InputError : no image there that has a label, can be read, and is new to all runs
     """
     feeds: dict[int, Feed] = {}
-    for run in (run for panel in panels for run in panel.runs):
+    for run in runs_of(panels):
         if run.config.image_size not in feeds:
             lesions, feeds[run.config.image_size] = load_labelled(folder, labels, run.config, run.device)
     lesions, notes = new_to_all(panels, lesions)
@@ -240,7 +245,7 @@ def new_to_all(panels: list[Panel], lesions: pd.DataFrame) -> tuple[pd.DataFrame
     -------
     the lesions that are left; what was left out, and how many of the others are of such patients, a sentence each
     """
-    tables = [run.table[run.table["part"] != "test"] for panel in panels for run in panel.runs]
+    tables = [run.table[run.table["part"] != "test"] for run in runs_of(panels)]
     names, patients = (set(pd.concat([own[key] for own in tables])) for key in ("image_name", "patient_id"))
     seen = lesions["image_name"].isin(names)
     left = lesions[~seen].reset_index(drop=True)
@@ -280,7 +285,7 @@ def common_threshold(panels: list[Panel]) -> float:
 
 def image_sizes(panels: list[Panel]) -> list[int]:
     """Return the sides in pixels at which the runs see a lesion, each once."""
-    return list(dict.fromkeys(run.config.image_size for panel in panels for run in panel.runs))
+    return list(dict.fromkeys(run.config.image_size for run in runs_of(panels)))
 
 
 def judged(
@@ -363,7 +368,7 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
 
 def results_folder(panels: Sequence[Panel], machine: Config) -> Path:
     """Return where tables go: the run's folder, or that of the graphs if there are several runs."""
-    runs = [run for panel in panels for run in panel.runs]
+    runs = runs_of(panels)
     return machine.graph_dir if len(runs) > 1 else runs[0].config.run_dir
 
 
@@ -384,7 +389,7 @@ def describe_run(panel: Panel, index: int) -> dict[str, Any]:
 
 def describe_method(panels: Sequence[Panel], choices: Choices) -> str:
     """Return how the runs were trained and how they judge, for a model card."""
-    configs = [run.config for panel in panels for run in panel.runs]
+    configs = [run.config for run in runs_of(panels)]
     losses = sorted({config.loss for config in configs if config.pair_weight})
     taught = [f"{' and '.join(losses)} loss"] if losses else []
     if any(config.head != "none" for config in configs):

@@ -34,6 +34,7 @@ from panel import (
     image_sizes,
     load_panels,
     results_folder,
+    runs_of,
     score_together,
 )
 
@@ -189,7 +190,7 @@ class CardDrawer:
         run = panels[0].runs[0]
         self.run = run
         self.scorer = panels[0].scorers[0]
-        self.alone = sum(len(panel.runs) for panel in panels) == 1
+        self.alone = len(runs_of(panels)) == 1
         self.folder = folder
         self.taken: set[str] = set()  # file names, in small letters: some disks do not tell a from A
         self.files = find_images(run.config.train_image, follow_links=run.config.follow_links)

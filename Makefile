@@ -6,7 +6,7 @@ RUN := $(VENV)/bin/python
 DEMO := data/demo
 DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
 	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
-COVERED := dataset labels decoding images modules classify metrics
+COVERED := dataset modules melanoma/data/labels melanoma/data/split melanoma/data/decoding melanoma/data/cache melanoma/scoring/scores melanoma/evaluation/metrics
 
 .PHONY: setup demo test oldest newest coverage covered bench lint format clean
 
@@ -18,7 +18,7 @@ $(VENV)/installed: requirements.txt requirements-dev.txt $(CONSTRAINTS)
 	touch $@
 
 demo: setup
-	$(RUN) demo.py --out $(DEMO)
+	$(RUN) -m melanoma.data.synthetic --out $(DEMO)
 	$(RUN) train.py --recipe demo $(DEMO_FLAGS) --overwrite
 	$(RUN) predict.py $(DEMO_FLAGS)
 	@echo "The graphs are in graph/, the run is in runs/demo, the generated images are in $(DEMO)."

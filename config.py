@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errors import InputError, listed, shown
-from files import read_json
+from melanoma.common.errors import InputError, listed, shown
+from melanoma.common.files import read_json
 
 LONGEST_TEXT = 4096  # characters of a path, as Linux has it
 

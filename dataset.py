@@ -19,15 +19,15 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.utils import check_random_state
 
-from check import check_files
 from config import DOWNLOADS, Config, add_flags, from_flags
-from decoding import find_images
-from download import download_isic
-from errors import InputError
-from files import is_file, is_folder
-from images import ImageCache
-from labels import NO_PATIENT, drop_duplicates, read_duplicates, read_labels
-from script import run_script
+from melanoma.common.errors import InputError
+from melanoma.common.files import is_file, is_folder
+from melanoma.common.script import run_script
+from melanoma.data.cache import ImageCache
+from melanoma.data.check import check_files
+from melanoma.data.decoding import find_images
+from melanoma.data.download import download_isic
+from melanoma.data.labels import NO_PATIENT, drop_duplicates, read_duplicates, read_labels
 
 PARTS = ("train", "validation", "test")
 N_FOLDS = 5

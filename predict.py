@@ -19,18 +19,25 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-import checkpoint
-import figures
-import report
-from classify import CALIBRATIONS, SCORERS
 from config import Config, add_flags, from_flags, to_dict
-from decoding import EXTENSIONS
-from device import keep_freed_memory
-from draw import draw_all, learning_curves
-from errors import InputError, printable
-from files import is_file, replace_file, write_json, write_text
-from measure import add_context, compare_runs, measure, measure_controls, metadata_notes, read_metadata
-from panel import (
+from melanoma.common.device import keep_freed_memory
+from melanoma.common.errors import InputError, printable
+from melanoma.common.files import is_file, replace_file, write_json, write_text
+from melanoma.common.script import run_script
+from melanoma.data.decoding import EXTENSIONS
+from melanoma.evaluation.evaluate import (
+    add_context,
+    compare_runs,
+    measure,
+    measure_controls,
+    metadata_notes,
+    read_metadata,
+)
+from melanoma.evaluation.subgroups import subgroup_table
+from melanoma.report import page, style
+from melanoma.report.figures import draw_all, learning_curves
+from melanoma.report.new_lesions import CARDS, judge_photos, write_submission
+from melanoma.scoring.ensemble import (
     Choices,
     Panel,
     describe_method,
@@ -40,9 +47,8 @@ from panel import (
     score_folder,
     score_tests,
 )
-from script import run_script
-from subgroups import subgroup_table
-from unlabelled import CARDS, judge_photos, write_submission
+from melanoma.scoring.scores import CALIBRATIONS, SCORERS
+from melanoma.training import run_folder
 
 
 def main(
@@ -66,10 +72,10 @@ def main(
     panels = load_panels(machine, run_dirs, choices)
     unnamed = [] if evaluate_labels else metadata_notes(panels, metadata, machine.train_labels)
     first = panels[0].runs[0]
-    log = checkpoint.read_log(first.config.run_dir / "log.jsonl")
-    starts = checkpoint.read_starts(first.config.run_dir)
+    log = run_folder.read_log(first.config.run_dir / "log.jsonl")
+    starts = run_folder.read_starts(first.config.run_dir)
     if evaluate_image and evaluate_labels:
-        name, prefix = f"folder {Path(*evaluate_image.absolute().parts[-2:])}", checkpoint.EVALUATED
+        name, prefix = f"folder {Path(*evaluate_image.absolute().parts[-2:])}", run_folder.EVALUATED
         scored = score_folder(panels, evaluate_image, evaluate_labels)
     else:
         name, prefix = "test", ""
@@ -107,7 +113,7 @@ def main(
     save_drawn(drawn, machine.graph_dir)
     write_report(machine.graph_dir / "report.html", metrics, drawn, panels, choices, starts)
     names = [file_name for file_name, figure in drawn.items() if figure is not None]
-    print(f"wrote {path}, {metrics_path}, and in {machine.graph_dir} report.html, {', '.join(names)}")
+    print(f"wrote {path}, {metrics_path}, and in {machine.graph_dir} page.html, {', '.join(names)}")
     return metrics
 
 
@@ -141,7 +147,7 @@ def save_drawn(drawn: dict[str, Figure | None], folder: Path) -> None:
         if figure is None:
             (folder / name).unlink(missing_ok=True)
         else:
-            figures.save_figure(figure, folder / name)
+            style.save_figure(figure, folder / name)
 
 
 def write_report(
@@ -154,7 +160,7 @@ def write_report(
 ) -> None:
     """Write the page with figures, tables, settings and model card; the figures are read from its folder.
 
-    starts : as `checkpoint.read_starts`, of the panels' first run
+    starts : as `run_folder.read_starts`, of the panels' first run
     """
     pictures = {
         name: None if figure is None else (path.parent / name).read_bytes() for name, figure in drawn.items()
@@ -165,15 +171,15 @@ def write_report(
     sizes = "; ".join(
         f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt
     )
-    card = report.ModelCard(
+    card = page.ModelCard(
         training_data=f"The training parts of {first.config.train_image} (split {first.config.split!r}): {sizes}.",
         evaluation_data=f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
         f"{metrics['n_melanoma']:,} melanomas; none of them chose anything. "
         + "".join(f"{note}. " for note in metrics["notes"]),
         model=describe_method(panels, choices),
     )
-    page = report.render(metrics, pictures, settings, card)
-    write_text(path, page)
+    text = page.render(metrics, pictures, settings, card)
+    write_text(path, text)
 
 
 def calibration_notes(choices: Choices) -> list[str]:

@@ -22,30 +22,28 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm import tqdm
 
-import checkpoint
 import dataset
-import figures
-from augment import ViewRanges, Views, draw_views
-from classify import score_all
 from config import Config, add_flags, experiment, from_flags
 from dataset import Batch, PairDataset, in_batch_batches, independent_batches, sample_balanced, sample_pairs
-from device import (
-    Ranks,
+from melanoma.common.device import (
     chance_state,
     choose_precision,
     describe_device,
     deterministic,
-    join_ranks,
     keep_freed_memory,
     set_chance_state,
 )
-from errors import InputError
-from feed import Feed, embed_images
-from images import ImageCache, build_cache, refuse_unreadable
-from learner import Learner
-from losses import MEASURES, SiameseLoss
-from modules import SiameseNetwork, network_of
-from script import Held, Stopped, hold_signals, run_script
+from melanoma.common.errors import InputError
+from melanoma.common.script import Held, Stopped, hold_signals, run_script
+from melanoma.data.augment import ViewRanges, Views, draw_views
+from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
+from melanoma.data.feed import Feed, embed_images
+from melanoma.report import style
+from melanoma.scoring.scores import score_all
+from melanoma.training import run_folder
+from melanoma.training.learner import Learner
+from melanoma.training.ranks import Ranks, join_ranks
+from modules import MEASURES, SiameseLoss, SiameseNetwork, network_of
 
 LOG_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
 BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them
@@ -56,7 +54,7 @@ def main(config: Config, resume: bool = False, overwrite: bool = False) -> None:
     keep_freed_memory()
     with (
         join_ranks(config.device) as (device, ranks),
-        checkpoint.lock_run(config.run_dir) if ranks.first else contextlib.nullcontext(),
+        run_folder.lock_run(config.run_dir) if ranks.first else contextlib.nullcontext(),
         deterministic(config.deterministic),
     ):
         train_run(config, device, ranks, resume, overwrite)
@@ -67,7 +65,7 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     dtype = choose_precision(config.precision, device)
     processes = f", {ranks.count} processes" if ranks.count > 1 else ""
     ranks.say(f"training on {describe_device(device, dtype)}{processes}")
-    checkpoint.check_run_dir(config, resume, overwrite)
+    run_folder.check_run_dir(config, resume, overwrite)
 
     lesions = dataset.load_lesions(config)
     ranks.say(dataset.describe(dataset.summarise(lesions, config)))
@@ -81,20 +79,20 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     steps = len(epoch_batches(config, data.train, data.feed.cache, epoch_generators(config.seed, 1)[0]))
     learner = Learner(network, config, config.epochs * steps, ranks, dtype)
     if resume:
-        state = checkpoint.resume_run(config, data.table)
+        state = run_folder.resume_run(config, data.table)
         learner.resume(state, config.run_dir / "last.pt")
         log, partway = state["log"], state.get("partway")
-        with checkpoint.fitting(config.run_dir / "last.pt"):
+        with run_folder.fitting(config.run_dir / "last.pt"):
             learner.taken = len(log) * steps + (range(steps)[partway["steps"]] if partway else 0)
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
-        checkpoint.write_start(config, data.table, describe_device(device, dtype), resume)
+        run_folder.write_start(config, data.table, describe_device(device, dtype), resume)
         if log:
             write_progress(config, log, data.what)  # a kill may have come between the checkpoint and these
     with hold_signals() as held:
         train_epochs(config, learner, data, log, partway, held)
     if ranks.first:
-        best = checkpoint.best_entry(log)
+        best = run_folder.best_entry(log)
         ranks.say(
             f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}"
         )
@@ -136,7 +134,7 @@ def train_epochs(
         draw = partial(draw_views, generator=views_generator, ranges=view_ranges(config))
         progress = Progress.start(device)
         if partway:
-            with checkpoint.fitting(config.run_dir / "last.pt"):
+            with run_folder.fitting(config.run_dir / "last.pt"):
                 progress, partway = Progress.resume(partway, views_generator, device), None
         done = progress.images
         learner.network.freeze(
@@ -249,7 +247,7 @@ class Data:
         train = Images.of_part(table, "train", cache)
         validation = Validation.of(table, cache, config.seed)
         labels = {"training": train.labels, "validation": validation.images.labels}
-        return Data(table, train, validation, Feed(cache, device), figures.describe_parts(labels))
+        return Data(table, train, validation, Feed(cache, device), style.describe_parts(labels))
 
 
 def epoch_generators(seed: int, epoch: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -393,17 +391,17 @@ def save_state(
 ) -> None:
     """Save the checkpoint to resume from, after an epoch or `partway` in one, and the best after an epoch."""
     contents: dict[str, Any] = {"config": experiment(config), "log": log, "model": learner.kept.state_dict()}
-    if not partway and checkpoint.best_entry(log) is log[-1]:
-        checkpoint.save_checkpoint(config.run_dir / "best.pt", contents)
+    if not partway and run_folder.best_entry(log) is log[-1]:
+        run_folder.save_checkpoint(config.run_dir / "best.pt", contents)
     more = {"partway": partway} if partway else {}
-    checkpoint.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state(), **more})
+    run_folder.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state(), **more})
 
 
 def write_progress(config: Config, log: list[dict[str, Any]], what: str) -> None:
     """Write the log, and draw the learning curves of `what`."""
-    checkpoint.write_log(config.run_dir / "log.jsonl", log)
-    figure = figures.learning_curves(log, checkpoint.best_entry(log)["epoch"], what)
-    figures.save_figure(figure, config.graph_dir / "Train_average_loss.png")
+    run_folder.write_log(config.run_dir / "log.jsonl", log)
+    figure = style.learning_curves(log, run_folder.best_entry(log)["epoch"], what)
+    style.save_figure(figure, config.graph_dir / "Train_average_loss.png")
 
 
 def describe_epoch(entry: dict[str, Any], epochs: int) -> str:

@@ -27,14 +27,14 @@ import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import learner
-import losses
-import panel
+import modules
 import predict
 import train
-from augment import show, to_float
 from config import RECIPES, Config
-from script import run_script
+from melanoma.common.script import run_script
+from melanoma.data.augment import show, to_float
+from melanoma.scoring import ensemble as panel
+from melanoma.training import learner
 
 SPECIFICITIES = ("80%", "90%", "95%")
 
@@ -42,12 +42,12 @@ SPECIFICITIES = ("80%", "90%", "95%")
 @contextlib.contextmanager
 def inverted_sign() -> Iterator[None]:
     """Let the loss take like pairs for unlike ones."""
-    right = losses.contrastive_terms
+    right = modules.contrastive_terms
 
     def wrong(distance: torch.Tensor, same: torch.Tensor, *margins: float) -> torch.Tensor:
         return right(distance, ~same, *margins)
 
-    with patch.object(losses, "contrastive_terms", wrong), melanomas_alone():
+    with patch.object(modules, "contrastive_terms", wrong), melanomas_alone():
         yield
 
 

@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 from synthetic import write_photos
 
-from decoding import decode_image, find_images
-from images import build_cache
+from melanoma.data.cache import build_cache
+from melanoma.data.decoding import decode_image, find_images
 
 GENERATED = ((6000, 4000), (4000, 3000), (1872, 1053), (640, 480))
 REPEATS = 3

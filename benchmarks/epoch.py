@@ -26,16 +26,21 @@ from synthetic import alone, write_photos
 from torch.utils.data import DataLoader, Dataset
 
 import train
-from augment import draw_views, to_float
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
-from decoding import find_images
-from device import autocast, choose_device, choose_precision, describe_device, keep_freed_memory
-from feed import Feed
-from images import build_cache, peak_memory
-from learner import Learner
-from losses import contrastive_terms, pair_distance
-from modules import build_network
+from melanoma.common.device import (
+    autocast,
+    choose_device,
+    choose_precision,
+    describe_device,
+    keep_freed_memory,
+)
+from melanoma.data.augment import draw_views, to_float
+from melanoma.data.cache import build_cache, peak_memory
+from melanoma.data.decoding import find_images
+from melanoma.data.feed import Feed
+from melanoma.training.learner import Learner
+from modules import build_network, contrastive_terms, pair_distance
 
 SIZE = 128
 REPEATS = 3  # of train.py's loop and of its arithmetic alone, in turn; the least of each counts

@@ -17,8 +17,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import modules
 from config import RECIPES, Config
-from device import autocast, choose_device, choose_precision, describe_device, keep_freed_memory
-from script import run_script
+from melanoma.common.device import (
+    autocast,
+    choose_device,
+    choose_precision,
+    describe_device,
+    keep_freed_memory,
+)
+from melanoma.common.script import run_script
 
 WARM_UP = 3  # steps that are not timed
 

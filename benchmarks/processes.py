@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from demo import write_demo
+from melanoma.data.synthetic import write_demo
 
 ROOT = Path(__file__).parent.parent
 

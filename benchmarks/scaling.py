@@ -22,14 +22,14 @@ import torch
 from synthetic import alone, write_photos
 
 import train
-from augment import draw_views
 from config import Config
 from dataset import PairDataset, independent_batches, sample_pairs
-from decoding import find_images
-from device import choose_device, choose_precision, describe_device, keep_freed_memory
-from feed import Feed
-from images import build_cache, peak_memory
-from learner import Learner
+from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
+from melanoma.data.augment import draw_views
+from melanoma.data.cache import build_cache, peak_memory
+from melanoma.data.decoding import find_images
+from melanoma.data.feed import Feed
+from melanoma.training.learner import Learner
 from modules import network_of
 
 

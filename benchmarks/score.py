@@ -19,8 +19,8 @@ import numpy as np
 from sklearn.metrics import pairwise_distances
 from synthetic import alone
 
-from classify import mean_distance
-from images import peak_memory
+from melanoma.data.cache import peak_memory
+from melanoma.scoring.scores import mean_distance
 
 
 def plain(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:

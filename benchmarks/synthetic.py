@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from demo import lesion_image
+from melanoma.data.synthetic import lesion_image
 
 
 def write_photos(folder: Path, n: int, size: tuple[int, int], distinct: int = 20) -> Path:

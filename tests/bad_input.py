@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from tally import tally
 
-from errors import InputError
+from melanoma.common.errors import InputError
 
 REFUSED = object()
 LONGEST = 600  # characters of a message beside the path that it names

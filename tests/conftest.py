@@ -23,12 +23,12 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from tally import COUNTS, summary
 
-import figures
 import predict
 import train
-import transfer
 from config import Config
-from images import ImageCache
+from melanoma.data import transfer
+from melanoma.data.cache import ImageCache
+from melanoma.report import style as figures
 
 HEADER = (
     "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"

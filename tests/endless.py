@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import save_checkpoint
+from melanoma.training.run_folder import save_checkpoint
 
 
 def write_checkpoints(path: Path) -> None:

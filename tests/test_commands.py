@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import controls
 import dataset
-import demo
-import images
 import predict
-import script as scripts
 import train
 from config import Config
+from melanoma.common import script as scripts
+from melanoma.data import cache as images
+from melanoma.data import synthetic as demo
+from melanoma.evaluation import controls
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train.py": train.run, "predict.py": predict.run, "dataset.py": dataset.main}

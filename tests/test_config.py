@@ -10,7 +10,7 @@ import pytest
 
 import config
 from config import Config, add_flags, from_dict, from_flags, to_dict, with_machine
-from errors import InputError
+from melanoma.common.errors import InputError
 
 PATHS = ["train_image", "train_labels", "test_image", "test_labels"]
 PATHS += ["duplicates", "cache_dir", "run_dir", "graph_dir"]

@@ -34,8 +34,8 @@ from dataset import (
     split_table,
     summarise,
 )
-from errors import InputError
-from script import run_script
+from melanoma.common.errors import InputError
+from melanoma.common.script import run_script
 
 ROOT = Path(__file__).parents[1]
 

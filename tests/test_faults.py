@@ -24,20 +24,19 @@ from tally import tally
 from test_processes import losses, torchrun_command
 from test_train import assert_same_run, last, log_of
 
-import checkpoint
-import feed
-import images
 import predict
 import train
 from config import Config, to_dict
-from decoding import decode_image, find_images
-from errors import InputError
-from feed import Feed
-from images import build_cache
-from learner import Learner
-from losses import SiameseLoss
-from modules import SiameseNetwork, build_network
-from script import Stopped
+from melanoma.common.errors import InputError
+from melanoma.common.script import Stopped
+from melanoma.data import cache as images
+from melanoma.data import feed
+from melanoma.data.cache import build_cache
+from melanoma.data.decoding import decode_image, find_images
+from melanoma.data.feed import Feed
+from melanoma.training import run_folder as checkpoint
+from melanoma.training.learner import Learner
+from modules import SiameseLoss, SiameseNetwork, build_network
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -266,7 +265,7 @@ WRITES = {
         r"run/last\.pt cannot be written: No space left",
     ),
     "log": (checkpoint, "write_log", 2, r"run/log\.jsonl cannot be written: No space left"),
-    "graph": (train.figures, "save_figure", 2, r"Train_average_loss\.png cannot be written: No space left"),
+    "graph": (train.style, "save_figure", 2, r"Train_average_loss\.png cannot be written: No space left"),
 }
 
 
@@ -337,7 +336,7 @@ def test_a_prediction_on_a_full_disk_keeps_what_it_has(
     tally("disk full: predictions", "clean error")
     disk.free()
     with monkeypatch.context() as patch:
-        fill_before(patch, disk, predict.figures, "save_figure", 3)
+        fill_before(patch, disk, predict.style, "save_figure", 3)
         with pytest.raises(InputError, match=r"graph/\w+\.png cannot be written: No space left on device"):
             predict.main(config)
     assert len(list(config.graph_dir.iterdir())) == 2  # figures, whole
@@ -499,7 +498,7 @@ LITTLE_MEMORY = """
 import json, resource, sys
 import train
 from config import from_dict
-from script import run_script
+from melanoma.common.script import run_script
 import torch
 torch.nn.Linear(2, 2)(torch.ones(2, 2)).sum().backward()  # starts its threads
 used = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))

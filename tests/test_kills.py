@@ -28,12 +28,12 @@ from PIL import Image
 from tally import tally
 from test_train import assert_same_run
 
-import checkpoint
 import predict
 import train
 from config import Config
-from decoding import decode_image, find_images
-from images import build_cache
+from melanoma.data.cache import build_cache
+from melanoma.data.decoding import decode_image, find_images
+from melanoma.training import run_folder as checkpoint
 
 KILLS = {"cache build": 14, "training": 20, "checkpoint writing": 14, "prediction": 8}  # 56
 pytestmark = [

@@ -9,12 +9,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from classify import reference_score
 from dataset import sample_pairs
-from losses import (
+from melanoma.scoring.scores import reference_score
+from modules import (
     FOCUS,
     MEASURES,
     SiameseLoss,
+    build_network,
     contrastive_terms,
     hardest,
     head_loss,
@@ -22,7 +23,6 @@ from losses import (
     triplet_terms,
     weighted_mean,
 )
-from modules import build_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
-from errors import InputError
+from melanoma.common.errors import InputError
 from modules import (
     CHANNEL_MEAN,
     CHANNEL_STD,

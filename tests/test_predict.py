@@ -17,17 +17,17 @@ from PIL import Image
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-import checkpoint
-import classify
-import panel
 import predict
 import train
-from classify import Platt, choose_threshold, score_all
 from config import Config
-from errors import InputError
-from feed import embed_images
-from labels import read_labels
-from panel import Choices
+from melanoma.common.errors import InputError
+from melanoma.data.feed import embed_images
+from melanoma.data.labels import read_labels
+from melanoma.scoring import ensemble as panel
+from melanoma.scoring import scores as classify
+from melanoma.scoring.ensemble import Choices
+from melanoma.scoring.scores import Platt, choose_threshold, score_all
+from melanoma.training import run_folder as checkpoint
 
 pytestmark = pytest.mark.usefixtures("lean_evaluation")
 

@@ -12,9 +12,9 @@ from test_train import assert_same_run
 
 import train
 from config import Config
-from decoding import find_images
-from images import build_cache
-from script import run_script
+from melanoma.common.script import run_script
+from melanoma.data.cache import build_cache
+from melanoma.data.decoding import find_images
 
 
 @pytest.mark.parametrize("workers", [1, 4])

@@ -14,21 +14,20 @@ from conftest import cache_of, everything
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-import augment
-import checkpoint
-import learner as learning
 import train
-from augment import ViewRanges, show
-from classify import SCORERS, score_all
 from config import Config
 from dataset import sample_pairs
-from decoding import find_images
-from errors import InputError
-from feed import Feed, embed_images
-from images import build_cache
-from learner import Learner
-from losses import MEASURES, SiameseLoss
-from modules import SiameseNetwork, build_network, import_torchvision, network_of
+from melanoma.common.errors import InputError
+from melanoma.data import augment
+from melanoma.data.augment import ViewRanges, show
+from melanoma.data.cache import build_cache
+from melanoma.data.decoding import find_images
+from melanoma.data.feed import Feed, embed_images
+from melanoma.scoring.scores import SCORERS, score_all
+from melanoma.training import learner as learning
+from melanoma.training import run_folder as checkpoint
+from melanoma.training.learner import Learner
+from modules import MEASURES, SiameseLoss, SiameseNetwork, build_network, import_torchvision, network_of
 
 
 def log_of(config: Config) -> list[dict]:

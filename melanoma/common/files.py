@@ -1,0 +1,215 @@
+"""Files that are read with an error that says what is wrong, and written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from melanoma.common.errors import InputError, listed
+
+DEEPEST = 20  # levels of JSON within JSON; the files of a run have 3
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file; False, too, where the system does not let us see."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; False, too, where the system does not let us see."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_text(path: Path, what: str, advice: str) -> str:
+    """Return a text file's content, UTF-8 with or without a byte order mark, line ends as they are.
+
+    Parameters
+    ----------
+    what, advice : how the message of an error begins and ends: which file it is, and what to do
+
+    Raises
+    ------
+    InputError : it does not exist, is not a file (a pipe would be waited for), cannot be read, or is no UTF-8 text
+    """
+    try:
+        is_regular = stat.S_ISREG(path.stat().st_mode)
+        text = path.read_bytes().decode("utf-8-sig") if is_regular else ""
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{what} does not exist: {advice}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is no UTF-8 text, see byte {error.start:,}: {advice}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} cannot be read: {getattr(error, 'strerror', error)}: {advice}") from None
+    if not is_regular:
+        raise InputError(f"{what} is not a file: {advice}")
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises
+    ------
+    ValueError : no JSON, one that is nested too deeply, or an object with two values of one name
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            times = Counter(name for name, _ in pairs)
+            raise ValueError(f"it gives {listed(name for name in found if times[name] > 1)} twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+        level, depth = [value], 0
+        while level := [inner for outer in level for inner in _inner(outer)]:
+            depth += 1
+            if depth > DEEPEST:
+                raise RecursionError
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _inner(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def read_json(path: Path, what: str, advice: str) -> Any:
+    """Return the value in a JSON file; arguments and errors as `read_text`, and no JSON is an error too."""
+    text = read_text(path, what, advice)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise InputError(f"{what} is no JSON: {error}: {advice}") from None
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name and move it into place: it is old or new, never half. Makes its folder.
+
+    Parameters
+    ----------
+    write : writes the file at the path that it is given
+
+    Raises
+    ------
+    InputError : there is no room, or no permission; the file that was there is as it was
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path, names: Container[str] | None = None) -> None:
+    """Remove what a killed process had begun to write into a folder (`replace_file`'s temporary files).
+
+    names : of the files that it was to become (None: any); nobody else may be writing them
+    """
+    for path in folder.glob(".*.tmp"):
+        half = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
+        if half and (names is None or half[1] in names):
+            path.unlink()
+
+
+def need_room(folder: Path, need: int, what: str, advice: str) -> None:
+    """Refuse to begin what a folder's disk has no room for.
+
+    Parameters
+    ----------
+    need : bytes
+    what, advice : how the message of an error begins and ends: what is full, and what to do but to free some room
+
+    Raises
+    ------
+    InputError
+    """
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise InputError(
+            f"{what} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: free some or {advice}"
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises
+    ------
+    InputError : it cannot be made
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"folder {folder} cannot be made: {error.strerror or error}: choose another"
+        ) from error
+
+
+def cannot_write(path: Path, error: OSError) -> InputError:
+    """Return what to tell the user when the system refuses to write a file."""
+    return InputError(
+        f"{path} cannot be written: {error.strerror or error}; what was there is unchanged: free some room or choose "
+        "another folder, and run the same command again"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, atomically; what is no text, such as a stray byte of a file's name, is escaped."""
+    data = text.encode("utf-8", "backslashreplace")
+    replace_file(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, atomically; NaN and infinity are errors, as they are no JSON."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(file: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is made; the system lets go of it even when the process is killed.
+
+    Parameters
+    ----------
+    refusal : what to tell the user if another process holds it
+
+    Raises
+    ------
+    InputError : another process holds it, or it cannot be written
+    """
+    make_folder(file.parent)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(refusal) from None
+    except OSError as error:
+        raise cannot_write(file.parent, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

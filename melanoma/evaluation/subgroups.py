@@ -1,0 +1,166 @@
+"""For whom the figures hold: the same figures by sex, age, site, size of the photograph and estimated skin tone.
+
+Groups too small to say anything of are named with the reason, not left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from melanoma.data.cache import ImageCache
+from melanoma.evaluation.bootstrap import DRAWS, table_figures
+
+UNKNOWN = "unknown"
+LEAST = 5  # melanomas, and benign lesions, below which a group has no figures
+# Each group from its lower bound on, up to the next one's.
+AGE_BANDS = {"under 30": 0.0, "30 to 44": 30.0, "45 to 59": 45.0, "60 to 74": 60.0, "75 and older": 75.0}
+SIZE_BANDS = {"under 1 megapixel": 0.0, "1 to 4": 1.0, "4 to 16": 4.0, "16 megapixels and more": 16.0}
+# Chardon et al. 1991, named as in Kinyanjui et al. 2020; degrees of the individual typology angle.
+SKIN_TONES = {
+    "dark": -180.0,
+    "brown": -30.0,
+    "tan": 10.0,
+    "intermediate": 28.0,
+    "light": 41.0,
+    "very light": 55.0,
+}
+
+BORDER = 16  # the border that is taken for skin is 1/16 of the side wide
+BLACK = 12.0  # lightness below which a pixel is the dark rim of the lens; the darkest skin has about 18
+HAIR = 15.0  # a pixel darker than the border's median by more than this is hair, or lesion
+LEAST_SKIN = 0.1  # share of the border's pixels that must be left
+BLOCK = 256  # images at a time
+
+
+def subgroup_table(table: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS) -> list[dict[str, Any]]:
+    """Return the figures of each group of judged lesions, as JSON values.
+
+    Parameters
+    ----------
+    table : columns label, probability, threshold and patient_id, and any of sex, age, site (as `labels.read_labels`),
+        megapixels (of the source file) and typology_angle (as `typology_angles`); blanks and NaN are unknown
+    rng, draws : of the intervals, see `bootstrap.intervals`
+
+    Returns
+    -------
+    rows {attribute, group, n, n_melanoma, auc, auc_interval, sensitivity, specificity, note}, the two rates as
+    `metrics.rate`; the four figures are None where a class has fewer than 5 images, and the note says so
+    """
+    return [
+        {"attribute": attribute, "group": group, **_figures(table[members == group], rng, draws)}
+        for attribute, (members, names) in memberships(table).items()
+        for group in names
+    ]
+
+
+def memberships(table: pd.DataFrame) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Return, by attribute, the group of each lesion, str (N,), and the names of all groups in their order.
+
+    Bands are all named, though nobody be in them; `unknown` is named where there is such a lesion.
+    """
+    found: dict[str, tuple[np.ndarray, list[str]]] = {}
+    for attribute in ("sex", "site"):
+        if attribute in table:
+            members = table[attribute].fillna("").replace("", UNKNOWN).to_numpy(dtype=str)
+            found[attribute] = members, sorted(set(members.tolist()) - {UNKNOWN})
+    for column, attribute, bands in (
+        ("age", "age", AGE_BANDS),
+        ("megapixels", "image size", SIZE_BANDS),
+        ("typology_angle", "skin tone (estimate)", SKIN_TONES),
+    ):
+        if column in table:
+            found[attribute] = band_of(table[column].to_numpy(float), bands), list(bands)
+    for members, names in found.values():
+        if UNKNOWN in members:
+            names.append(UNKNOWN)
+    return found
+
+
+def band_of(values: np.ndarray, bands: dict[str, float]) -> np.ndarray:
+    """Return the name of the band of each value, str (N,): the last whose lower bound it reaches; NaN is unknown."""
+    names = np.array([*bands, UNKNOWN])
+    place = np.searchsorted(list(bands.values()), values, side="right") - 1
+    return names[np.where(np.isnan(values), len(bands), np.maximum(place, 0))]
+
+
+def _figures(table: pd.DataFrame, rng: np.random.Generator, draws: int) -> dict[str, Any]:
+    n, n_melanoma = len(table), int(table["label"].sum())
+    note = ""
+    for count, name in ((n_melanoma, "melanomas"), (n - n_melanoma, "benign lesions")):
+        if count < LEAST and not note:
+            note = f"too small: {count} {name}, {LEAST} are needed"
+    if note:
+        figures = dict.fromkeys(("auc", "auc_interval", "sensitivity", "specificity"))
+        return {"n": n, "n_melanoma": n_melanoma, **figures, "note": note}
+    return {**table_figures(table, rng, draws), "note": note}
+
+
+# --- skin tone ---
+
+
+def typology_angles(cache: ImageCache, names: Iterable[str]) -> np.ndarray:
+    """Return the typology angle of named images, float64 (N,): see `typology_angle`."""
+    rows = cache.rows(names)
+    blocks = [
+        typology_angle(cache.gather(rows[start : start + BLOCK])) for start in range(0, len(rows), BLOCK)
+    ]
+    return np.concatenate([*blocks, np.empty(0)])
+
+
+def typology_angle(images: np.ndarray) -> np.ndarray:
+    """Estimate the individual typology angle of the skin around lesions, in degrees; large = light.
+
+    ITA = atan2(L* - 50, b*) 180/π (Chardon et al. 1991), of the median L* and b* of the skin in the border of an
+    image. The border's dark rim and hairs, and what of the lesion reaches into it, are left out by their lightness.
+    This is an estimate: the light and the colours of dermoscopic photographs are not calibrated.
+
+    Parameters
+    ----------
+    images : uint8 array of shape (N, S, S, 3), sRGB
+
+    Returns
+    -------
+    float64 array of shape (N,), NaN where less than a tenth of the border is left
+    """
+    side = images.shape[1]
+    inside = slice(max(1, side // BORDER), side - max(1, side // BORDER))
+    border = np.ones((side, side), bool)
+    border[inside, inside] = False
+    border[1::2] = border[:, 1::2] = False  # a quarter of the pixels tells the median as well
+    lab = srgb_to_lab(images[:, border])
+    light = np.where(lab[..., 0] >= BLACK, lab[..., 0], np.nan)
+    skin = light >= _median(light)[:, None] - HAIR
+    lightness, yellow = (_median(np.where(skin, lab[..., channel], np.nan)) for channel in (0, 2))
+    angle = np.degrees(np.arctan2(lightness - 50, yellow))
+    return np.where(skin.mean(axis=1) >= LEAST_SKIN, angle, np.nan)
+
+
+def srgb_to_lab(pixels: np.ndarray) -> np.ndarray:
+    """Return CIE 1976 L*a*b* (white D65, 2° observer), float32 (..., 3), of sRGB pixels, uint8 (..., 3).
+
+    sRGB to XYZ as in IEC 61966-2-1, XYZ to L*a*b* as in CIE 15:2004, 8.2.1.
+    """
+    value = np.arange(256) / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]], np.float32
+    )
+    xyz = linear[pixels] @ (to_xyz / to_xyz.sum(axis=1, keepdims=True)).T  # white is (1, 1, 1)
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * np.float32((29 / 6) ** 2 / 3) + np.float32(4 / 29))
+    return np.stack(
+        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1
+    )
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Return the median of each row that is not NaN, float64 (N,); NaN where all are."""
+    ordered = np.sort(values, axis=1)  # NaNs come last
+    known = np.sum(~np.isnan(values), axis=1)
+    middle = np.stack([np.maximum(known - 1, 0) // 2, known // 2], axis=1)
+    return np.take_along_axis(ordered, np.minimum(middle, values.shape[1] - 1), axis=1).mean(
+        axis=1, dtype=float
+    )

@@ -1,0 +1,106 @@
+"""The processes that torchrun starts: which part of a batch each embeds, and how they agree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import distributed
+
+from melanoma.common.device import choose_device
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that torchrun started for one training; a single one without it."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that prints and writes."""
+        return self.rank == 0
+
+    @property
+    def quiet(self) -> bool | None:
+        """What tqdm's `disable` takes: only the first process draws progress, and only on a terminal."""
+        return None if self.first else True
+
+    def say(self, text: str) -> None:
+        """Print, from the first process alone."""
+        if self.first:
+            print(text, flush=True)
+
+    def share(self, size: int, rank: int | None = None) -> slice:
+        """Return a process's part, this one's by default, of a batch: sizes differ by one at most."""
+        rank = self.rank if rank is None else rank
+        return slice(size * rank // self.count, size * (rank + 1) // self.count)
+
+    def share_size(self, size: int) -> int:
+        """Return how many images of a batch are this process's part."""
+        own = self.share(size)
+        return own.stop - own.start
+
+    def places(self, size: int) -> np.ndarray:
+        """Return the places in a batch of the images that this process embeds; one, if it has no part."""
+        return np.arange(size)[self.share(size)] if self.share_size(size) else np.array([0])
+
+    def gather(self, part: torch.Tensor, size: int) -> torch.Tensor:
+        """Return the whole batch, (size, D), of which each process has its share, (n, D).
+
+        The gradient flows into this process's own share alone: the gradients of all processes add up to that of
+        the whole.
+        """
+        if self.count == 1:
+            return part
+        shares = [self.share(size, rank) for rank in range(self.count)]
+        longest = -(-size // self.count)
+        padded = part.new_zeros(longest, part.shape[1])
+        padded[: len(part)] = part.detach()
+        parts = [torch.empty_like(padded) for _ in shares]
+        distributed.all_gather(parts, padded)
+        parts = [other[: share.stop - share.start] for other, share in zip(parts, shares, strict=True)]
+        parts[self.rank] = part
+        return torch.cat(parts)
+
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether something is so in any of the processes; all of them must ask."""
+        if self.count == 1:
+            return here
+        flag = torch.tensor(float(here), device=device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        return bool(flag)  # waits for the device
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+@contextlib.contextmanager
+def join_ranks(device_name: str) -> Iterator[tuple[torch.device, Ranks]]:
+    """Join the processes that torchrun started (read from its environment); yield this one's device and rank.
+
+    With CUDA each process of a machine takes a GPU of its own. Without torchrun there is one process and nothing
+    to join.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield choose_device(device_name), Ranks()
+        return
+    kind = device_name.partition(":")[0]
+    if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
+        device_name = f"cuda:{os.environ['LOCAL_RANK']}"
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device, Ranks(int(os.environ["RANK"]), count)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,244 @@
+"""A whole evaluation: what measure.py and draw.py make of judged lesions, and what predict.py leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import cache_of
+
+import predict
+from config import Config
+from melanoma.common.errors import InputError
+from melanoma.evaluation.bootstrap import compare
+from melanoma.report import figures as draw
+from melanoma.report.page import PICTURES
+from melanoma.scoring import ensemble as panel
+from melanoma.scoring.ensemble import Choices
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, dict]:
+    """An evaluation of the shared run, figures and all: read it, do not change it."""
+    machine = dataclasses.replace(trained, graph_dir=tmp_path_factory.mktemp("graph"))
+    return machine, predict.main(machine)
+
+
+def test_every_figure_of_the_page_is_drawn(evaluated) -> None:
+    machine, _ = evaluated
+    for name in PICTURES:
+        assert (machine.graph_dir / name).read_bytes().startswith(b"\x89PNG"), name
+
+
+def test_the_page_shows_the_figures_and_numbers_of_the_evaluation(evaluated) -> None:
+    machine, metrics = evaluated
+    page = (machine.graph_dir / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == len(PICTURES)
+    assert f"{metrics['n']} images" in page and f"{metrics['auc']:.3f}" in page
+    assert "always benign" in page and "not a medical device" in page.lower()
+    assert str(machine.train_image) in page
+
+
+def test_the_learning_curves_are_of_all_epochs_whichever_was_the_best(evaluated, monkeypatch) -> None:
+    machine, _ = evaluated
+    drawn = []
+    monkeypatch.setattr(predict, "learning_curves", lambda log, *_: drawn.extend(log))
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    predict.main(machine)
+    assert [entry["epoch"] for entry in drawn] == list(range(1, machine.epochs + 1))
+
+
+def test_metrics_hold_intervals_subgroups_and_controls(evaluated) -> None:
+    machine, metrics = evaluated
+    assert json.loads((machine.run_dir / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    table = pd.read_csv(machine.run_dir / "predictions.csv")
+    assert metrics["n_patients"] == table["patient_id"].nunique()
+    low, high = metrics["intervals"]["specificity"]
+    assert low <= metrics["specificity"] <= high
+    sexes = [row for row in metrics["subgroups"] if row["attribute"] == "sex"]
+    assert [(row["group"], row["n"]) for row in sexes] == [("female", len(table))]  # as conftest writes them
+    tones = [row for row in metrics["subgroups"] if row["attribute"] == "skin tone (estimate)"]
+    assert sum(row["n"] for row in tones) == len(table)
+
+
+def test_a_control_sees_the_training_part_alone_and_is_compared_on_the_test_part(evaluated) -> None:
+    """Melanomas of the fixture are dark: mean colour finds them all, metadata and image size, all alike, none."""
+    _, metrics = evaluated
+    controls = {row["name"]: row for row in metrics["controls"]}
+    assert controls["always benign"]["auc"] == controls["metadata"]["auc"] == 0.5
+    assert controls["image size"]["auc"] == 0.5 and controls["metadata"]["beaten"]
+    assert "beats metadata" in controls["metadata"]["verdict"]
+
+
+def test_figures_that_cannot_be_drawn_are_removed_and_the_reason_is_told(
+    evaluated, lesion_folder: Path, tmp_path: Path
+) -> None:
+    machine = dataclasses.replace(evaluated[0], graph_dir=tmp_path)
+    (tmp_path / "ROC_curve.png").write_bytes(b"of an earlier evaluation")
+    labels = pd.read_csv(lesion_folder / "train.csv", dtype=str, keep_default_na=False)
+    benign = tmp_path / "benign.csv"
+    labels[labels["target"] == "0"].to_csv(benign, index=False)
+    split = pd.read_csv(machine.run_dir / "split.csv")
+    tested = split[(split["part"] == "test") & (split["label"] == 0)]
+    metrics = predict.main(machine, (), lesion_folder / "train", benign)
+    assert metrics["n"] == len(tested)  # of the others the network knows the answer
+    assert metrics["notes"][0].startswith(f"{48 - len(tested)} images are left out, since a run was trained")
+    assert metrics["notes"][0] in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert metrics["auc"] is None and metrics["sensitivity"] is None and metrics["auc_interval"] is None
+    assert 0 <= metrics["specificity"] <= 1
+    assert (tmp_path / "Confusion_matrix.png").is_file() and not (tmp_path / "ROC_curve.png").exists()
+    assert metrics["not_computed"]["ROC_curve.png"] == metrics["not_computed"]["auc"]
+    assert "no melanoma" in metrics["not_computed"]["auc"] and "controls" in metrics["not_computed"]
+    assert metrics["not_computed"]["auc"] in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
+    trained: Config, lesion_folder: Path, tmp_path: Path
+) -> None:
+    panels = panel.load_panels(trained, [trained.run_dir])
+    table = panels[0].table
+    known = table[table["part"] != "test"]
+    new = table[table["part"] == "test"]
+    stranger = pd.DataFrame({"image_name": ["x"], "patient_id": [known["patient_id"].iloc[0]], "label": [0]})
+    lesions = pd.concat([table, stranger], ignore_index=True)
+    left, notes = panel.new_to_all(panels, lesions)
+    assert left["image_name"].tolist() == [*new["image_name"], "x"]
+    assert (
+        notes[0].startswith(f"{len(known)} images are left out") and known["image_name"].iloc[0] in notes[0]
+    )
+    assert notes[1].startswith("1 images are of patients")
+    assert panel.new_to_all(panels, new)[1] == []
+    known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
+    with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
+        panel.score_folder(panels, lesion_folder / "train", tmp_path / "known.csv")
+
+
+def test_without_the_label_file_age_sex_and_site_are_unknown(
+    trained: Config, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "gone.csv")
+    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    assert {row["attribute"] for row in metrics["subgroups"]} == {"image size", "skin tone (estimate)"}
+    assert "gone.csv is not there" in metrics["not_computed"]["metadata"]
+    notes = {row["name"]: row["note"] for row in metrics["controls"]}
+    assert notes["metadata"] == "not computed: needs age, sex, site"
+
+
+def test_labels_without_age_sex_and_site_are_enough(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    labels = pd.read_csv(trained.train_labels, dtype=str, keep_default_na=False)
+    labels[["image_name", "patient_id", "target"]].to_csv(tmp_path / "bare.csv", index=False)
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "bare.csv")
+    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    notes = {row["name"]: row["note"] for row in metrics["controls"]}
+    assert notes["metadata"] == "metadata is one for all images"
+    assert metrics["notes"] == []
+
+
+def test_labels_that_lack_images_of_the_run_are_told(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    labels = pd.read_csv(trained.train_labels, dtype=str, keep_default_na=False)
+    labels.iloc[:50].to_csv(tmp_path / "few.csv", index=False)
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "few.csv")
+    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    [note] = metrics["notes"]
+    assert note.startswith("Age, sex and site of 10 of the runs' 60 images are unknown, since ")
+    assert "few.csv does not name them (ISIC_0000050 is one)" in note
+
+
+def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    titles = {}
+    monkeypatch.setattr(
+        predict,
+        "save_drawn",
+        lambda drawn, _: titles.update({name: own.axes[0].get_title() for name, own in drawn.items() if own}),
+    )
+    monkeypatch.setattr(predict, "write_report", lambda *_: None)
+    twin = Path(shutil.copytree(trained.run_dir, tmp_path / "twin"))
+    predict.main(dataclasses.replace(trained, graph_dir=tmp_path), [twin, trained.run_dir])
+    for name in ("t_SNE.png", "Pair_distances.png", "Train_average_loss.png"):
+        assert f"{twin} alone".replace("\n", "") in titles[name].replace("\n", ""), name
+    assert "alone" not in titles["ROC_curve.png"]
+
+
+def test_a_bad_label_file_is_told_before_anything_is_scored(
+    trained: Config, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "bad.csv").write_text("name,target\n")
+    monkeypatch.setattr(predict, "load_panels", lambda *_: pytest.fail("scored first"))
+    machine = dataclasses.replace(trained, train_labels=tmp_path / "bad.csv")
+    with pytest.raises(InputError, match="has no column image_name"):
+        predict.main(machine)
+
+
+def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_):
+        raise RuntimeError("out of paint")
+
+    monkeypatch.setattr(predict, "draw_all", fail)
+    machine = dataclasses.replace(trained, graph_dir=tmp_path)
+    with pytest.raises(RuntimeError, match="out of paint"):
+        predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text())["auc"] > 0.5
+
+
+def test_a_run_and_a_panel_are_compared_on_the_same_images(
+    trained: Config, tmp_path: Path, monkeypatch
+) -> None:
+    tables = [panel.score_tests(panel.load_panels(trained, [trained.run_dir])).table for _ in range(2)]
+    rng = np.random.default_rng(0)
+    tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
+    no_images = cache_of(np.empty((0, 1, 1, 3), np.uint8))
+    given = iter([panel.Scored(table, np.empty((0, 2)), no_images) for table in tables])
+    monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
+    machine = dataclasses.replace(trained, graph_dir=tmp_path)
+    found = predict.compare(machine, [], [trained.run_dir, trained.run_dir])
+    first, second = (table.sort_values("image_name") for table in tables)
+    expected = compare(
+        first["label"].to_numpy(),
+        first["probability"].to_numpy(),
+        second["probability"].to_numpy(),
+        first["patient_id"].to_numpy(),
+        np.random.default_rng(0),
+    )
+    two = f"{trained.run_dir}, {trained.run_dir}"
+    assert found == {"a": str(trained.run_dir), "b": two, "n": len(first), **expected}
+    assert json.loads((tmp_path / "comparison.json").read_text())["difference"] == found["difference"] > 0
+
+
+def test_runs_of_different_images_are_not_compared(trained: Config, tmp_path: Path, monkeypatch) -> None:
+    scored = panel.score_tests(panel.load_panels(trained, [trained.run_dir]))
+    given = iter([scored, dataclasses.replace(scored, table=scored.table.iloc[1:])])
+    monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
+    with pytest.raises(InputError, match="--compare: the two have not judged the same images"):
+        predict.compare(trained, [trained.run_dir], [trained.run_dir])
+
+
+def test_the_runs_to_compare_with_come_from_the_command_line(trained: Config, monkeypatch, capsys) -> None:
+    asked = []
+    monkeypatch.setattr(predict, "compare", lambda machine, *others: asked.append(others))
+    monkeypatch.setattr(
+        sys, "argv", ["predict.py", "--run-dir", "a", "--compare", "b", "c", "--test-views", "8"]
+    )
+    predict.run()
+    assert asked == [([Path("a")], [Path("b"), Path("c")], Choices(views=8))]
+    file = str(trained.run_dir / "best.pt")
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--compare", file])
+    with pytest.raises(SystemExit):
+        predict.run()
+    assert f"--compare {file} is a file: it takes run folders" in capsys.readouterr().err
+
+
+def test_tsne_subset_keeps_every_melanoma() -> None:
+    labels = (np.arange(1000) % 50 == 0).astype(int)
+    kept = draw.tsne_subset(labels, 100, np.random.default_rng(0))
+    assert len(kept) == 100 and np.all(np.diff(kept) > 0)
+    assert labels[kept].sum() == labels.sum()
+    assert len(draw.tsne_subset(labels, 5000, np.random.default_rng(0))) == 1000

@@ -1,0 +1,121 @@
+"""cards.py: a card says what it was given, and draws any name."""
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import same_color, to_rgba
+from matplotlib.figure import Figure
+from PIL import Image
+
+from melanoma.report.lesions import Neighbour, lesion_card
+from melanoma.report.style import BENIGN, MELANOMA, one_line, save_figure
+
+VERDICT = ["called melanoma", "probability of melanoma 0.310"]
+
+
+def grey(value: int) -> np.ndarray:
+    return np.full((8, 8, 3), value, np.uint8)
+
+
+def neighbours(prefix: str, count: int) -> list[Neighbour]:
+    return [Neighbour(f"{prefix}{i}", grey(10 * i), 0.25 * i) for i in range(count)]
+
+
+def card(name: str = "photo.jpg", heat: np.ndarray | None = None, benign: int = 5) -> Figure:
+    return lesion_card(name, grey(200), heat, VERDICT, neighbours("M", 5), neighbours("B", benign))
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts]
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def test_a_card_names_the_lesion_the_verdict_and_all_neighbours_with_their_distances():
+    figure = card(heat=np.ones((4, 4)))
+    assert texts(figure) == [
+        "photo.jpg",
+        *VERDICT,
+        "nearest melanomas of the training part",
+        "nearest benign lesions of the training part",
+    ]
+    assert titles(figure) == [
+        "the lesion",
+        "what speaks for which (Grad-CAM)",
+        *(f"M{i}\ndistance {0.25 * i:.3f}" for i in range(5)),
+        *(f"B{i}\ndistance {0.25 * i:.3f}" for i in range(5)),
+    ]
+
+
+def test_images_are_those_of_their_titles_and_framed_in_the_colour_of_their_class():
+    figure = card()
+    for axes in figure.axes:
+        kind, number = axes.get_title()[:1], axes.get_title()[1:2]
+        if kind in ("M", "B"):
+            assert (np.asarray(axes.images[0].get_array()) == 10 * int(number)).all()
+            frame = axes.spines["left"].get_edgecolor()
+            assert same_color(frame, MELANOMA if kind == "M" else BENIGN)
+    assert (np.asarray(figure.axes[0].images[0].get_array()) == 200).all()
+
+
+def test_the_heat_is_opaque_where_it_is_strong_and_coloured_by_its_sign():
+    heat = np.array([[2.0, 1.0], [0.0, -1.0]])
+    drawn = np.asarray(card(heat=heat).axes[1].images[1].get_array())
+    np.testing.assert_allclose(drawn[..., 3], 0.85 * np.array([[1, 0.5], [0, 0.5]]))
+    np.testing.assert_allclose(drawn[0, 0, :3], to_rgba(MELANOMA)[:3])
+    np.testing.assert_allclose(drawn[1, 1, :3], to_rgba(BENIGN)[:3])
+
+
+def test_without_a_heat_map_the_card_says_so():
+    figure = card(heat=None)
+    assert titles(figure)[1] == "no heat map: the backbone has no map"
+    assert len(figure.axes[1].images) == 1
+
+
+def test_a_class_with_few_references_has_a_shorter_row():
+    assert sum(title.startswith("B") for title in titles(card(benign=2))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "heat"),
+    [
+        ("$x_1$ 100 %.jpg", None),
+        ("a, \"b\" 'c'.png", np.zeros((4, 4))),
+        ("皮膚\n\t.jpg", np.eye(4) - 0.5),
+        ("ä" * 300, -np.eye(4)),
+        ("$", np.eye(4)),
+    ],
+)
+def test_a_card_of_any_name_and_heat_is_drawn(tmp_path, name, heat):
+    figure = lesion_card(name, grey(0), heat, VERDICT, [Neighbour(name, grey(1), 0.0)], neighbours("B", 5))
+    save_figure(figure, tmp_path / "card.png")
+    with Image.open(tmp_path / "card.png") as image:
+        assert image.size == (1500, 1410)
+        assert image.convert("L").getextrema() == (0, 255)
+
+
+def test_texts_are_shortened_in_their_middle_and_odd_characters_replaced():
+    assert one_line("abc.jpg", 7) == "abc.jpg"
+    assert one_line("abcdefghij", 6) == "ab…hij"
+    assert one_line("ä皮\n$", 10) == "ä??$"
+    assert all(len(one_line("x" * 50, most)) == most for most in (5, 6, 49, 50))
+
+
+def test_no_text_of_a_card_covers_another_or_leaves_it():
+    long = [
+        "called melanoma",
+        *["100.0 % of the validation images"] * 6,
+        "unlike anything seen: do not trust it",
+    ]
+    row = [Neighbour("ISIC_0000000_downsampled_more", grey(1), 12.345)] * 5
+    figure = lesion_card("/" + "folder/" * 20, grey(0), np.eye(4), long, row, row)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    shown = [*figure.texts, *(axes.title for axes in figure.axes)]
+    boxes = [text.get_window_extent(renderer) for text in shown if text.get_text()]
+    for i, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:i])

@@ -1,0 +1,447 @@
+"""The report holds every figure that there is, says why one is missing, escapes all, and fetches nothing."""
+
+import base64
+import copy
+import html
+import os
+import re
+import shutil
+import struct
+import subprocess
+from html.parser import HTMLParser
+from io import BytesIO
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from melanoma.report import page as report
+from melanoma.report import tables
+
+EVIL = "<script>alert('x')</script>\" onload=\"x"
+METRICS = {
+    "set": "test",
+    "n": 961,
+    "n_melanoma": 79,
+    "n_patients": 402,
+    "auc": 0.8123,
+    "auc_interval": [0.7701, 0.8502],
+    "average_precision": 0.3,
+    "partial_auc": 0.1234,
+    "accuracy": 0.701,
+    "always_benign_accuracy": 0.9178,
+    "balanced_accuracy": 0.75,
+    "precision": 0.181,
+    "npv": None,
+    "flag_rate": 0.35,
+    "sensitivity": 0.8481,
+    "specificity": 0.6871,
+    "f1": 0.298,
+    "mcc": 0.27,
+    "brier": 0.06612,
+    "ece": 0.0213,
+    "threshold": 0.07251,
+    "counts": {"tp": 67, "fp": 276, "tn": 606, "fn": 12},
+    "sensitivity_at_specificity": {"80%": 0.69, "90%": 0.5321, "95%": None},
+    "specificity_at_sensitivity": {"80%": 0.71, "90%": 0.55, "95%": 0.41},
+    "rates": {
+        "sensitivity": {"value": 0.8481, "hits": 67, "of": 79, "wilson": [0.7532, 0.9111]},
+        "specificity": {"value": 0.6871, "hits": 606, "of": 882, "wilson": [0.6557, 0.7168]},
+    },
+    "at_prevalence": {"1.76%": {"precision": 0.0464, "npv": 0.996, "flag_rate": 0.32}},
+    "intervals": {
+        "sensitivity": [0.76, 0.92],
+        "sensitivity_at_specificity": {"80%": [0.6, 0.78], "90%": [0.42, 0.63]},
+        "at_prevalence": {"1.76%": {"precision": [0.041, 0.053]}},
+    },
+    "not_computed": {
+        "npv": "no lesion is called benign",
+        "sensitivity_at_specificity": "no threshold reaches it",
+        "subgroups": "no column of the table has groups",
+    },
+    "runs": [
+        {
+            "run_dir": f"runs/{EVIL}",
+            "fold": 0,
+            "validation_fold": 2,
+            "seed": 3,
+            "epoch": 9,
+            "scorer": "nearest",
+            "test_views": 8,
+            "threshold": 0.07251,
+        }
+    ],
+    "folds": [
+        {
+            "fold": i,
+            "n": 480 + i,
+            "n_melanoma": 40 - i,
+            "auc": 0.8 + i / 100,
+            "auc_interval": [0.75, 0.86],
+            "sensitivity": {"value": 0.85, "hits": 34 - i, "of": 40 - i, "wilson": [0.7, 0.93]},
+            "specificity": {"value": 0.7, "hits": 309, "of": 441, "wilson": [0.656, 0.742]},
+        }
+        for i in range(2)
+    ],
+    "controls": [
+        {"name": "file size", "auc": 0.63, "auc_interval": [0.57, 0.68], "note": "bytes", "beaten": True},
+        {
+            "name": "metadata",
+            "auc": 0.8,
+            "auc_interval": [0.76, 0.85],
+            "average_precision": 0.21,
+            "sensitivity_at_specificity": {"90%": 0.4},
+            "beaten": False,
+        },
+        {"name": "always benign", "auc": 0.5, "auc_interval": None, "beaten": None},
+    ],
+    "subgroups": [
+        {
+            "attribute": "sex",
+            "group": "female",
+            "n": 461,
+            "n_melanoma": 35,
+            "auc": 0.83,
+            "auc_interval": [0.76, 0.89],
+            "sensitivity": {"value": 0.857, "hits": 30, "of": 35, "wilson": [0.71, 0.94]},
+            "specificity": {"value": 0.7, "hits": 298, "of": 426, "wilson": [0.65, 0.74]},
+        },
+        {
+            "attribute": "site",
+            "group": "palms/soles",
+            "n": 12,
+            "n_melanoma": 1,
+            "auc": None,
+            "auc_interval": None,
+            "sensitivity": None,
+            "specificity": None,
+            "note": "1 melanoma, fewer than 10",
+        },
+    ],
+}
+SETTINGS = {
+    "command": f"predict.py --evaluate-image {EVIL}",
+    "commit": "abc123+dirty",
+    "config": {"margin": 0.5, "image_size": 128, "backbone_weights": None},
+    "versions": {"torch": "2.13.0"},
+    "started": [{"device": "cpu"}, {"device": "cuda"}],
+}
+CARD = report.ModelCard(
+    training_data=f"4,809 images {EVIL}", evaluation_data="the test part", model="a network"
+)
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = BytesIO()
+    Image.new("L", (width, height), 200).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+FIGURES: dict[str, bytes | None] = {name: png(960, 840) for name in report.PICTURES}
+FIGURES |= {"t_SNE.png": png(1800, 720), "Subgroups.png": None, f"{EVIL}.png": png(960, 840)}
+
+
+def render(metrics=METRICS, figures=FIGURES, settings=SETTINGS, card=CARD) -> str:
+    return report.render(metrics, figures, settings, card)
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, the texts, and the cells of tables by heading."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._heading = "?"  # of what stands before the first
+        self._cell: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "h3":
+            self._heading = ""
+        elif tag == "table":
+            self.tables[self._heading] = []
+        elif tag == "tr":
+            self.tables[self._heading].append([])
+        elif tag in ("td", "th"):
+            self._cell = ""
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[self._heading][-1].append(self._cell or "")
+            self._cell = None
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self._cell is not None:
+            self._cell += data
+        elif self._heading == "":
+            self._heading = data
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(render())
+
+
+# --- safe and alone ---
+
+
+def test_nothing_is_fetched_and_nothing_runs(page):
+    fetching = {"script", "iframe", "object", "embed", "audio", "video", "base", "form", "source"}
+    assert not fetching & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                assert value.startswith(("data:", "#")), (tag, value)
+    text = render()
+    assert "@import" not in text
+    assert "url(" not in text
+    assert not re.search(r"https?://", text)
+    policy = [a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_what_a_user_named_is_text_wherever_it_stands(page):
+    metrics: dict[str, Any] = copy.deepcopy(METRICS) | {
+        "set": EVIL,
+        "not_computed": {"npv": EVIL, "Subgroups.png": EVIL},
+    }
+    metrics["controls"][0] |= {"name": EVIL, "note": EVIL}
+    metrics["subgroups"][0] |= {"attribute": EVIL, "group": EVIL, "note": EVIL}
+    metrics["runs"][0]["scorer"] = EVIL
+    settings = {EVIL: {EVIL: EVIL}, **SETTINGS}
+    card = report.ModelCard(*[EVIL] * 7)
+    text = render(metrics, settings=settings, card=card)
+    assert EVIL not in text
+    tags = {tag for tag, _ in Page(text).tags}
+    assert tags == {tag for tag, _ in page.tags}
+    assert not [name for _, attributes in Page(text).tags for name in attributes if name.startswith("on")]
+    assert text.count(html.escape(EVIL).replace("&quot;", "&#34;").replace("&#x27;", "&#39;")) > 20
+
+
+# --- sections ---
+
+
+def test_every_section_is_there_and_the_links_lead_to_them(page):
+    ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    assert ids == ["headline", "figures", "tables", "settings", "card"]
+    assert [a["href"] for tag, a in page.tags if tag == "a"] == [f"#{name}" for name in ids]
+    assert list(page.tables) == [
+        "All figures",
+        "Folds",
+        "Controls",
+        "Subgroups",
+        "Runs",
+        "run",
+        "config",
+        "versions",
+        "started 1",
+        "started 2",
+    ]
+    assert "Evaluated on test: 961 images, 79 melanoma, 402 patients" in page.texts
+
+
+def test_a_set_with_nothing_but_its_numbers_has_a_page():
+    page = Page(report.render({"set": "test", "n": 1, "n_melanoma": 0}, {}, {}, CARD))
+    assert page.tables == {}
+    assert [a["id"] for tag, a in page.tags if tag == "section"] == ["headline", "figures", "tables", "card"]
+    assert "No intervals were computed." in page.texts
+
+
+@pytest.mark.parametrize("key", [key for key in METRICS if key not in ("set", "n", "n_melanoma")])
+def test_any_key_may_be_missing_or_none(key):
+    without = {name: value for name, value in METRICS.items() if name != key}
+    for metrics in (without, {**METRICS, key: None}):
+        assert "</html>" in render(metrics)
+
+
+def test_a_section_without_its_key_is_left_out():
+    gone = ("folds", "controls", "subgroups", "runs")
+    page = Page(render({name: value for name, value in METRICS.items() if name not in gone}, settings={}))
+    assert list(page.tables) == ["All figures"]
+    assert "settings" not in [a["id"] for tag, a in page.tags if tag == "section"]
+
+
+# --- figures ---
+
+
+def test_every_figure_is_embedded_whole_with_its_caption_and_alt_text(page):
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    shown = [name for name in [*report.PICTURES, f"{EVIL}.png"] if FIGURES[name]]
+    assert len(images) == len(shown)
+    for image, name in zip(images, shown, strict=True):
+        data = image["src"].removeprefix("data:image/png;base64,")
+        assert base64.b64decode(data, validate=True) == FIGURES[name]
+        size = struct.unpack(">II", (FIGURES[name] or b"")[16:24])
+        assert (int(image["width"]), int(image["height"])) == size
+        if name in report.PICTURES:
+            about = report.PICTURES[name]
+            start = f"{about.title}, test: 961 images, 79 melanoma, 402 patients. "
+            assert image["alt"] == start + about.caption
+            assert f"{about.title}." in page.texts
+    wide = [attributes for tag, attributes in page.tags if tag == "figure" and "class" in attributes]
+    assert len(wide) == 1  # the maps
+
+
+def test_a_figure_that_was_not_drawn_says_why(page):
+    assert "not computed: no column of the table has groups" in page.texts
+    figures = {"ROC_curve.png": None}
+    for reasons, said in (
+        ({"auc": "no melanoma"}, "no melanoma"),
+        ({"auc": "no melanoma", "ROC_curve.png": "no room"}, "no room"),
+        ({}, "no reason given"),
+    ):
+        assert f"not computed: {said}" in Page(render({**METRICS, "not_computed": reasons}, figures)).texts
+
+
+def test_what_is_no_png_is_refused():
+    with pytest.raises(ValueError, match=r"figure ROC_curve\.png is no PNG"):
+        render(figures={"ROC_curve.png": b"<svg onload=x>" * 3})
+
+
+# --- numbers ---
+
+
+def test_headline_figures_stand_with_intervals_and_counts():
+    tiles = {tile["name"]: (tile["value"], tile["detail"]) for tile in tables.headline(METRICS)}
+    assert tiles == {
+        "ROC AUC": ("0.812", "95 % interval 0.770 to 0.850"),
+        "sensitivity": ("0.848", "95 % interval 0.760 to 0.920; 67 of 79 melanomas found"),
+        "specificity": ("0.687", "95 % interval (Wilson) 0.656 to 0.717; 606 of 882 benign left alone"),
+        "sensitivity at 90 % specificity": ("0.532", "95 % interval 0.420 to 0.630"),
+        "average precision": ("0.300", "a blind guess has 0.082"),
+        "accuracy": ("0.701", "always benign: 0.918"),
+    }
+
+
+def test_a_headline_figure_that_is_none_says_why():
+    metrics = {"set": "x", "n": 5, "n_melanoma": 0, "auc": None, "not_computed": {"auc": "no melanoma"}}
+    assert tables.headline(metrics) == [{"name": "ROC AUC", "value": "not computed", "detail": "no melanoma"}]
+
+
+def test_all_figures_have_value_intervals_and_counts(page):
+    header, *rows = page.tables["All figures"]
+    assert header == ["figure", "value", "95 %, bootstrap over patients", "images", "95 %, Wilson"]
+    by_name = {name: cells for name, *cells in rows}
+    assert len(by_name) == len(rows) == 16 + 3 + 3 + 3
+    assert by_name["ROC AUC"] == ["0.812", "0.770 to 0.850", "", ""]
+    assert by_name["sensitivity (recall)"] == ["0.848", "0.760 to 0.920", "67 of 79", "0.753 to 0.911"]
+    assert by_name["Brier score"][0] == "0.0661"
+    assert by_name["negative predictive value (NPV)"][0] == "not computed: no lesion is called benign"
+    assert by_name["sensitivity at 80 % specificity"][:2] == ["0.690", "0.600 to 0.780"]
+    assert by_name["sensitivity at 95 % specificity"][0] == "not computed: no threshold reaches it"
+    assert by_name["specificity at 95 % sensitivity"][0] == "0.410"
+    assert by_name["precision (PPV), were 1.76 % melanomas"][:2] == ["0.046", "0.041 to 0.053"]
+
+
+def test_folds_stand_above_the_pooled_set(page):
+    _, first, second, pooled = page.tables["Folds"]
+    assert first == [
+        "fold 0",
+        "480",
+        "40",
+        "0.800 (0.750 to 0.860)",
+        "0.850 (34 of 40; 0.700 to 0.930)",
+        "0.700 (309 of 441; 0.656 to 0.742)",
+    ]
+    assert second[:3] == ["fold 1", "481", "39"]
+    assert pooled == [
+        "pooled",
+        "961",
+        "79",
+        "0.812 (0.770 to 0.850)",
+        "0.848 (67 of 79; 0.753 to 0.911)",
+        "0.687 (606 of 882; 0.656 to 0.717)",
+    ]
+
+
+def test_controls_stand_below_the_network_and_the_unbeaten_are_named(page):
+    _, network, size, metadata, always = page.tables["Controls"]
+    assert network[:3] == ["this network", "0.812 (0.770 to 0.850)", "0.300"]
+    assert network[3:] == ["0.690 at 80 %, 0.532 at 90 %, not computed at 95 %", "", ""]
+    assert size == ["file size", "0.630 (0.570 to 0.680)", "not computed", "", "beaten", "bytes"]
+    assert metadata[2:5] == ["0.210", "0.400 at 90 %", "not beaten"]
+    assert always == ["always benign", "0.500", "not computed", "", "not compared", ""]
+    assert "The network beats 1 of 2 controls. It is not shown to beat: metadata." in page.texts
+
+
+def test_subgroups_too_small_are_named(page):
+    _, female, soles = page.tables["Subgroups"]
+    assert female == [
+        "sex: female",
+        "461",
+        "35",
+        "0.830 (0.760 to 0.890)",
+        "0.857 (30 of 35; 0.710 to 0.940)",
+        "0.700 (298 of 426; 0.650 to 0.740)",
+        "",
+    ]
+    assert soles == ["site: palms/soles", "12", "1", *["not computed"] * 3, "1 melanoma, fewer than 10"]
+
+
+def test_runs_and_settings_are_shown_as_they_are(page):
+    assert page.tables["Runs"][1] == [f"runs/{EVIL}", "0", "2", "3", "9", "nearest", "8", "0.07251"]
+    assert page.tables["run"][1:] == [["command", SETTINGS["command"]], ["commit", "abc123+dirty"]]
+    assert page.tables["config"][1:] == [["margin", "0.5"], ["image_size", "128"], ["backbone_weights", "–"]]
+    assert page.tables["started 2"][1:] == [["device", "cuda"]]
+
+
+def test_the_model_card_has_its_parts(page):
+    terms = report.card_sections(CARD, METRICS)
+    assert list(terms) == [
+        "Model",
+        "Intended use",
+        "Training data",
+        "Evaluation data",
+        "Metrics",
+        "Limits",
+        "Ethical considerations",
+        "Not a medical device",
+    ]
+    assert set(terms) | set(terms.values()) <= set(page.texts)
+    assert "ROC AUC 0.812 (95 % interval 0.770 to 0.850)" in terms["Metrics"]
+    assert any("no decision about a patient" in text for text in page.texts)
+
+
+# --- in a browser ---
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MEASURE = """<!DOCTYPE html><body style="margin:0">
+<iframe id="page" width="{width}" height="900" style="border:0" srcdoc="{page}"></iframe>
+<script>onload = () => {{
+  const root = document.getElementById("page").contentDocument.documentElement;
+  const broken = [...root.querySelectorAll("img")].filter(image => !image.naturalWidth).length;
+  document.title = `measured ${{root.scrollWidth}} of ${{root.clientWidth}}, ${{broken}} broken`;
+}}</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_does_not_scroll_sideways(tmp_path, width):
+    long = {**METRICS, "set": "a_folder_with_a_name_that_has_no_room_on_a_phone_" * 3}
+    file = tmp_path / "measure.html"
+    file.write_text(MEASURE.format(width=width, page=html.escape(render(long))), encoding="utf-8")
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--hide-scrollbars",
+        "--window-size=1400,1000",
+        "--dump-dom",
+        file.as_uri(),
+    ]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title, done.stderr
+    assert title[1] == f"measured {width} of {width}, 0 broken"

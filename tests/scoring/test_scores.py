@@ -1,0 +1,354 @@
+"""Scores from distances to references, and thresholds from scores; each against brute force."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import expit, logit
+from sklearn.metrics import roc_auc_score
+
+from melanoma.scoring import scores as classify
+from melanoma.scoring.scores import (
+    Judge,
+    Platt,
+    best_scorer,
+    choose_threshold,
+    familiarity,
+    mean_distance,
+    nearest_references,
+    prototype_score,
+    reference_score,
+    score_all,
+)
+
+
+def random_embeddings(n: int, seed: int, dim: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+
+
+def slow_score(
+    embeddings: np.ndarray, references: np.ndarray, labels: np.ndarray, counts: tuple[int, int] | None = None
+) -> list[float]:
+    """The score from the nearest `counts` references of either class, benign first, or from all."""
+    scores = []
+    for point in embeddings.tolist():
+        distances: list[list[float]] = [[], []]
+        for reference, label in zip(references.tolist(), labels.tolist(), strict=True):
+            distances[label].append(math.dist(point, reference))
+        if counts:
+            distances = [sorted(own)[:count] for own, count in zip(distances, counts, strict=True)]
+        scores.append(
+            math.fsum(distances[0]) / len(distances[0]) - math.fsum(distances[1]) / len(distances[1])
+        )
+    return scores
+
+
+# --- score ---
+
+
+def test_score_is_positive_nearer_the_melanomas():
+    references, labels = np.array([[0.0, 0.0], [0.0, 2.0], [10.0, 0.0], [10.0, 2.0]]), np.array([0, 0, 1, 1])
+    scores = reference_score(np.array([[9.0, 1.0], [5.0, 1.0], [1.0, 1.0]]), references, labels)
+    expected = math.hypot(9, 1) - math.hypot(1, 1)
+    np.testing.assert_allclose(scores, [expected, 0, -expected], atol=1e-5)
+
+
+def test_score_equals_a_slow_double_loop():
+    embeddings, references = random_embeddings(30, 0), random_embeddings(40, 1)
+    labels = (np.arange(40) % 5 == 0).astype(int)
+    scores = reference_score(embeddings, references, labels)
+    assert scores.dtype == np.float64
+    np.testing.assert_allclose(scores, slow_score(embeddings, references, labels), atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e5])
+def test_score_keeps_its_digits_far_from_the_origin(offset):
+    embeddings, references = random_embeddings(30, 0) + offset, random_embeddings(40, 1) + offset
+    labels = np.arange(40) % 2
+    np.testing.assert_allclose(
+        reference_score(embeddings, references, labels), slow_score(embeddings, references, labels), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("block", [1, 7, 30, 31])
+def test_score_does_not_depend_on_the_block(monkeypatch, block):
+    embeddings, references = random_embeddings(30, 0), random_embeddings(40, 1)
+    whole = mean_distance(embeddings, references)
+    monkeypatch.setattr(classify, "BLOCK", block)
+    np.testing.assert_allclose(mean_distance(embeddings, references), whole, rtol=1e-6)
+
+
+def test_distance_to_oneself_is_a_number():
+    points = np.repeat(random_embeddings(1, 0), 50, axis=0)
+    np.testing.assert_allclose(mean_distance(points, points), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({"share": 0.25}, (8, 2)),  # of 32 benign references and 8 melanomas
+        ({"share": 0.1}, (3, 1)),
+        ({"share": 0.01}, (1, 1)),  # one at least
+        ({"most": 5}, (5, 5)),
+        ({"most": 20}, (20, 8)),
+        ({"most": 1}, (1, 1)),
+        ({"share": 0.5, "most": 5}, (5, 4)),
+        ({}, (32, 8)),
+    ],
+)
+@pytest.mark.parametrize("block", [7, 1024])
+def test_scores_from_the_nearest_references_equal_a_slow_loop(settings, counts, block, monkeypatch):
+    monkeypatch.setattr(classify, "BLOCK", block)
+    embeddings, references = random_embeddings(30, 0), random_embeddings(40, 1)
+    labels = (np.arange(40) % 5 == 0).astype(int)
+    scores = reference_score(embeddings, references, labels, **settings)
+    np.testing.assert_allclose(scores, slow_score(embeddings, references, labels, counts), atol=1e-5)
+
+
+def test_prototype_score_by_hand():
+    references = np.array([[0.0, 0.0], [0.0, 2.0], [6.0, 1.0], [10.0, 0.0], [8.0, 2.0]])
+    # the means are (0, 1) and (8, 1)
+    scores = prototype_score(
+        np.array([[8.0, 1.0], [4.0, 5.0], [0.0, 4.0]]), references, np.array([0, 0, 1, 1, 1])
+    )
+    np.testing.assert_allclose(scores, [8 - 0, 0, 3 - math.hypot(8, 3)], atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_the_nearest_references_equal_a_slow_loop(count):
+    embeddings, references = random_embeddings(20, 0), random_embeddings(30, 1)
+    distances, places = nearest_references(embeddings, references, count)
+    assert distances.shape == places.shape == (20, min(count, 30))
+    for i, embedding in enumerate(embeddings):
+        found = sorted(
+            (math.dist(embedding.tolist(), reference.tolist()), place)
+            for place, reference in enumerate(references)
+        )
+        assert places[i].tolist() == [place for _, place in found[:count]]
+        np.testing.assert_allclose(distances[i], [distance for distance, _ in found[:count]], rtol=1e-6)
+
+
+def test_a_reference_is_nearest_to_itself_at_0_far_from_the_origin_too():
+    references = random_embeddings(30, 1) + 1000
+    distances, places = nearest_references(references, references, 1)
+    assert places[:, 0].tolist() == list(range(30))
+    np.testing.assert_allclose(distances, 0, atol=1e-4)
+
+
+def test_familiarity_is_the_share_of_usual_distances_as_far_or_farther():
+    usual = np.array([3.0, 1.0, 2.0, 2.0])
+    np.testing.assert_allclose(
+        familiarity(np.array([0, 1, 1.5, 2, 3, 3.1]), usual), [1, 1, 0.75, 0.75, 0.25, 0]
+    )
+
+
+def test_every_scorer_is_the_one_of_its_name():
+    embeddings, references = random_embeddings(30, 0), random_embeddings(240, 1)
+    labels, logits = (np.arange(240) % 4 == 0).astype(int), np.arange(30, dtype=np.float32)
+    scores = score_all(embeddings, logits, references, labels)
+    assert tuple(scores) == classify.SCORERS
+    expected: dict[str, Any] = {
+        "distance": slow_score(embeddings, references, labels),
+        "nearest": slow_score(embeddings, references, labels, (45, 15)),  # a quarter of 180 and of 60
+        "neighbours": slow_score(embeddings, references, labels, (20, 20)),
+        "prototype": prototype_score(embeddings, references, labels),
+        "head": logits,
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[name], values, atol=1e-5)
+    assert list(score_all(embeddings, None, references, labels)) == list(classify.SCORERS[:-1])
+
+
+@pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.parametrize("score", [reference_score, prototype_score])
+def test_references_of_one_class_are_refused(score, label):
+    with pytest.raises(ValueError, match="both classes"):
+        score(random_embeddings(3, 0), random_embeddings(4, 1), np.full(4, label))
+
+
+def test_the_best_scorer_has_the_highest_auc_and_of_equals_is_the_first():
+    labels, right = np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 2.0, 3.0])
+    scores = {"a": -right, "b": np.array([0.0, 2.0, 1.0, 3.0]), "c": right, "d": 5 * right}
+    assert best_scorer(labels, scores) == "c"
+    assert best_scorer(labels, {"a": -right}) == "a"
+
+
+# --- probability ---
+
+
+def simulated(n: int, slope: float, intercept: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels whose log odds are slope × score + intercept, and the scores."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(3.0, 0.5, n)
+    return (rng.random(n) < expit(slope * scores + intercept)).astype(int), scores
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(2.0, -7.0), (0.5, -1.0), (8.0, -24.0)])
+@pytest.mark.parametrize("unit", [1.0, 1e-4, 1e3])
+def test_platt_recovers_the_line_whatever_the_scores_unit(slope, intercept, unit):
+    labels, scores = simulated(40_000, slope, intercept)
+    curve = Platt.fit(labels, unit * scores)
+    assert curve.slope * unit == pytest.approx(slope, rel=0.1)
+    np.testing.assert_allclose(
+        curve.log_odds(unit * scores), slope * scores + intercept, atol=0.1 + 0.05 * slope
+    )
+    assert expit(curve.log_odds(unit * scores)).mean() == pytest.approx(labels.mean(), abs=1e-4)
+
+
+@pytest.mark.parametrize("scores", [-np.arange(40.0), np.zeros(40), np.tile([1.0, -1.0], 20)])
+def test_scores_that_rank_the_wrong_way_keep_their_order_and_say_next_to_nothing(scores):
+    labels = np.tile([0, 1], 20) if scores[0] == 1 else (np.arange(40) >= 30).astype(int)
+    curve = Platt.fit(labels, scores)
+    assert curve.slope > 0
+    odds = curve.log_odds(scores)
+    np.testing.assert_allclose(odds, logit(labels.mean()), atol=1e-4)
+    np.testing.assert_array_equal(np.argsort(odds, kind="stable"), np.argsort(scores, kind="stable"))
+
+
+def test_scores_of_classes_that_lie_apart_have_a_curve_of_finite_slope():
+    labels, scores = np.repeat([0, 1], 50), np.concatenate([np.linspace(0, 1, 50), np.linspace(2, 3, 50)])
+    odds = Platt.fit(labels, scores).log_odds(scores)
+    assert np.isfinite(odds).all()
+    assert (odds[:50] < 0).all() and (odds[50:] > 0).all()
+    assert expit(odds).mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("calibration", classify.CALIBRATIONS)
+def test_calibration_and_prevalence_give_the_probability_of_bayes(calibration):
+    # benign scores are N(0, 1), melanoma ones N(1.5, 1): the likelihood ratio is exp(1.5 x - 1.125)
+    rng = np.random.default_rng(0)
+    labels = (rng.random(60_000) < 0.3).astype(int)
+    scores = rng.normal(1.5 * labels, 1.0)
+    points = np.linspace(-1, 2.5, 15)
+    for prevalence in (None, 0.3, 0.02, 0.8):
+        judge = Judge(labels, scores, calibration, prevalence)
+        prior = 0.3 if prevalence is None else prevalence
+        expected = expit(1.5 * points - 1.125 + logit(prior))
+        tolerance = 0.02 if calibration == "platt" else 0.06
+        np.testing.assert_allclose(judge.probability(points), expected, atol=tolerance)
+        np.testing.assert_allclose(expit(judge.log_odds(points)), judge.probability(points))
+
+    # and with that prevalence as many melanomas are found as are there
+    rare = (rng.random(60_000) < 0.02).astype(int)
+    chance = Judge(labels, scores, calibration, 0.02).probability(rng.normal(1.5 * rare, 1.0))
+    assert chance.mean() == pytest.approx(rare.mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("prevalence", [None, 0.02])
+def test_isotonic_probabilities_never_fall_and_are_the_shares_of_their_steps(prevalence):
+    labels, scores = random_scores(3, None)
+    judge = Judge(labels, scores, "isotonic", prevalence)
+    points = np.linspace(scores.min() - 1, scores.max() + 1, 300)
+    probability = judge.probability(points)
+    assert (np.diff(probability) >= 0).all()
+    assert np.isfinite(judge.log_odds(points)).all()
+    assert (probability > 0).all() and (probability < 1).all()
+    own = judge.probability(scores)
+    if prevalence is None:
+        for level in np.unique(own):
+            share = labels[own == level].mean()
+            assert level == pytest.approx(np.clip(share, 0.5 / 60, 1 - 0.5 / 60))
+
+
+def test_a_prevalence_moves_the_threshold_with_the_probabilities():
+    labels, scores = random_scores(1, None)
+    calls = []
+    for prevalence in (None, 0.02, 0.6):
+        judge = Judge(labels, scores, prevalence=prevalence)
+        calls.append((judge.probability(scores) >= judge.threshold).tolist())
+    assert calls[0] == calls[1] == calls[2]
+    assert 0 < sum(calls[0]) < 60
+
+
+def test_the_judges_threshold_is_chosen_on_the_probabilities_it_was_fitted_on():
+    labels, scores = random_scores(1, None)
+    for share in (None, 0.9):
+        judge = Judge(labels, scores, min_sensitivity=share)
+        assert judge.threshold == choose_threshold(labels, judge.probability(scores), share)
+    assert rates(labels, judge.probability(scores), judge.threshold)[0] >= 0.9
+
+
+def test_a_wrong_sign_is_not_turned_right():
+    labels, scores = random_scores(1, None)
+    auc = roc_auc_score(labels, scores)
+    assert auc > 0.7
+    assert roc_auc_score(labels, Judge(labels, -scores).probability(-scores)) == pytest.approx(1 - auc)
+    steps = Judge(labels, -scores, "isotonic").probability(-scores)  # all but flat: no rise is to be seen
+    assert roc_auc_score(labels, steps) < 0.6
+
+
+# --- threshold ---
+
+
+def rates(labels: np.ndarray, scores: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Sensitivity and specificity."""
+    called = scores >= threshold
+    return called[labels == 1].mean(), (~called[labels == 0]).mean()
+
+
+def random_scores(seed: int, levels: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and scores that follow them a little; `levels` rounds them, which makes ties."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(60) % 4 == 0).astype(int)
+    scores = rng.normal(size=60) + labels
+    return labels, scores if levels is None else np.round(scores * levels) / levels
+
+
+CASES = [(seed, levels) for seed in range(4) for levels in (None, 4, 1)]
+
+
+@pytest.mark.parametrize(("seed", "levels"), CASES)
+def test_the_threshold_has_the_best_smaller_rate_of_all_cuts_and_of_equals_the_best_larger_one(seed, levels):
+    labels, scores = random_scores(seed, levels)
+    best = max(sorted(rates(labels, scores, cut)) for cut in np.unique(scores))
+    assert sorted(rates(labels, scores, choose_threshold(labels, scores))) == pytest.approx(best)
+
+
+def test_a_threshold_that_another_one_beats_is_not_taken():
+    # cuts at 8, 7, 6 leave 3 of 4 benign alone and find 2, 3, 4 of 4 melanomas
+    labels, scores = np.array([0, 1, 1, 1, 1, 0, 0, 0]), np.array([10, 9, 8, 7, 6, 2, 1, 0])
+    assert rates(labels, scores, choose_threshold(labels, scores)) == (1, 0.75)
+
+
+@pytest.mark.parametrize(("seed", "levels"), CASES)
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9, 1.0])
+def test_min_sensitivity_takes_the_most_specific_cut_that_keeps_the_share(seed, levels, share):
+    labels, scores = random_scores(seed, levels)
+    allowed = [cut for cut in np.unique(scores) if rates(labels, scores, cut)[0] >= share]
+    best = max(rates(labels, scores, cut)[1] for cut in allowed)
+    sensitivity, specificity = rates(labels, scores, choose_threshold(labels, scores, share))
+    assert sensitivity >= share
+    assert specificity == best
+
+
+@pytest.mark.parametrize("min_sensitivity", [None, 1.0, 0.9])
+def test_classes_that_lie_apart_are_cut_halfway(min_sensitivity):
+    labels, scores = np.array([0, 1, 0, 1, 0]), np.array([0.1, 0.8, 0.4, 0.7, 0.2])
+    assert choose_threshold(labels, scores, min_sensitivity) == pytest.approx((0.4 + 0.7) / 2)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 0.75), (0.51, 0.25), (0.0, 0.95)])
+def test_threshold_lies_halfway_between_neighbouring_scores(share, expected):
+    labels, scores = np.array([0, 1, 0, 1, 0]), np.array([0.2, 0.3, 0.7, 0.8, 1.1])
+    assert choose_threshold(labels, scores, share) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("min_sensitivity", [None, 0.9])
+def test_constant_scores_call_everything_melanoma(min_sensitivity):
+    labels, scores = np.array([0, 1, 0, 1]), np.full(4, 0.3)
+    threshold = choose_threshold(labels, scores, min_sensitivity)
+    assert math.isfinite(threshold)
+    assert (scores >= threshold).all()
+
+
+@pytest.mark.parametrize("min_sensitivity", [None, 1.0])
+def test_the_last_score_can_be_the_cut(min_sensitivity):
+    labels, scores = np.array([1, 0, 1, 1]), np.array([0.1, 0.9, 0.5, 0.6])
+    assert rates(labels, scores, choose_threshold(labels, scores, min_sensitivity)) == (1, 0)
+
+
+def test_scores_with_no_number_between_them_are_still_parted():
+    benign, melanoma = 1.0, np.nextafter(1.0, 2.0)
+    labels, scores = np.array([0, 0, 1, 1]), np.array([benign, benign, melanoma, melanoma])
+    assert rates(labels, scores, choose_threshold(labels, scores)) == (1, 1)

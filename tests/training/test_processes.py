@@ -1,0 +1,103 @@
+"""Two processes under torchrun train what one process trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from config import Config, to_dict
+from dataset import load_lesions, summarise
+
+ROOT = Path(__file__).parents[2]
+
+
+def torchrun_command(config: Config, processes: int) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs train.py with these settings in several processes, and its environment."""
+    settings = config.run_dir.with_name("settings.json")
+    settings.write_text(json.dumps(to_dict(config)))
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--standalone",
+    ]
+    command += [str(ROOT / "train.py"), f"--config={settings}"]
+    return command, {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(config: Config, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run train.py with these settings in several processes."""
+    command, environment = torchrun_command(config, processes)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
+
+
+def losses(config: Config) -> list[list[float]]:
+    lines = (config.run_dir / "log.jsonl").read_text().splitlines()
+    return [[json.loads(line)[key] for key in ("train_loss", "val_loss", "val_auc")] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pairs": "independent"},
+        {"pairs": "batch"},
+        {
+            "pairs": "batch",
+            "head": "bce",
+            "normalize": True,
+            "hardest": 0.5,
+            "ema": 0.5,
+            "schedule": "cosine",
+            "view_hair": 0.5,
+        },
+        {"pairs": "batch", "head": "bce", "dropout": 0.5},
+        {
+            "pairs": "batch",
+            "head": "bce",
+            "normalize": True,
+            "backbone": "conv3_norm",
+            "frozen_blocks": 1,
+            "frozen_epochs": 1,
+            "frozen_norm": True,
+        },
+    ],
+    ids=["independent", "batch", "everything", "dropout", "frozen"],
+)
+def test_two_processes_reach_the_losses_of_one(quick: Config, settings: dict) -> None:
+    n = summarise(load_lesions(quick), quick)["pairs_per_epoch"]
+    # an odd number of images in a step, and a short last one
+    size = n - 1 if settings["pairs"] == "independent" else 15
+    one = dataclasses.replace(quick, **{"epochs": 2, "batch_size": size, **settings})
+    two = dataclasses.replace(one, run_dir=quick.run_dir.with_name("two"))
+    train.main(one)
+    done = torchrun(two, 2)
+    assert done.returncode == 0, done.stderr
+    [first] = [line for line in done.stdout.splitlines() if "training on" in line]  # one process alone prints
+    assert ", 2 processes" in first
+    for alone, together in zip(losses(one), losses(two), strict=True):
+        assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
+    states = [torch.load(c.run_dir / "last.pt", weights_only=True) for c in (one, two)]
+    first_trained = min(states[0]["optimizer"]["state"])
+    gradients = [state["optimizer"]["state"][first_trained]["exp_avg"] for state in states]
+    # of one size: Adam would hide a gradient that is twice too large
+    assert gradients[1].norm() == pytest.approx(float(gradients[0].norm()), rel=0.1)
+    weights = [torch.cat([part.flatten().float() for part in state["model"].values()]) for state in states]
+    apart = (weights[1] - weights[0]).abs()
+    # in steps of Adam at this learning rate: where a gradient is all but 0, rounding decides its sign
+    assert (apart > one.learning_rate / 10).float().mean() < 1e-3
+    assert apart.max() < 2 * one.learning_rate
+
+
+def test_bad_input_is_said_once_by_several_processes(quick: Config) -> None:
+    done = torchrun(dataclasses.replace(quick, train_labels=Path("nowhere.csv")), 2)
+    assert done.returncode != 0
+    assert done.stderr.count("error: train_labels nowhere.csv does not exist") == 1

@@ -1,91 +1,32 @@
-"""Who is where and who meets whom: split, balanced pairs.
+"""The data set of a run: label table, split, and the balanced pairs of each epoch.
 
-`python dataset.py` prints the summary of what config.py points at (`--json`: as JSON), `--download DIR` fetches ISIC
-2020, and `--check` reads every image file.
+`python dataset.py` prints the summary of the data that config.py names. Its flags fetch ISIC 2020, check or decode all
+images, or write generated lesions.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
-from sklearn.utils import check_random_state
 
-from config import DOWNLOADS, Config, add_flags, from_flags
+from config import RECIPES, Config
 from melanoma.common.errors import InputError
 from melanoma.common.files import is_file, is_folder
 from melanoma.common.script import run_script
-from melanoma.data.cache import ImageCache
+from melanoma.common.settings import Parser, add_flags, from_flags
+from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.check import check_files
 from melanoma.data.decoding import find_images
-from melanoma.data.download import download_isic
+from melanoma.data.download import DOWNLOADS, download_isic
 from melanoma.data.labels import NO_PATIENT, drop_duplicates, read_duplicates, read_labels
-
-PARTS = ("train", "validation", "test")
-N_FOLDS = 5
-PUBLISHED_TEST_SHARE = 0.2
-PUBLISHED_VALIDATION_SHARE = 0.125  # of the training part: a tenth of all images
-PUBLISHED_LEAST = 20  # of each class: two in validation
-
-
-# --- split ---
-
-
-def split_patients(table: pd.DataFrame, fold: int, seed: int, validation_fold: int) -> np.ndarray:
-    """Split by patient: of 5 stratified folds, `fold` tests, another validates, the other three train.
-
-    Returns
-    -------
-    part of each row, str of shape (N,): train, validation or test; no patient is in two parts
-
-    Raises
-    ------
-    InputError : a class with fewer than 5 patients, or a part that one class is absent from
-    """
-    for label, name in ((1, "melanoma"), (0, "benign")):
-        patients = table.loc[table["label"] == label, "patient_id"].nunique()
-        if patients < N_FOLDS:
-            raise InputError(f"{patients} patients have {name} images: a split by patient needs {N_FOLDS}")
-    # StratifiedGroupKFold(shuffle=True), done here: before scikit-learn 1.8 it shuffled without stratifying
-    names, patient = np.unique(table["patient_id"], return_inverse=True)
-    place = np.argsort(check_random_state(seed).permutation(len(names)))
-    folds = StratifiedGroupKFold(N_FOLDS).split(table, table["label"], groups=place[patient])
-    held_out = [test for _, test in folds]
-    parts = np.full(len(table), "train", dtype="<U10")
-    parts[held_out[fold]] = "test"
-    parts[held_out[validation_fold]] = "validation"
-    return parts
-
-
-def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Split by image as the published outline did: 80 % train, 20 % test, stratified by class.
-
-    One patient can be on both sides, so this reproduces published figures and estimates nothing. Validation is
-    cut from the training part, an eighth of it. Returns and raises as `split_patients`.
-    """
-    fewest = int(min((table["label"] == 0).sum(), (table["label"] == 1).sum()))
-    if fewest < PUBLISHED_LEAST:
-        raise InputError(
-            f"one class has {fewest} images: a split by image needs {PUBLISHED_LEAST} of each class"
-        )
-    rows = np.arange(len(table))
-    labels = table["label"].to_numpy()
-    train, test = train_test_split(rows, test_size=PUBLISHED_TEST_SHARE, stratify=labels, random_state=seed)
-    _, validation = train_test_split(
-        train, test_size=PUBLISHED_VALIDATION_SHARE, stratify=labels[train], random_state=seed
-    )
-    parts = np.full(len(table), "train", dtype="<U10")
-    parts[test] = "test"
-    parts[validation] = "validation"
-    return parts
+from melanoma.data.split import N_FOLDS, PARTS, check_parts, split_patients, split_published
+from melanoma.data.synthetic import write_demo
 
 
 def validating_fold(config: Config) -> int | None:
@@ -115,21 +56,6 @@ def split_table(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     return result
 
 
-def check_parts(table: pd.DataFrame) -> None:
-    """Raise InputError unless train and validation have two images of each class, test one."""
-    for part, least in zip(PARTS, (2, 2, 1), strict=True):
-        counts = table.loc[table["part"] == part, "label"].value_counts()
-        for label, name in ((1, "melanoma"), (0, "benign")):
-            if counts.get(label, 0) < least:
-                raise InputError(
-                    f"the {part} part has {counts.get(label, 0)} {name} images, it needs {least}: "
-                    "there are too few images or patients to split"
-                )
-
-
-# --- what a run uses ---
-
-
 @dataclass(frozen=True)
 class Lesions:
     """The label table of a run, split, and what was found on the way to it."""
@@ -150,7 +76,7 @@ def load_lesions(config: Config, need_images: bool = True) -> Lesions:
     counts: dict[str, int | None] = {"labels": len(table)}
     paths: dict[str, Path] = {}
     if need_images or is_folder(config.train_image):
-        paths = find_images(config.train_image, follow_links=config.follow_links)
+        paths = find_images(config.train_image)
         has_image = table["image_name"].isin(list(paths))
         counts["labels_without_image"] = int((~has_image).sum())
         counts["images_without_label"] = len(paths) - int(has_image.sum())
@@ -169,13 +95,6 @@ def load_lesions(config: Config, need_images: bool = True) -> Lesions:
     counts["duplicates_dropped"] = before - len(table)
     table = split_table(table, config)
     return Lesions(table, {name: paths[name] for name in sorted(table["image_name"]) if paths}, counts)
-
-
-def without_images(table: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
-    """Return a split table without some images, the others in the parts they were in; checks the parts."""
-    kept = table[~table["image_name"].isin(list(names))].reset_index(drop=True)
-    check_parts(kept)
-    return kept
 
 
 def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
@@ -334,22 +253,42 @@ def _spread(n: int, total: int, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([whole, rng.permutation(n)[: total % n]])
 
 
-class PairDataset:
-    """The pairs of one epoch as a map-style data set, for a loop of one's own or for torch's DataLoader.
+@dataclass(frozen=True)
+class Batch:
+    """The images of one training step and which of them are compared.
 
-    It looks pairs up and never draws: item i is always the same. A batch comes ready made from `__getitems__`, so
-    a DataLoader needs a `collate_fn` that takes it as it is.
+    rows : int64 array of shape (B,), cache rows of the images
+    labels : int64 array of shape (B,), 1 melanoma, 0 benign
+    first, second : int64 arrays of shape (P,), the images of each pair, places in `rows`
+    same : bool array of shape (P,), True where both have one label
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    same: np.ndarray
+
+
+class PairDataset:
+    """The pairs of one epoch, as a map-style data set and as the batches of a training.
+
+    It looks pairs up and never draws: item i is always the same.
 
     Parameters
     ----------
     cache : decoded images
     rows : int64 array of shape (N,), cache row of each image
+    labels : int array of shape (N,), 1 melanoma, 0 benign
     pairs, same : as from `sample_pairs`, indices into `rows`
     """
 
-    def __init__(self, cache: ImageCache, rows: np.ndarray, pairs: np.ndarray, same: np.ndarray) -> None:
+    def __init__(
+        self, cache: ImageCache, rows: np.ndarray, labels: np.ndarray, pairs: np.ndarray, same: np.ndarray
+    ) -> None:
         self.cache = cache
         self.rows = rows
+        self.labels = labels
         self.pairs = pairs
         self.same = same
 
@@ -358,47 +297,20 @@ class PairDataset:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """Return (first, second, same) of pair i: uint8 (S, S, 3) twice and a bool."""
-        first, second = self.cache.gather(self.pair_rows(i))
+        first, second = self.cache.gather(self.rows[self.pairs[i]])
         return first, second, bool(self.same[i])
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return a batch: uint8 (B, S, S, 3) twice and bool (B,)."""
-        rows = self.pair_rows(indices)
-        return self.cache.gather(rows[:, 0]), self.cache.gather(rows[:, 1]), self.same[indices]
-
-    def pair_rows(self, indices: int | slice | Sequence[int]) -> np.ndarray:
-        """Return the cache rows of pairs, int64 of shape (2,) for one pair, (B, 2) for several."""
-        return self.rows[self.pairs[indices]]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The images of one training step and which of them are compared.
-
-    rows : int64 array of shape (N,), cache rows of the images
-    labels : int64 array of shape (N,), 1 melanoma, 0 benign
-    first, second : int64 arrays of shape (P,), the images of each pair, places in `rows`
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-
-
-def independent_batches(dataset: PairDataset, labels: np.ndarray, batch_size: int) -> list[Batch]:
-    """Return the batches of an epoch of independent pairs: all first images, then all second ones.
-
-    `labels`, int (N,), are those of the images that the data set's pairs count.
-    """
-    batches = []
-    for start in range(0, len(dataset), batch_size):
-        part = slice(start, start + batch_size)
-        rows = dataset.pair_rows(part)
-        first = np.arange(len(rows))
-        own = labels[dataset.pairs[part]].T.ravel()
-        batches.append(Batch(rows.T.ravel(), own, first, len(rows) + first))
-    return batches
+    def batches(self, batch_size: int) -> list[Batch]:
+        """Return the pairs as batches in their order: all first images, then all second ones."""
+        batches = []
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            images = self.pairs[part].T.ravel()
+            first = np.arange(len(images) // 2)
+            batches.append(
+                Batch(self.rows[images], self.labels[images], first, len(first) + first, self.same[part])
+            )
+        return batches
 
 
 def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, batch_size: int) -> list[Batch]:
@@ -419,32 +331,42 @@ def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, ba
         different = images[first] != images[second]
         first, second = first[different], second[different]
         if len(first):
-            batches.append(Batch(rows[images], labels[images], first, second))
+            own = labels[images]
+            batches.append(Batch(rows[images], own, first, second, own[first] == own[second]))
     return batches
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description="Print what config.py points at, fetch it, or check it.", allow_abbrev=False
+    parser = Parser(
+        "Print a summary of the data, fetch, check or decode them.", "python dataset.py [--FLAG VALUE ...]"
     )
-    add_flags(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
         "--download",
         type=Path,
         metavar="DIR",
-        help="fetch ISIC 2020's training images (23 GB, and as much again while they are unpacked), ground truth and "
-        "duplicates into this folder, going on where a stopped download was; a zip is deleted once all its images "
-        "are there",
-    )
-    other.add_argument(
-        "--check", action="store_true", help="read every image file and compare the folders with the CSVs"
+        help="fetch ISIC 2020's training images, labels and duplicates into this folder (needs 46 GB); the "
+        "same command resumes a download that was stopped",
     )
     parser.add_argument(
         "--with-test", action="store_true", help="download the test images and metadata too (6.7 GB)"
     )
+    other.add_argument(
+        "--check", action="store_true", help="read every image file and compare the folders with the CSVs"
+    )
+    other.add_argument("--cache", action="store_true", help="decode all images into the cache now")
+    other.add_argument(
+        "--generate",
+        type=Path,
+        metavar="DIR",
+        help="write generated lesions in ISIC 2020's layout into this folder",
+    )
+    parser.add_argument(
+        "--images", type=int, default=900, metavar="N", help="number of generated training images (900)"
+    )
+    add_flags(parser, Config, RECIPES)
     return parser
 
 
@@ -453,13 +375,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.with_test and not arguments.download:
         parser.error("--with-test goes with --download DIR")
-    if arguments.json and (arguments.download or arguments.check):
-        parser.error("--json goes with the summary alone, not with --download or --check")
-    config = from_flags(arguments)
+    if arguments.json and (arguments.download or arguments.check or arguments.cache or arguments.generate):
+        parser.error("--json goes with the summary alone")
+    config = from_flags(Config, RECIPES, arguments)
     if arguments.download:
         download_isic(arguments.download, arguments.with_test)
+    elif arguments.generate:
+        write_demo(arguments.generate, arguments.images, config.seed)
     elif arguments.check:
-        check_files(config)
+        check_files(
+            config.train_image, config.train_labels, config.duplicates, config.test_image, config.test_labels
+        )
+    elif arguments.cache:
+        cache = build_cache(
+            find_images(config.train_image), config.image_size, config.cache_dir, config.workers
+        )
+        refuse_unreadable(cache.errors, config.skip_unreadable)
+        print(f"{len(cache.pixels):,} images of {config.image_size} px in {config.cache_dir}")
     else:
         summary = summarise(load_lesions(config, need_images=False), config)
         print(json.dumps(summary, indent=2) if arguments.json else describe(summary))

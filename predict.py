@@ -1,30 +1,133 @@
 """Score lesions with a trained run and draw the figures: `python predict.py` (paths: config.py, or flags).
 
-`python predict.py photo.jpg folder/` and `python predict.py --submission` judge lesions without a label, see
-unlabelled.py; what follows here is the evaluation on labelled ones.
+`python predict.py photo.jpg folder/` and `python predict.py --submission` judge lesions without a label instead.
 
-Three layers that meet only in `main`: score (panel.py, on the device) -> predictions.csv; measure (NumPy) ->
-metrics.json; draw (arrays to figures) -> graph/*.png.
+Three layers meet in `main`: score (on the device) -> predictions.csv; measure (NumPy) -> metrics.json; draw (arrays to
+figures) -> graph/*.png.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+
+from config import RECIPES, Config
+from melanoma.common.errors import InputError
+from melanoma.common.files import is_file
+from melanoma.common.settings import Parser, add_flags, from_flags, to_dict, with_machine
+
+CHOICES = ("min_sensitivity", "prevalence", "scorer", "views")
+SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser(
+        "Evaluate a trained run on its test part and draw the figures, or judge photos without a label. The "
+        "experiment comes from the run's checkpoint; paths and device are those of this machine.",
+        "python predict.py [PHOTO ...] [--FLAG VALUE ...]",
+    )
+    add_flags(parser, Config, RECIPES, only_machine=True)
+    add = parser.add_argument_group("what is judged (default: the test part)").add_argument
+    add(
+        "photos",
+        type=Path,
+        nargs="*",
+        metavar="PHOTO",
+        help="photos and folders of photos; name them before the flags",
+    )
+    add(
+        "--run-dir",
+        type=_absolute,
+        nargs="+",
+        metavar="DIR",
+        help="one run, or several: runs of one test part are averaged (ensemble), folds are pooled",
+    )
+    add("--evaluate-image", type=_absolute, metavar="DIR", help="evaluate another labelled folder")
+    add("--evaluate-labels", type=_absolute, metavar="CSV", help="labels of --evaluate-image")
+    runs = "compare the AUC of --run-dir with that of these runs"
+    add("--compare", type=_absolute, nargs="+", metavar="DIR", help=runs)
+    submission = "judge test_image and write submission.csv for ISIC 2020"
+    add("--submission", action="store_true", help=submission)
+    add = parser.add_argument_group("how it is judged").add_argument
+    add(
+        "--min-sensitivity",
+        type=partial(_share, most=1.0),
+        metavar="SHARE",
+        help="threshold: the most specific one with this sensitivity on validation (default: the one whose smaller of "
+        "sensitivity and specificity is largest)",
+    )
+    add(
+        "--prevalence",
+        type=_share,
+        metavar="SHARE",
+        help="share of melanomas that the probabilities are for, 0.0176 in ISIC 2020 (default: that of validation)",
+    )
+    add("--scorer", choices=SCORERS, help="way of scoring (default: the best on validation)")
+    views = "views of a lesion (default: the run's)"
+    add("--test-views", dest="views", type=int, choices=(1, 8), help=views)
+    cards = "draw a card of each photo (default: of up to 200 photos)"
+    add("--cards", action=argparse.BooleanOptionalAction, help=cards)
+    add("--metrics-file", type=_absolute, metavar="FILE", help="write the metrics here")
+    return parser
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()
+
+
+def _share(text: str, most: float = 0.999) -> float:
+    value = float(text)
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"{text}: it must be above 0, at most {most:g}")
+    return value
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line; stop with a line for flags that do not go together."""
+    parser = make_parser()
+    arguments = parser.parse_args()
+    if (arguments.evaluate_image is None) != (arguments.evaluate_labels is None):
+        parser.error("--evaluate-image and --evaluate-labels go together")
+    asked = [bool(arguments.photos), arguments.submission, arguments.evaluate_image is not None]
+    if sum([*asked, arguments.compare is not None]) > 1:
+        parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
+    if arguments.cards is not None and not arguments.photos:
+        parser.error("--cards goes with photos: name them before the flags")
+    if arguments.metrics_file and (arguments.photos or arguments.submission or arguments.compare):
+        parser.error("--metrics-file goes with an evaluation, not with photos, --submission or --compare")
+    for flag, folders, advice in (
+        ("--run-dir", arguments.run_dir or (), "name photos before the flags"),
+        ("--compare", arguments.compare or (), "it takes run folders"),
+    ):
+        for path in folders:
+            if is_file(path) or path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp"):
+                parser.error(f"{flag} {path} is {'a file' if is_file(path) else 'no run'}: {advice}")
+            if [other.resolve() for other in folders].count(path.resolve()) > 1:
+                parser.error(f"{flag} names {path} twice: a run counts once")
+    return arguments
+
+
+ARGUMENTS = argparse.Namespace()
+if __name__ == "__main__":  # --help and misspelt flags are answered before the slow imports below
+    ARGUMENTS = parse_arguments()
+
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from config import Config, add_flags, from_flags, to_dict
-from melanoma.common.device import keep_freed_memory
-from melanoma.common.errors import InputError, printable
-from melanoma.common.files import is_file, replace_file, write_json, write_text
+from dataset import sample_pairs, validating_fold
+from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
+from melanoma.common.files import replace_file, write_json, write_text
 from melanoma.common.script import run_script
-from melanoma.data.decoding import EXTENSIONS
+from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
+from melanoma.data.decoding import find_images, find_photos
+from melanoma.data.feed import Feed
+from melanoma.data.split import without_images
 from melanoma.evaluation.evaluate import (
     add_context,
     compare_runs,
@@ -34,21 +137,29 @@ from melanoma.evaluation.evaluate import (
     read_metadata,
 )
 from melanoma.evaluation.subgroups import subgroup_table
-from melanoma.report import page, style
-from melanoma.report.figures import draw_all, learning_curves
-from melanoma.report.new_lesions import CARDS, judge_photos, write_submission
+from melanoma.report import new_lesions
+from melanoma.report.curves import describe_parts, learning_curves
+from melanoma.report.figures import draw_all
+from melanoma.report.page import calibration_notes, model_card, render
+from melanoma.report.style import save_drawn
+from melanoma.report.tables import describe_comparison, describe_metrics
+from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.ensemble import (
     Choices,
-    Panel,
+    Ensemble,
+    Run,
+    by_test_part,
+    describe_ensemble,
     describe_method,
-    describe_run,
-    load_panels,
+    describe_runs,
+    make_ensemble,
     results_folder,
+    runs_of,
     score_folder,
-    score_tests,
+    score_part,
 )
-from melanoma.scoring.scores import CALIBRATIONS, SCORERS
 from melanoma.training import run_folder
+from modules import network_of
 
 
 def main(
@@ -61,60 +172,87 @@ def main(
 ) -> dict[str, Any]:
     """Evaluate runs on their test parts, or on another labelled folder; return the metrics.
 
+    predictions.csv is written first, then metrics.json, then the figures and report.html.
+
     Runs with one test part are averaged; runs with different ones, the folds of a cross-validation, are pooled: each
     judges its own. `run_dirs` defaults to the machine's one.
     """
     keep_freed_memory()
+    argument, labels = "train_labels", machine.train_labels
     if evaluate_labels:
-        metadata, unknown = read_metadata(evaluate_labels, "evaluate_labels")
-    else:
-        metadata, unknown = read_metadata(machine.train_labels, "train_labels")
-    panels = load_panels(machine, run_dirs, choices)
-    unnamed = [] if evaluate_labels else metadata_notes(panels, metadata, machine.train_labels)
-    first = panels[0].runs[0]
-    log = run_folder.read_log(first.config.run_dir / "log.jsonl")
-    starts = run_folder.read_starts(first.config.run_dir)
+        argument, labels = "evaluate_labels", evaluate_labels
+    metadata, unknown = read_metadata(labels, argument)
+    ensembles = load_ensembles(machine, run_dirs, choices)
+    first, splits = ensembles[0].runs[0], [ensemble.table for ensemble in ensembles]
+    log = run_folder.read_log(first.run_dir / "log.jsonl")
+    starts = run_folder.read_starts(first.run_dir)
+
+    # score
+    say("scoring the lesions")
     if evaluate_image and evaluate_labels:
         name, prefix = f"folder {Path(*evaluate_image.absolute().parts[-2:])}", run_folder.EVALUATED
-        scored = score_folder(panels, evaluate_image, evaluate_labels)
+        scored = score_folder(ensembles, evaluate_image, evaluate_labels, partial(decode, machine))
     else:
         name, prefix = "test", ""
-        scored = score_tests(panels)
-    out = results_folder(panels, machine)
-    path = out / f"{prefix}predictions.csv"
-    replace_file(path, lambda temporary: scored.table.to_csv(temporary, index=False))
+        scored = score_part(ensembles)
+    out = results_folder(ensembles, machine.graph_dir)
+    predictions_path = out / f"{prefix}predictions.csv"
+    replace_file(predictions_path, lambda temporary: scored.table.to_csv(temporary, index=False))
 
-    rng = np.random.default_rng([first.config.seed, 0])
-    metrics: dict[str, Any] = {
+    # measure
+    say("computing metrics and their bootstrap intervals")
+    rng = np.random.default_rng([first.seed, 0])
+    metrics = {
         "set": name,
-        "notes": [*scored.notes, *calibration_notes(choices), *unnamed],
+        "notes": [*scored.notes, *calibration_notes(choices.prevalence)],
         "choices": asdict(choices),
-        "runs": [describe_run(panel, i) for panel in panels for i in range(len(panel.runs))],
+        "runs": describe_runs(ensembles),
+        **measure(scored.table, rng),
     }
-    metrics |= measure(scored.table, rng)
-    lesions = add_context(scored, metadata)
-    metrics["subgroups"] = subgroup_table(lesions, rng)
     if not evaluate_image:
-        metrics["controls"] = measure_controls(panels, scored, metadata, rng)
+        metrics["notes"] += metadata_notes(splits, metadata, machine.train_labels)
+    say("computing subgroups")
+    lesions = add_context(scored.table, scored.cache, metadata)
+    metrics["subgroups"] = subgroup_table(lesions, rng)
+    if evaluate_image:
+        reason = "they are learnt on the training part and judge its test part alone"
+        metrics["not_computed"]["controls"] = reason
     else:
-        metrics["not_computed"]["controls"] = (
-            "they are learnt on the training part and judge its test part alone"
-        )
+        say("training the controls and comparing the network with them")
+        metrics["controls"] = measure_controls(splits, scored.table, scored.cache, metadata, rng)
     if unknown:
         metrics["not_computed"]["metadata"] = unknown
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
     write_json(metrics_path, metrics)
-    print("\n".join([describe_metrics(metrics), *metrics["notes"]]))
+    say("\n".join([describe_metrics(metrics), *metrics["notes"]]))
 
-    drawn, missing = draw_all(lesions, scored, metrics, first, rng)
+    # draw
+    say("drawing the figures")
+    known = lesions["label"].to_numpy()[: len(scored.embeddings)]
+    pairs = sample_pairs(known, rng) if min(np.bincount(known, minlength=2)) >= 2 else None
+    margin = first.settings["margin"]
+    drawn, missing = draw_all(lesions, metrics, scored.cache, scored.embeddings, pairs, margin, rng)
     metrics["not_computed"] |= missing
     write_json(metrics_path, metrics)
-    drawn = {"Train_average_loss.png": learning_curves(log, first, len(metrics["runs"]) > 1), **drawn}
-    save_drawn(drawn, machine.graph_dir)
-    write_report(machine.graph_dir / "report.html", metrics, drawn, panels, choices, starts)
-    names = [file_name for file_name, figure in drawn.items() if figure is not None]
-    print(f"wrote {path}, {metrics_path}, and in {machine.graph_dir} page.html, {', '.join(names)}")
+    drawn = {"Train_average_loss.png": draw_log(log, ensembles), **drawn}
+    pictures = save_drawn(drawn, machine.graph_dir)
+    learnt = [(e.runs[0].fold, e.table.query("part == 'train'")["label"].to_numpy()) for e in ensembles]
+    data = f"{machine.train_image} (split {first.settings['split']!r})"
+    card = model_card(metrics, data, learnt, describe_method(ensembles, choices))
+    settings = {"config": first.settings, "choices": metrics["choices"], "made": starts}
+    write_text(machine.graph_dir / "report.html", render(metrics, pictures, settings, card))
+    names = ", ".join(name for name, picture in pictures.items() if picture is not None)
+    print(f"wrote {predictions_path}, {metrics_path}, and in {machine.graph_dir} report.html, {names}")
     return metrics
+
+
+def draw_log(log: list[dict[str, Any]], ensembles: Sequence[Ensemble]) -> Figure:
+    """Return the learning curves of the first run."""
+    first = ensembles[0].runs[0]
+    parts = {"training": "train", "validation": "validation"}
+    own = {name: first.table.query("part == @part")["label"].to_numpy() for name, part in parts.items()}
+    alone = f"\n{first.run_dir} alone" if len(runs_of(ensembles)) > 1 else ""
+    return learning_curves(log, first.epoch, describe_parts(own) + alone)
 
 
 def compare(
@@ -128,10 +266,10 @@ def compare(
     """
     keep_freed_memory()
     sides = [run_dirs or [machine.run_dir], others]
-    scored = [score_tests(load_panels(machine, side, choices)) for side in sides]
+    scored = [score_part(load_ensembles(machine, side, choices)) for side in sides]
     try:
         names = [", ".join(map(str, side)) for side in sides]
-        found = compare_runs(scored, names, np.random.default_rng(0))
+        found = compare_runs([one.table for one in scored], names, np.random.default_rng(0))
     except ValueError as error:
         raise InputError(f"--compare: {error}: both need one split, split_seed and the same folds") from None
     path = machine.graph_dir / "comparison.json"
@@ -141,211 +279,123 @@ def compare(
     return found
 
 
-def save_drawn(drawn: dict[str, Figure | None], folder: Path) -> None:
-    """Save the figures, and remove those of an earlier evaluation that this one has not."""
-    for name, figure in drawn.items():
-        if figure is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
-            style.save_figure(figure, folder / name)
+def judge_photos(
+    machine: Config,
+    run_dirs: Sequence[Path],
+    photos: Sequence[Path],
+    choices: Choices = Choices(),
+    cards: bool | None = None,
+) -> Any:
+    """Judge photos without a label; see `new_lesions.judge_photos`."""
+    keep_freed_memory()
+    paths = find_photos(photos)
+    ensembles = load_ensembles(machine, run_dirs, choices)
+    return new_lesions.judge_photos(
+        ensembles, paths, machine.train_image, machine.graph_dir, machine.workers, cards
+    )
 
 
-def write_report(
-    path: Path,
-    metrics: dict[str, Any],
-    drawn: dict[str, Figure | None],
-    panels: Sequence[Panel],
-    choices: Choices,
-    starts: list[Any],
-) -> None:
-    """Write the page with figures, tables, settings and model card; the figures are read from its folder.
+def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:
+    """Judge the challenge's test images; see `new_lesions.write_submission`."""
+    keep_freed_memory()
+    names, paths = new_lesions.find_test_images(machine.test_image, machine.test_labels)
+    ensembles = load_ensembles(machine, run_dirs, choices)
+    return new_lesions.write_submission(ensembles, names, paths, partial(decode, machine), machine.graph_dir)
 
-    starts : as `run_folder.read_starts`, of the panels' first run
+
+def load_ensembles(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Ensemble]:
+    """Load runs, by default the machine's one, as an ensemble for each test part, and print what they are."""
+    runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
+    say(f"predicting on {describe_device(runs[0].device, runs[0].dtype)}")
+    say("scoring the validation images, which choose scorer, calibration and threshold")
+    ensembles = [make_ensemble(members, choices) for members in by_test_part(runs)]
+    for ensemble in ensembles:
+        say(describe_ensemble(ensemble))
+    return ensembles
+
+
+def load_run(machine: Config, choices: Choices = Choices()) -> Run:
+    """Load the best checkpoint of `machine.run_dir` and embed its references, the images of its training part.
+
+    References are embedded in one view, whatever the views of a lesion that is judged: they are many, and their number
+    evens out the views.
+
+    Raises
+    ------
+    InputError : no run there, a checkpoint that does not fit, images of the run that are missing
     """
-    pictures = {
-        name: None if figure is None else (path.parent / name).read_bytes() for name, figure in drawn.items()
-    }
-    first = panels[0].runs[0]
-    settings = {"config": to_dict(first.config), "choices": metrics["choices"], "made": starts}
-    learnt = [(panel.runs[0].config.fold, panel.table.query("part == 'train'")["label"]) for panel in panels]
-    sizes = "; ".join(
-        f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt
-    )
-    card = page.ModelCard(
-        training_data=f"The training parts of {first.config.train_image} (split {first.config.split!r}): {sizes}.",
-        evaluation_data=f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
-        f"{metrics['n_melanoma']:,} melanomas; none of them chose anything. "
-        + "".join(f"{note}. " for note in metrics["notes"]),
-        model=describe_method(panels, choices),
-    )
-    text = page.render(metrics, pictures, settings, card)
-    write_text(path, text)
+    say(f"loading {machine.run_dir}")
+    path = machine.run_dir / "best.pt"
+    state = run_folder.load_checkpoint(path)
+    with run_folder.fitting(path):
+        epoch = int(run_folder.best_entry(state["log"])["epoch"])
+    config: Config = with_machine(state["config"], machine, str(path))
+    if choices.views is not None:
+        config = replace(config, test_views=choices.views)
+    if is_file(config.run_dir / "log.jsonl"):
+        trained = len(run_folder.read_log(config.run_dir / "log.jsonl"))
+        if trained < config.epochs:
+            say(f"{config.run_dir} has not finished its training: epoch {trained} of {config.epochs}")
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    try:
+        network = network_of(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    run_folder.load_weights(network, state, path)
+    network = network.to(device)
 
-
-def calibration_notes(choices: Choices) -> list[str]:
-    """Return what must be known of the calibration's figures, a sentence each."""
-    if choices.prevalence is None:
-        return []
-    return [
-        f"The probabilities are for a prevalence of {100 * choices.prevalence:g} %, as --prevalence asks: calibration "
-        "error, Brier score and calibration curve compare them with data of another prevalence"
-    ]
-
-
-def describe_metrics(metrics: dict[str, Any]) -> str:
-    """Return the figures as text; rates stand with their counts."""
-
-    def show(value: float | None) -> str:
-        return "n/a" if value is None else f"{value:.3f}"
-
-    at = metrics["sensitivity_at_specificity"]
-    counts = metrics["counts"]
-    interval = metrics["auc_interval"]
-    within = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f}, over patients)" if interval else ""
-    return "\n".join(
-        [
-            f"{printable(metrics['set'])}: {metrics['n']:,} images, {metrics['n_melanoma']:,} melanoma",
-            f"  AUC                {show(metrics['auc'])}{within}",
-            f"  partial AUC        {show(metrics['partial_auc'])} above 80 % sensitivity (at most 0.2)",
-            f"  average precision  {show(metrics['average_precision'])}",
-            "  sensitivity at     "
-            + ", ".join(f"{show(value)} ({share} specificity)" for share, value in at.items()),
-            f"  calibration error  {show(metrics['ece'])} (ECE), slope "
-            f"{show(metrics['calibration_slope'])}, Brier score {show(metrics['brier'])}",
-            f"  sensitivity        {show(metrics['sensitivity'])} ({counts['tp']} of "
-            f"{counts['tp'] + counts['fn']} melanomas found)",
-            f"  specificity        {show(metrics['specificity'])} ({counts['tn']} of "
-            f"{counts['tn'] + counts['fp']} benign left alone)",
-            f"  precision          {show(metrics['precision'])}",
-            f"  F1                 {show(metrics['f1'])}",
-            f"  balanced accuracy  {show(metrics['balanced_accuracy'])}",
-            f"  accuracy           {show(metrics['accuracy'])} (always benign: "
-            f"{show(metrics['always_benign_accuracy'])})",
-            *(f"  {row['verdict']}" for row in metrics.get("controls", []) if row["verdict"]),
-        ]
+    table = run_folder.read_split(config.run_dir)
+    found = find_images(config.train_image)
+    missing = [name for name in table["image_name"] if name not in found]
+    if missing:
+        raise InputError(
+            f"train_image {config.train_image} lacks {len(missing):,} images of the run, {missing[0]} for one: "
+            "point it at the folder that the run was trained on"
+        )
+    cache = decode(config, {name: found[name] for name in sorted(table["image_name"])}, config.image_size)
+    table = without_images(table, cache.errors)
+    train = table[table["part"] == "train"]
+    feed = Feed(cache, device)
+    say(f"embedding {len(train):,} reference images of {config.run_dir}")
+    references, _ = embed_images(network, feed, cache.rows(train["image_name"]), dtype)
+    return Run(
+        run_dir=config.run_dir,
+        fold=config.fold,
+        validation_fold=validating_fold(config),
+        seed=config.seed,
+        epoch=epoch,
+        image_size=config.image_size,
+        test_views=config.test_views,
+        settings=to_dict(config),
+        network=network,
+        head=network.head is not None,
+        dtype=dtype,
+        table=table,
+        feed=feed,
+        references=references,
+        reference_labels=train["label"].to_numpy(),
     )
 
 
-def describe_comparison(found: dict[str, Any]) -> str:
-    """Return a comparison of two runs as text."""
-    if found["interval"] is None:
-        return f"{found['a']} and {found['b']}: not compared, {found['not_computed']}"
-    low, high = found["interval"]
-    return (
-        f"{found['a']}: AUC {found['auc_a']:.3f}; {found['b']}: AUC {found['auc_b']:.3f}, on the same "
-        f"{found['n']:,} images; difference {found['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f}, "
-        f"p {found['p']:.3f})"
-    )
+def decode(machine: Config, paths: Mapping[str, Path], size: int) -> ImageCache:
+    """Return the cache of image files at a side in pixels; unreadable ones stop it unless they are to be left out."""
+    cache = build_cache(paths, size, machine.cache_dir, machine.workers)
+    refuse_unreadable(cache.errors, machine.skip_unreadable)
+    return cache
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description="Score lesions with a trained run and draw the figures. What was trained comes from the "
-        "run's checkpoint; the flags below are this machine's.",
-        allow_abbrev=False,
-        conflict_handler="resolve",  # --run-dir takes several here
-    )
-    parser.add_argument(
-        "photos",
-        type=Path,
-        nargs="*",
-        metavar="PHOTO",
-        help="judge these images, and those of these folders, which have no label: a row in new_lesions.csv and a "
-        "figure in lesions/ of graph_dir each (name them before the flags; default: evaluate on the test part)",
-    )
-    add_flags(parser, only_machine=True)
-    parser.add_argument(
-        "--submission",
-        action="store_true",
-        help="judge test_image, named by test_labels, and write submission.csv for the ISIC 2020 leaderboard",
-    )
-    parser.add_argument(
-        "--cards",
-        action=argparse.BooleanOptionalAction,
-        help=f"draw a figure of each photo (default: of up to {CARDS} photos, of none where there are more)",
-    )
-    parser.add_argument(
-        "--run-dir",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="one run, or several: runs of one test part are averaged, the folds of a cross-validation pooled "
-        f"(default: {Config().run_dir}; the results of several go to graph_dir)",
-    )
-    parser.add_argument("--evaluate-image", type=Path, metavar="DIR", help="evaluate another labelled folder")
-    parser.add_argument("--evaluate-labels", type=Path, metavar="CSV", help="labels of --evaluate-image")
-    parser.add_argument(
-        "--min-sensitivity",
-        type=partial(_share, most=1.0),
-        metavar="SHARE",
-        help="threshold: the most specific that finds this share of validation's melanomas (default: the one whose "
-        "smaller of sensitivity and specificity is largest)",
-    )
-    parser.add_argument(
-        "--calibration",
-        choices=CALIBRATIONS,
-        default="platt",
-        help="how scores become probabilities (default: platt)",
-    )
-    parser.add_argument(
-        "--prevalence",
-        type=_share,
-        metavar="SHARE",
-        help="share of melanomas where the probabilities shall hold, 0.0176 in ISIC 2020 (default: validation's)",
-    )
-    parser.add_argument(
-        "--scorer", choices=SCORERS, help="how embeddings are scored (default: best on validation)"
-    )
-    parser.add_argument(
-        "--test-views",
-        dest="views",
-        type=int,
-        choices=(1, 8),
-        help="views of a lesion (default: the run's own)",
-    )
-    parser.add_argument(
-        "--compare",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="compare the run or runs of --run-dir with these by their AUC on the same test images",
-    )
-    parser.add_argument("--metrics-file", type=Path, metavar="FILE", help="write the metrics here")
-    return parser
+def say(text: str) -> None:
+    """Print what is being done, at once."""
+    print(text, flush=True)
 
 
-def _share(text: str, most: float = 0.999) -> float:
-    value = float(text)
-    if not 0 < value <= most:
-        raise argparse.ArgumentTypeError(f"{text}: it must be above 0, at most {most:g}")
-    return value
-
-
-def run() -> None:
-    parser = make_parser()
-    arguments = parser.parse_args()
-    if (arguments.evaluate_image is None) != (arguments.evaluate_labels is None):
-        parser.error("--evaluate-image and --evaluate-labels go together")
-    asked = [bool(arguments.photos), arguments.submission, arguments.evaluate_image is not None]
-    if sum([*asked, arguments.compare is not None]) > 1:
-        parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
-    if arguments.cards is not None and not arguments.photos:
-        parser.error("--cards goes with photos: name them before the flags")
-    if arguments.metrics_file and (arguments.photos or arguments.submission or arguments.compare):
-        parser.error("--metrics-file goes with an evaluation, not with photos, --submission or --compare")
-    run_dirs = vars(arguments).pop("run_dir") or ()
-    for flag, folders, advice in (
-        ("--run-dir", run_dirs, "name photos before the flags"),
-        ("--compare", arguments.compare or (), "it takes run folders"),
-    ):
-        for path in folders:
-            if is_file(path) or path.suffix.lower() in EXTENSIONS:
-                parser.error(f"{flag} {path} is {'a file' if is_file(path) else 'no run'}: {advice}")
-            if [other.resolve() for other in folders].count(path.resolve()) > 1:
-                parser.error(f"{flag} names {path} twice: a run counts once")
-    machine = from_flags(arguments)
-    choices = Choices(**{item.name: getattr(arguments, item.name) for item in fields(Choices)})
+def run(arguments: argparse.Namespace | None = None) -> None:
+    """Predict as the command line asks."""
+    arguments = arguments or parse_arguments()
+    run_dirs = vars(arguments).pop("run_dir") or []
+    choices = Choices(**{name: vars(arguments).pop(name) for name in CHOICES})  # `views` is a setting too
+    machine: Config = from_flags(Config, RECIPES, arguments)
     if arguments.photos:
         judge_photos(machine, run_dirs, arguments.photos, choices, arguments.cards)
     elif arguments.submission:
@@ -353,15 +403,9 @@ def run() -> None:
     elif arguments.compare:
         compare(machine, run_dirs, arguments.compare, choices)
     else:
-        main(
-            machine,
-            run_dirs,
-            arguments.evaluate_image,
-            arguments.evaluate_labels,
-            choices,
-            arguments.metrics_file,
-        )
+        folder = arguments.evaluate_image, arguments.evaluate_labels
+        main(machine, run_dirs, *folder, choices, arguments.metrics_file)
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(lambda: run(ARGUMENTS))

@@ -1,18 +1,38 @@
 """Train a Siamese network on pairs of lesions: `python train.py` (settings: config.py, or flags).
 
-Each epoch draws balanced pairs, embeds both images of a pair with one network, and takes contrastive-loss steps;
-then it measures loss and AUC on validation, saves, and plots. A run that was stopped goes on with `--resume`.
+Each epoch draws balanced pairs, embeds both images of a pair with one network, and takes contrastive-loss steps. It
+then measures loss and AUC on validation, saves, and plots. A run that was stopped goes on with `--resume`.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+
+from config import RECIPES, Config
+from melanoma.common.settings import Parser, add_flags, experiment, from_flags, replaced_lines, to_dict
+
+
+def make_parser() -> Parser:
+    """Return the parser of the command line."""
+    parser = Parser("Train a Siamese network on pairs of lesions.", "python train.py [--FLAG VALUE ...]")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on with the run in run_dir")
+    group.add_argument("--overwrite", action="store_true", help="replace the run in run_dir")
+    add_flags(parser, Config, RECIPES)
+    return parser
+
+
+ARGUMENTS = argparse.Namespace()
+if __name__ == "__main__":  # --help and misspelt flags are answered before the slow imports below
+    ARGUMENTS = make_parser().parse_args()
+
 import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,44 +40,64 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from tqdm import tqdm
 
 import dataset
-from config import Config, add_flags, experiment, from_flags
-from dataset import Batch, PairDataset, in_batch_batches, independent_batches, sample_balanced, sample_pairs
+from dataset import Batch, PairDataset, in_batch_batches, sample_balanced, sample_pairs
 from melanoma.common.device import (
-    chance_state,
     choose_precision,
     describe_device,
     deterministic,
     keep_freed_memory,
-    set_chance_state,
+    random_state,
+    set_random_state,
 )
-from melanoma.common.errors import InputError
+from melanoma.common.errors import InputError, shown
 from melanoma.common.script import Held, Stopped, hold_signals, run_script
-from melanoma.data.augment import ViewRanges, Views, draw_views
+from melanoma.data.augment import VIEWS, Views, draw_views
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
-from melanoma.data.feed import Feed, embed_images
-from melanoma.report import style
+from melanoma.data.feed import Feed
+from melanoma.data.split import without_images
+from melanoma.report.curves import describe_parts, learning_curves
+from melanoma.report.style import save_figure
+from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import score_all
 from melanoma.training import run_folder
 from melanoma.training.learner import Learner
+from melanoma.training.progress import Meter
 from melanoma.training.ranks import Ranks, join_ranks
-from modules import MEASURES, SiameseLoss, SiameseNetwork, network_of
+from modules import MEASURES, SiameseLoss, loss_of, network_of
 
-LOG_STEPS = 20  # steps between two readings of the loss, each of which waits for the device
+LOG_STEPS = 20  # steps between two readings of the loss at most; each waits for the device
 BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them
 
 
-def main(config: Config, resume: bool = False, overwrite: bool = False) -> None:
-    """Train one run; everything it leaves is in `config.run_dir` and `config.graph_dir`."""
+def main(config: Config, resume: bool = False, overwrite: bool = False, replaced: Sequence[str] = ()) -> None:
+    """Train one run; everything it leaves is in `config.run_dir` and `config.graph_dir`.
+
+    replaced : lines of config.py that the command line replaces, to be said
+    """
     keep_freed_memory()
     with (
         join_ranks(config.device) as (device, ranks),
         run_folder.lock_run(config.run_dir) if ranks.first else contextlib.nullcontext(),
         deterministic(config.deterministic),
     ):
+        ranks.say(describe_settings(config, replaced))
         train_run(config, device, ranks, resume, overwrite)
+
+
+def describe_settings(config: Config, replaced: Sequence[str]) -> str:
+    """Return the recipe, the settings that differ from it, and the lines of config.py that were replaced, as text."""
+    settings = to_dict(config)
+    differ = [
+        f"{name} {shown(settings[name])} (recipe: {shown(value)})"
+        for name, value in RECIPES[config.recipe].items()
+        if settings[name] != value
+    ]
+    lines = [f"recipe {config.recipe}" + (f"; changed: {', '.join(differ)}" if differ else "")]
+    if replaced:
+        lines.append(f"the command line replaces these lines of config.py: {', '.join(replaced)}")
+    return "\n".join(lines)
 
 
 def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, overwrite: bool) -> None:
@@ -65,28 +105,42 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     dtype = choose_precision(config.precision, device)
     processes = f", {ranks.count} processes" if ranks.count > 1 else ""
     ranks.say(f"training on {describe_device(device, dtype)}{processes}")
-    run_folder.check_run_dir(config, resume, overwrite)
+    run_folder.check_run_dir(config.run_dir, experiment(config), resume, overwrite)
 
     lesions = dataset.load_lesions(config)
     ranks.say(dataset.describe(dataset.summarise(lesions, config)))
     # before the images are decoded: what is wrong with the weights is said at once
     torch.manual_seed(config.seed)
     network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
+    network.freeze(config.frozen_blocks)
     data = Data.of(lesions, config, device)
 
     log: list[dict[str, Any]] = []
     partway: dict[str, Any] | None = None
     steps = len(epoch_batches(config, data.train, data.feed.cache, epoch_generators(config.seed, 1)[0]))
-    learner = Learner(network, config, config.epochs * steps, ranks, dtype)
+    learner = Learner(
+        network,
+        config.epochs * steps,
+        config.batch_size,
+        config.learning_rate,
+        config.schedule,
+        config.backbone_rate,
+        config.weight_decay,
+        config.ema,
+        ranks,
+        dtype,
+    )
     if resume:
-        state = run_folder.resume_run(config, data.table)
-        learner.resume(state, config.run_dir / "last.pt")
+        last = config.run_dir / "last.pt"
+        state = run_folder.resume_run(config.run_dir, data.table)
+        learner.resume(state, last)
         log, partway = state["log"], state.get("partway")
-        with run_folder.fitting(config.run_dir / "last.pt"):
+        with run_folder.fitting(last):
             learner.taken = len(log) * steps + (range(steps)[partway["steps"]] if partway else 0)
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
-        run_folder.write_start(config, data.table, describe_device(device, dtype), resume)
+        where = describe_device(device, dtype)
+        run_folder.write_start(config.run_dir, to_dict(config), data.table, where, resume)
         if log:
             write_progress(config, log, data.what)  # a kill may have come between the checkpoint and these
     with hold_signals() as held:
@@ -94,7 +148,8 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     if ranks.first:
         best = run_folder.best_entry(log)
         ranks.say(
-            f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}"
+            f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}, learning "
+            f"curves in {config.graph_dir}\nnext: python predict.py --run-dir {config.run_dir}"
         )
 
 
@@ -119,7 +174,8 @@ def train_epochs(
     InputError : the loss is not finite, the embedding collapsed, the memory or the disk is too small
     Stopped : a signal came
     """
-    ranks, device, feed = learner.ranks, data.feed.device, data.feed
+    ranks, device, feed, loss = learner.ranks, data.feed.device, data.feed, loss_of(config)
+    ranges = VIEWS[config.views]
 
     def stopping() -> bool:
         return ranks.any(held.number is not None, device)
@@ -131,25 +187,16 @@ def train_epochs(
         start, name = time.perf_counter(), f"epoch {epoch}/{config.epochs}"
         rng, views_generator = epoch_generators(config.seed, epoch)
         batches = epoch_batches(config, data.train, feed.cache, rng)
-        draw = partial(draw_views, generator=views_generator, ranges=view_ranges(config))
+        draw = partial(draw_views, generator=views_generator, ranges=ranges) if ranges else None
         progress = Progress.start(device)
         if partway:
             with run_folder.fitting(config.run_dir / "last.pt"):
                 progress, partway = Progress.resume(partway, views_generator, device), None
         done = progress.images
-        learner.network.freeze(
-            None if epoch <= config.frozen_epochs else config.frozen_blocks, config.frozen_norm
-        )
-        train_epoch(
-            learner,
-            batches,
-            feed,
-            draw if config.augment else None,
-            name,
-            config.hardest if epoch > config.mining_epochs else 1.0,
-            progress,
-            stopping,
-        )
+        mined = config.hardest if epoch > 1 else 1.0
+        later = (config.epochs - epoch) * len(batches)
+        with Meter(name, len(batches), progress.steps, later, quiet=not ranks.first) as meter:
+            train_epoch(learner, batches, feed, draw, loss, mined, progress, meter, stopping)
         if progress.steps < len(batches):
             if ranks.first:
                 save_state(config, learner, log, progress.state(views_generator, device))
@@ -159,7 +206,7 @@ def train_epochs(
             )
         trained, measured = time.perf_counter(), progress.means()
         if ranks.first:
-            validated = validate(learner.kept, learner.loss_function, feed, data.validation, learner.dtype)
+            validated = validate(learner.kept, loss, feed, data.validation, learner.dtype)
             seconds = time.perf_counter() - start
             rate = (progress.images - done) / (trained - start)
             log.append(
@@ -170,28 +217,23 @@ def train_epochs(
             write_progress(config, log, data.what)
             ranks.say(describe_epoch(log[-1], config.epochs))
         ranks.wait()
-        refuse_collapse(learner.loss_function, measured, epoch)
+        refuse_collapse(loss, measured, epoch)
         if stopping():
             rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
             raise stopped(f"saved after {name}; {rest}")
 
 
-def view_ranges(config: Config) -> ViewRanges:
-    """Return how far views may differ from the image: the settings that begin with view_."""
-    return ViewRanges(**{item.name: getattr(config, f"view_{item.name}") for item in fields(ViewRanges)})
-
-
-def refuse_collapse(loss_function: SiameseLoss, measured: dict[str, float], epoch: int) -> None:
+def refuse_collapse(loss: SiameseLoss, measured: dict[str, float], epoch: int) -> None:
     """Stop a training whose embedding no longer tells images apart.
 
     Raises
     ------
     InputError
     """
-    if loss_function.collapsed(measured["unlike_distance"]):
+    if loss.collapsed(measured["unlike_distance"]):
         raise InputError(
             f"the embedding has collapsed in epoch {epoch}: unlike images lie {measured['unlike_distance']:.2g} "
-            f"apart on average, with a margin of {loss_function.margin}: lower --learning-rate, or try --normalize, "
+            f"apart on average, with a margin of {loss.margin}: lower --learning-rate, or try --normalize, "
             "--head bce or --pairs batch"
         )
 
@@ -243,15 +285,15 @@ class Data:
     def of(lesions: dataset.Lesions, config: Config, device: torch.device) -> Data:
         cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
-        table = dataset.without_images(lesions.table, cache.errors)
+        table = without_images(lesions.table, cache.errors)
         train = Images.of_part(table, "train", cache)
         validation = Validation.of(table, cache, config.seed)
         labels = {"training": train.labels, "validation": validation.images.labels}
-        return Data(table, train, validation, Feed(cache, device), style.describe_parts(labels))
+        return Data(table, train, validation, Feed(cache, device), describe_parts(labels))
 
 
 def epoch_generators(seed: int, epoch: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Return the sources of an epoch's pairs and views; they depend on nothing that came before.
+    """Return the generators of an epoch's pairs and views; they depend on nothing that came before.
 
     Also seeds torch's global generators, which layers such as dropout draw from.
     """
@@ -267,8 +309,7 @@ def epoch_batches(config: Config, train: Images, cache: ImageCache, rng: np.rand
         return in_batch_batches(order, train.labels, train.rows, config.batch_size)
     pairs, same = sample_pairs(train.labels, rng)
     shown = slice(math.ceil(config.epoch_share * len(pairs)))  # their order is random
-    dataset = PairDataset(cache, train.rows, pairs[shown], same[shown])
-    return independent_batches(dataset, train.labels, config.batch_size)
+    return PairDataset(cache, train.rows, train.labels, pairs[shown], same[shown]).batches(config.batch_size)
 
 
 @dataclass
@@ -292,15 +333,15 @@ class Progress:
         return dict(zip(("train_loss", *MEASURES), (self.sums / self.images).tolist(), strict=True))
 
     def state(self, views: torch.Generator, device: torch.device) -> dict[str, Any]:
-        """Return what a checkpoint needs to go on from here, and the states of what the rest will be drawn from."""
-        chance = {"views": views.get_state(), "layers": chance_state(device)}
-        return {"sums": self.sums.cpu(), "steps": self.steps, "images": self.images, **chance}
+        """Return what a checkpoint needs to go on from here, with the random number generator states."""
+        states = {"views": views.get_state(), "layers": random_state(device)}
+        return {"sums": self.sums.cpu(), "steps": self.steps, "images": self.images, **states}
 
     @staticmethod
     def resume(state: dict[str, Any], views: torch.Generator, device: torch.device) -> Progress:
-        """Return the progress that `state` gave, and take up its states of chance."""
+        """Return the progress of a `state`, and restore its random number generator states."""
         views.set_state(state["views"])
-        set_chance_state(state["layers"], device)
+        set_random_state(state["layers"], device)
         return Progress(state["sums"].to(device), state["steps"], state["images"])
 
 
@@ -309,9 +350,10 @@ def train_epoch(
     batches: Sequence[Batch],
     feed: Feed,
     draw: Callable[[int], Views] | None,
-    name: str,
+    loss: SiameseLoss,
     mined_share: float,
     progress: Progress,
+    meter: Meter,
     stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """Take one step on each batch that is still to come, in their order, and note them in `progress`.
@@ -322,7 +364,7 @@ def train_epoch(
     Parameters
     ----------
     draw : gives the views of a number of images; None shows the images as they are
-    mined_share : share of the pairs, the costliest, that are trained on
+    mined_share : share of the pairs, the costliest, that count
     stopping : asked between steps whether to leave the rest of the epoch
 
     Raises
@@ -330,44 +372,42 @@ def train_epoch(
     InputError : the loss is not finite, or the device's memory too small
     """
     learner.network.train()
-    ranks, left = learner.ranks, batches[progress.steps :]
+    ranks, left, device = learner.ranks, batches[progress.steps :], feed.device
     places = [ranks.places(len(batch.rows)) for batch in left]
     images = feed.batches(batch.rows[place] for batch, place in zip(left, places, strict=True))
-    with tqdm(
-        desc=name,
-        total=len(batches),
-        initial=progress.steps,
-        unit="step",
-        leave=False,
-        disable=ranks.quiet,
-    ) as bar:
-        for shown, batch, place in zip(images, left, places, strict=True):
-            views = draw(len(batch.rows))[torch.from_numpy(place)].to(feed.device) if draw else None
-            rate = learner.rate
-            progress.sums += learner.take_step(shown, batch, views, mined_share) * len(batch.rows)
-            progress.steps += 1
-            progress.images += len(batch.rows)
-            bar.update()
-            reading = progress.steps % LOG_STEPS == 0 or progress.steps == len(batches)
-            if reading:
-                means = progress.means()
-                if not all(map(math.isfinite, means.values())):
-                    raise InputError(
-                        f"the loss is not finite in {name}, step {progress.steps}, learning rate {rate:.3g}: "
-                        "lower --learning-rate; the last epoch's checkpoint is kept"
-                    )
-                bar.set_postfix(loss=f"{means['train_loss']:.4f}")
-            # several processes must agree, which takes time
-            if (reading or ranks.count == 1) and progress.steps < len(batches) and stopping():
-                return
+    for shown_images, batch, place in zip(images, left, places, strict=True):
+        size = len(batch.rows)
+        views = draw(size)[torch.from_numpy(place)].to(device) if draw else None
+        (
+            first,
+            second,
+            same,
+            labels,
+        ) = (  # before the network: a copy then waits for nothing that a GPU computes
+            torch.from_numpy(part).to(device, non_blocking=True)
+            for part in (batch.first, batch.second, batch.same, batch.labels)
+        )
+        cost = partial(loss, labels=labels, first=first, second=second, same=same, mined_share=mined_share)
+        rate = learner.rate
+        progress.sums += learner.take_step(shown_images, size, views, cost) * size
+        progress.steps += 1
+        progress.images += size
+        regular = progress.steps % LOG_STEPS == 0 or progress.steps == len(batches)
+        reading = regular or meter.due
+        means = progress.means() if reading else {}
+        if not all(map(math.isfinite, means.values())):
+            raise InputError(
+                f"the loss is not finite in {meter.name}, step {progress.steps}, learning rate {rate:.3g}: "
+                "lower --learning-rate; the last epoch's checkpoint is kept"
+            )
+        meter.update(means.get("train_loss"))
+        # several processes must agree, which takes time
+        if (regular or ranks.count == 1) and progress.steps < len(batches) and stopping():
+            return
 
 
 def validate(
-    network: SiameseNetwork,
-    loss_function: SiameseLoss,
-    feed: Feed,
-    validation: Validation,
-    dtype: torch.dtype,
+    network: torch.nn.Module, loss: SiameseLoss, feed: Feed, validation: Validation, dtype: torch.dtype
 ) -> dict[str, Any]:
     """Return the log's figures of validation: its loss, the AUC of its images by each way to score, the best way.
 
@@ -376,14 +416,22 @@ def validate(
     images, references = validation.images, validation.references
     embeddings, logits = embed_images(network, feed, images.rows, dtype)
     first, second = torch.from_numpy(validation.pairs.T)
-    labels, shown = torch.from_numpy(images.labels), torch.cat([first, second])
-    of_pairs, _ = loss_function.of_pairs(torch.from_numpy(embeddings), labels, first, second)
-    loss = of_pairs + loss_function.of_head(torch.from_numpy(logits)[shown], labels[shown])
+    labels, shown_images = torch.from_numpy(images.labels), torch.cat([first, second])
+    of_pairs, _ = loss.of_pairs(
+        torch.from_numpy(embeddings), labels, first, second, torch.from_numpy(validation.same)
+    )
+    of_head = loss.of_head(torch.from_numpy(logits)[shown_images], labels[shown_images])
     reference_embeddings, _ = embed_images(network, feed, references.rows, dtype)
-    scores = score_all(embeddings, logits if network.head else None, reference_embeddings, references.labels)
+    head = logits if loss.head != "none" else None
+    scores = score_all(embeddings, head, reference_embeddings, references.labels)
     aucs = {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}
     scorer = max(aucs, key=lambda name: aucs[name])
-    return {"val_loss": float(loss), "val_auc": aucs[scorer], "scorer": scorer, "val_aucs": aucs}
+    return {
+        "val_loss": float(of_pairs + of_head),
+        "val_auc": aucs[scorer],
+        "scorer": scorer,
+        "val_aucs": aucs,
+    }
 
 
 def save_state(
@@ -400,8 +448,8 @@ def save_state(
 def write_progress(config: Config, log: list[dict[str, Any]], what: str) -> None:
     """Write the log, and draw the learning curves of `what`."""
     run_folder.write_log(config.run_dir / "log.jsonl", log)
-    figure = style.learning_curves(log, run_folder.best_entry(log)["epoch"], what)
-    style.save_figure(figure, config.graph_dir / "Train_average_loss.png")
+    figure = learning_curves(log, run_folder.best_entry(log)["epoch"], what)
+    save_figure(figure, config.graph_dir / "Train_average_loss.png")
 
 
 def describe_epoch(entry: dict[str, Any], epochs: int) -> str:
@@ -413,22 +461,13 @@ def describe_epoch(entry: dict[str, Any], epochs: int) -> str:
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description="Train a Siamese network on lesion pairs.", allow_abbrev=False
-    )
-    add_flags(parser)
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--resume", action="store_true", help="go on with the run in run_dir")
-    group.add_argument("--overwrite", action="store_true", help="replace the run in run_dir")
-    return parser
-
-
-def run() -> None:
-    arguments = make_parser().parse_args()
-    main(from_flags(arguments), resume=arguments.resume, overwrite=arguments.overwrite)
+def run(arguments: argparse.Namespace | None = None) -> None:
+    """Train as the command line asks."""
+    arguments = arguments or make_parser().parse_args()
+    config = from_flags(Config, RECIPES, arguments)
+    replaced = replaced_lines(Config, RECIPES, arguments)
+    main(config, arguments.resume, arguments.overwrite, replaced)
 
 
 if __name__ == "__main__":
-    run_script(run)
+    run_script(lambda: run(ARGUMENTS))

@@ -33,7 +33,7 @@ import train
 from config import RECIPES, Config
 from melanoma.common.script import run_script
 from melanoma.data.augment import show, to_float
-from melanoma.scoring import ensemble as panel
+from melanoma.scoring import ensemble
 from melanoma.training import learner
 
 SPECIFICITIES = ("80%", "90%", "95%")
@@ -87,9 +87,9 @@ def ladder(weights: str | None) -> list[Step]:
     batch = {**start, "pairs": "batch", "batch_size": scratch["batch_size"]}
     unit = batch | of_scratch("normalize", "margin", "positive_margin", "average")
     head = unit | of_scratch("head")
-    course = head | of_scratch("schedule", "warmup", "ema", "weight_decay")
+    course = head | of_scratch("schedule", "ema", "weight_decay")
     firm = course | of_scratch("learning_rate", "dropout")
-    wide = firm | {name: value for name, value in scratch.items() if name.startswith("view_")}
+    wide = firm | of_scratch("views")
     long = wide | of_scratch("epochs") | {"epoch_share": 1.0}
     steps: list[Step] = [
         ("inverted sign", inverted_sign, start),
@@ -104,7 +104,6 @@ def ladder(weights: str | None) -> list[Step]:
         ("or that and mining: the hardest half of the pairs", as_is, wide | {"hardest": 0.5}),
         ("or the head's focal loss", as_is, wide | {"head": "focal"}),
         ("or a melanoma's weight 2", as_is, wide | {"melanoma_weight": 2.0}),
-        ("or triplet loss", as_is, wide | {"loss": "triplet", "margin": 0.3}),
         ("or the head alone", as_is, wide | {"pair_weight": 0.0}),
         ("wider views, 20 epochs of all benign images", as_is, long),
         ("8 views of a test image: recipe scratch", as_is, long | of_scratch("test_views")),
@@ -121,8 +120,8 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
     with fault():
         train.main(config, overwrite=True)
     minutes = (time.perf_counter() - start) / 60
-    judges = panel.make_panel([panel.load_run(config)])
-    table = panel.score_part(judges, "validation").table
+    judges = ensemble.make_ensemble([predict.load_run(config)])
+    table = ensemble.score_part([judges], "validation").table
     figures = predict.measure(table, np.random.default_rng(0))
     at = figures["sensitivity_at_specificity"]
     return {

@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 from PIL import Image
-from synthetic import alone, write_photos
+from synthetic import alone, peak_memory, write_photos
 from torch.utils.data import DataLoader, Dataset
 
 import train
-from config import Config
-from dataset import PairDataset, independent_batches, sample_pairs
+from config import BASELINE, Config
+from dataset import PairDataset, sample_pairs
 from melanoma.common.device import (
     autocast,
     choose_device,
@@ -35,12 +35,13 @@ from melanoma.common.device import (
     describe_device,
     keep_freed_memory,
 )
-from melanoma.data.augment import draw_views, to_float
-from melanoma.data.cache import build_cache, peak_memory
+from melanoma.data.augment import ViewRanges, draw_views, to_float
+from melanoma.data.cache import build_cache
 from melanoma.data.decoding import find_images
 from melanoma.data.feed import Feed
 from melanoma.training.learner import Learner
-from modules import build_network, contrastive_terms, pair_distance
+from melanoma.training.progress import Meter
+from modules import build_network, contrastive_terms, loss_of, pair_distance
 
 SIZE = 128
 REPEATS = 3  # of train.py's loop and of its arithmetic alone, in turn; the least of each counts
@@ -108,25 +109,29 @@ def own_epoch(
     device = choose_device("auto")
     dtype = choose_precision("auto", device)
     cache = build_cache(find_images(folder), SIZE, cache_dir)
-    pairs = PairDataset(cache, np.arange(len(cache.pixels)), *draw_pairs(len(cache.pixels), n_pairs))
+    labels = labels_of(len(cache.pixels))
+    pairs = PairDataset(cache, np.arange(len(labels)), labels, *draw_pairs(len(cache.pixels), n_pairs))
     feed = Feed(cache, device)
     network = build_network("conv3", SIZE, 128).to(device)
     # at a constant rate the number of steps does not matter
-    learner = Learner(network, Config(), total=1, dtype=dtype)
-    labels = labels_of(len(cache.pixels))
+    learner = Learner(network, 1, batch_size, BASELINE["learning_rate"], dtype=dtype)
+    loss_function = loss_of(Config(recipe="baseline"))
 
     def epoch(part: PairDataset) -> float:
         start = time.perf_counter()
-        views = partial(draw_views, generator=torch.Generator().manual_seed(0))
-        batches = independent_batches(part, labels, batch_size)
-        train.train_epoch(learner, batches, feed, views, "", 1.0, train.Progress.start(device))
+        views = partial(draw_views, generator=torch.Generator().manual_seed(0), ranges=ViewRanges())
+        batches = part.batches(batch_size)
+        meter = Meter("", len(batches), 0, 0, quiet=True)
+        train.train_epoch(
+            learner, batches, feed, views, loss_function, 1.0, train.Progress.start(device), meter
+        )
         return time.perf_counter() - start
 
-    whole_batch = independent_batches(pairs, labels, batch_size)[0]
+    whole_batch = pairs.batches(batch_size)[0]
     images = to_float(torch.from_numpy(cache.gather(whole_batch.rows)).to(device))
-    own_labels, first, second = (
+    own_labels, first, second, same = (
         torch.from_numpy(part).to(device)
-        for part in (whole_batch.labels, whole_batch.first, whole_batch.second)
+        for part in (whole_batch.labels, whole_batch.first, whole_batch.second, whole_batch.same)
     )
 
     def compute(steps: int) -> float:
@@ -134,12 +139,14 @@ def own_epoch(
         for _ in range(steps):
             with autocast(device, dtype):
                 embeddings, logits = network(images)
-            loss, _ = learner.loss_function(embeddings, logits, own_labels, first, second)
-            learner.step(loss)
+            loss, _ = loss_function(embeddings, logits, own_labels, first, second, same)
+            learner.optimizer.zero_grad()
+            loss.backward()
+            learner.optimizer.step()
         float(loss.detach())
         return time.perf_counter() - start
 
-    warm_up = PairDataset(cache, pairs.rows, pairs.pairs[:batch_size], pairs.same[:batch_size])
+    warm_up = PairDataset(cache, pairs.rows, labels, pairs.pairs[:batch_size], pairs.same[:batch_size])
     epoch(warm_up)
     times = [(epoch(pairs), compute(len(pairs) // batch_size)) for _ in range(REPEATS)]
     whole, arithmetic = (min(part) for part in zip(*times, strict=True))
@@ -159,7 +166,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.images or write_photos(Path(scratch) / "photos", 20, (6000, 4000))
-        batch_size = Config().batch_size
+        batch_size = BASELINE["batch_size"]
         n_files, plain_pairs = len(find_images(folder)), arguments.plain_pairs
         plain = alone(plain_epoch, folder, plain_pairs, min(batch_size, plain_pairs), arguments.workers)
         own, compute, memory, device = alone(

@@ -2,7 +2,7 @@
 
     python benchmarks/processes.py [--images 900] [--epochs 3]
 
-On generated lesions (demo.py). Losses are printed beside the times: they agree but for the order of additions.
+On generated lesions. Losses are printed beside the times: they agree but for the order of additions.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def run(folder: Path, processes: int, epochs: int) -> dict[str, float]:
         "run-dir": run_dir,
         "graph-dir": run_dir,
         "epochs": epochs,
+        "recipe": "baseline",
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += [str(ROOT / "train.py"), *(f"--{name}={value}" for name, value in flags.items())]

@@ -19,24 +19,25 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-from synthetic import alone, write_photos
+from synthetic import alone, peak_memory, write_photos
 
 import train
 from config import Config
-from dataset import PairDataset, independent_batches, sample_pairs
+from dataset import PairDataset, sample_pairs
 from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
-from melanoma.data.augment import draw_views
-from melanoma.data.cache import build_cache, peak_memory
+from melanoma.data.augment import ViewRanges, draw_views
+from melanoma.data.cache import build_cache
 from melanoma.data.decoding import find_images
 from melanoma.data.feed import Feed
 from melanoma.training.learner import Learner
-from modules import network_of
+from melanoma.training.progress import Meter
+from modules import loss_of, network_of
 
 
 def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]:
     """Build the cache of a folder and train on it; return what it took."""
     keep_freed_memory()
-    config = Config()
+    config = Config(recipe="baseline")
     device = choose_device("auto")
     dtype = choose_precision("auto", device)
     start = time.perf_counter()
@@ -49,16 +50,18 @@ def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]
     pairs, same = sample_pairs(labels, np.random.default_rng(0))
     kept = steps * config.batch_size if steps else len(pairs)
     network = network_of(config).to(device)
-    learner = Learner(network, config, total=len(pairs) // config.batch_size, dtype=dtype)
+    learner = Learner(network, 1, config.batch_size, config.learning_rate, dtype=dtype)
+    loss = loss_of(config)
     feed = Feed(cache, device)
     ready = time.perf_counter() - start
 
     def train_on(first: int, last: int) -> float:
         start = time.perf_counter()
-        part = PairDataset(cache, np.arange(len(labels)), pairs[first:last], same[first:last])
-        batches = independent_batches(part, labels, config.batch_size)
-        views = partial(draw_views, generator=torch.Generator().manual_seed(0))
-        train.train_epoch(learner, batches, feed, views, "", 1.0, train.Progress.start(device))
+        part = PairDataset(cache, np.arange(len(labels)), labels, pairs[first:last], same[first:last])
+        batches = part.batches(config.batch_size)
+        views = partial(draw_views, generator=torch.Generator().manual_seed(0), ranges=ViewRanges())
+        meter = Meter("", len(batches), 0, 0, quiet=True)
+        train.train_epoch(learner, batches, feed, views, loss, 1.0, train.Progress.start(device), meter)
         return (time.perf_counter() - start) / len(part) * len(pairs)
 
     train_on(0, config.batch_size)  # warm-up

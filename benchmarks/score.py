@@ -1,4 +1,4 @@
-"""Scoring: mean distances to all references, by scikit-learn's whole distance matrix and by classify.py's blocks.
+"""Scoring: mean distances to all references, by scikit-learn's whole distance matrix and by scores.py's blocks.
 
     python benchmarks/score.py [--references 26500] [--images 6626]
 
@@ -16,16 +16,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
+import torch
 from sklearn.metrics import pairwise_distances
-from synthetic import alone
+from synthetic import alone, peak_memory
 
-from melanoma.data.cache import peak_memory
 from melanoma.scoring.scores import mean_distance
 
 
 def plain(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Return the mean distances by way of the whole matrix."""
     return pairwise_distances(embeddings, references).mean(axis=1)
+
+
+def blocks(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Return the mean distances as predict.py computes them."""
+    return mean_distance(torch.from_numpy(embeddings), torch.from_numpy(references)).numpy()
 
 
 def measure(
@@ -46,7 +51,7 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=26500)
     parser.add_argument("--images", type=int, default=6626)
     arguments = parser.parse_args()
-    results = [alone(measure, f, arguments.images, arguments.references) for f in (plain, mean_distance)]
+    results = [alone(measure, f, arguments.images, arguments.references) for f in (plain, blocks)]
     print(f"{arguments.images:,} images × {arguments.references:,} references, 128 numbers each")
     for name, (seconds, memory, _) in zip(("whole matrix", "blocks"), results, strict=True):
         print(f"  {name:<13} {seconds:6.2f} s {memory:6.2f} GB  {results[0][0] / seconds:5.2f} ×")

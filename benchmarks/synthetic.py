@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -12,6 +13,11 @@ import numpy as np
 from PIL import Image
 
 from melanoma.data.synthetic import lesion_image
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 
 def write_photos(folder: Path, n: int, size: tuple[int, int], distinct: int = 20) -> Path:
@@ -35,3 +41,18 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return function(*arguments), called in a new process: its memory settings, threads and peak are its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has held so far, in GB (10⁹ bytes); NaN where it is not known."""
+    status = Path("/proc/self/status")
+    if (
+        status.is_file()
+    ):  # Linux, where ru_maxrss also counts what the parent held when this process was forked
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    if resource is None:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,8 +1,7 @@
-"""Shared fixtures: a tiny data set in ISIC 2020's layout."""
+"""Shared fixtures: a tiny data set in ISIC 2020's layout, and runs trained on it."""
 
 import dataclasses
 import io
-import mmap
 import os
 import shutil
 import subprocess
@@ -11,6 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+# one thread, in the processes that tests start too: the networks are small
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -21,18 +23,34 @@ import torch
 from faulty_server import FaultyServer
 from matplotlib.lines import Line2D
 from PIL import Image
-from tally import COUNTS, summary
+from tally import COUNTS, summary, tally
 
-import predict
 import train
 from config import Config
-from melanoma.data import transfer
+from melanoma.data import download
 from melanoma.data.cache import ImageCache
 from melanoma.report import style as figures
 
 HEADER = (
     "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
 )
+
+
+torch.set_num_threads(1)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a worker's counts of generated cases to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["cases"] = {kind: dict(own) for kind, own in COUNTS.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """Add a worker's counts of generated cases to those of the others."""
+    for kind, own in getattr(node, "workeroutput", {}).get("cases", {}).items():
+        for outcome, number in own.items():
+            tally(kind, outcome, number)
 
 
 def pytest_terminal_summary(terminalreporter):  # no type: pytest 8.2 did not export it
@@ -66,7 +84,7 @@ def lesion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def cache_of(pixels: np.ndarray) -> ImageCache:
     """Return a cache that holds these pixels, uint8 (N, S, S, 3), as image0, image1, ..."""
-    return ImageCache(mmap.mmap(-1, 1), pixels, {f"image{row}": row for row in range(len(pixels))}, {})
+    return ImageCache(pixels, {f"image{row}": row for row in range(len(pixels))}, {})
 
 
 def save(figure, path) -> Image.Image:
@@ -93,6 +111,7 @@ def quick_config(folder: Path, **changes: Any) -> Config:
         "cache_dir": folder / "cache",
         "run_dir": folder / "run",
         "graph_dir": folder / "graph",
+        "recipe": "baseline",
         "device": "cpu",
         "precision": "float32",
         "image_size": 32,
@@ -114,23 +133,20 @@ def another_folder(images: Path, labels: Path, to: Path) -> tuple[Path, Path]:
 
 
 def everything(quick: Config) -> Config:
-    """Settings that use whatever has a state: dropout, running mean and its course, normalisation, views, mining."""
+    """Return settings that use what has a state: dropout, moving average and schedule, views, mining."""
     return dataclasses.replace(
         quick,
-        backbone="conv3_norm",
         pairs="batch",
         batch_size=12,
         epochs=3,
         ema=0.9,
         schedule="cosine",
-        warmup=0.2,
         head="bce",
         normalize=True,
         dropout=0.3,
         hardest=0.5,
         weight_decay=0.01,
-        view_hair=0.5,
-        view_noise=0.5,
+        views="wider",
     )
 
 
@@ -142,35 +158,36 @@ def quick(lesion_folder: Path, tmp_path: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def trained(lesion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """A run that has learnt to tell dark from bright, shared by all tests: read it, do not change it."""
+    """A run that tells dark from bright, shared by all tests: read it, do not change it."""
     folder = Path(shutil.copytree(lesion_folder, tmp_path_factory.mktemp("trained") / "lesions"))
     config = quick_config(folder, epochs=6)
     train.main(config)
     return config
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="session")
+def straight(lesion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run with the settings that use everything, trained without a fault; shared by all tests: read it only."""
+    folder = tmp_path_factory.mktemp("straight")
+    folders = {name: folder / name for name in ("cache_dir", "run_dir", "graph_dir")}
+    config = everything(quick_config(lesion_folder, **folders, workers=1))
+    train.main(config)
+    return config
 
 
 @pytest.fixture
 def lean_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """predict.py without figures and controls, for tests of what is judged; test_evaluation.py has the whole."""
-    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    monkeypatch.setattr(predict, "learning_curves", lambda *_: None)
-    monkeypatch.setattr(predict, "measure_controls", lambda *_: [])
+    """predict.py without figures and controls, for tests of scores; test_predict.py has one of the whole."""
+    monkeypatch.setattr("predict.draw_all", lambda *_: ({}, {}))
+    monkeypatch.setattr("predict.learning_curves", lambda *_: None)
+    monkeypatch.setattr("predict.measure_controls", lambda *_: [])
 
 
 @dataclass(frozen=True)
 class DataSite:
     """ISIC 2020 in small, as the challenge serves it.
 
-    files : (path on the server, body, entries) by the name in config.DOWNLOADS
+    files : (path on the server, body, entries) by the name in DOWNLOADS
     train, test : bytes of each image by file name
     """
 
@@ -220,8 +237,8 @@ def zip_of(files: dict[str, bytes], folder: str = "") -> bytes:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     """A web server that can be told to misbehave; transfers from it are in small chunks and do not wait."""
-    monkeypatch.setattr(transfer, "CHUNK", 512)
-    monkeypatch.setattr(transfer, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(download, "CHUNK", 512)
+    monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
     monkeypatch.setenv("NO_PROXY", "*")
     server = FaultyServer()
     yield server

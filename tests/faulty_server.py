@@ -22,22 +22,17 @@ class Served:
     body: bytes
     etag: str | None = '"1"'
     last_modified: str | None = None
-    content_type: str = "application/octet-stream"
     statuses: deque[int] = field(default_factory=deque)  # answered first, one after another
     cuts: deque[int] = field(default_factory=deque)
     cut_all: int | None = None
     reset: bool = False  # break off with a TCP reset in place of an orderly end
     ranges: bool = True
-    if_range: bool = True  # False: sends the range whatever If-Range says
-    shift: int = 0  # a range begins so many bytes beside the one asked for
     announced: int = 0  # added to Content-Length
     no_length: bool = False
-    extra: bytes = b""  # sent after the end of the file
     stall: float = 0.0  # seconds of silence before the body
     rate: float = 0.0  # seconds between two blocks of 4 KiB
     head: bool = True
     location: str | None = None
-    encoding: str | None = None
 
 
 @dataclass
@@ -101,22 +96,21 @@ class Handler(BaseHTTPRequestHandler):
             return self.send(served.statuses.popleft())
         if served.location:
             return self.send(302, {"Location": served.location})
-        start, status, fields = 0, 200, {"Content-Type": served.content_type}
+        start, status, fields = 0, 200, {"Content-Type": "application/octet-stream"}
         asked = re.fullmatch(r"bytes=(\d+)-", headers.get("Range", ""))
-        same = headers.get("If-Range") in (None, served.etag, served.last_modified) or not served.if_range
+        same = headers.get("If-Range") in (None, served.etag, served.last_modified)
         if asked and served.ranges and same:
-            start = int(asked[1]) + served.shift
+            start = int(asked[1])
             if start >= len(served.body):
                 return self.send(416, {"Content-Range": f"bytes */{len(served.body)}"})
             status = 206
             fields["Content-Range"] = f"bytes {start}-{len(served.body) - 1}/{len(served.body)}"
-        body = served.body[start:] + served.extra
+        body = served.body[start:]
         if not served.no_length:
             fields["Content-Length"] = str(len(body) + served.announced)
         optional = {
             "ETag": served.etag,
             "Last-Modified": served.last_modified,
-            "Content-Encoding": served.encoding,
         }
         fields |= {name: value for name, value in optional.items() if value}
         self.send(status, fields)

@@ -1,4 +1,4 @@
-"""Imports point one way only, and importing a file does nothing that can be seen."""
+"""Five scripts over one library: imports point one way, and importing a file has no visible effect."""
 
 import ast
 import re
@@ -9,106 +9,85 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# The project files that each file may import. A new file needs a line here, and thereby a place.
-MAY_IMPORT = {
-    "errors": set(),
-    "files": set(),
-    "config": {"files"},
-    "lock": {"files"},
-    "script": set(),
-    "decoding": {"files"},
-    "images": {"config", "decoding", "files", "script"},
-    "labels": {"files"},
-    "archive": {"decoding", "files"},
-    "transfer": {"config", "files"},
-    "download": {"archive", "config", "decoding", "files", "lock", "transfer"},
-    "check": {"archive", "config", "decoding", "files", "labels"},
-    "dataset": {"check", "config", "decoding", "download", "files", "images", "labels", "script"},
-    "augment": set(),
-    "modules": {"config", "files"},
-    "losses": {"modules"},
-    "classify": set(),
-    "metrics": set(),
-    "bootstrap": {"metrics"},
-    "subgroups": {"bootstrap", "images"},
-    "figures": {"files"},
-    "curves": {"figures"},
-    "galleries": {"figures"},
-    "tables": set(),
-    "report": {"tables"},
-    "device": set(),
-    "feed": {"augment", "device", "images", "modules"},
-    "checkpoint": {"config", "dataset", "files", "labels", "lock"},
-    "learner": {"augment", "checkpoint", "config", "dataset", "device", "losses", "modules"},
-    "panel": {
-        "checkpoint",
-        "classify",
-        "config",
-        "dataset",
-        "decoding",
-        "device",
-        "feed",
-        "images",
-        "labels",
-        "modules",
-    },
-    "explain": {"augment", "classify", "modules"},
-    "cards": {"figures"},
-    "unlabelled": {
-        "cards",
-        "classify",
-        "config",
-        "decoding",
-        "device",
-        "explain",
-        "feed",
-        "figures",
-        "files",
-        "images",
-        "labels",
-        "panel",
-    },
-    "measure": {"bootstrap", "controls", "files", "images", "labels", "metrics", "panel", "subgroups"},
-    "draw": {"bootstrap", "checkpoint", "curves", "dataset", "figures", "galleries", "images", "panel"},
-    "demo": set(),
-    "controls": {"bootstrap", "config", "dataset", "images", "metrics", "script"},
+# What each script may import of the others.
+SCRIPTS: dict[str, set[str]] = {
+    "config": set(),
+    "dataset": {"config"},
+    "modules": {"config"},
+    "train": {"config", "dataset", "modules"},
+    "predict": {"config", "dataset", "modules"},
 }
-BELOW_THE_SCRIPTS = set(MAY_IMPORT) - {"demo", "controls"}
-FOR_TRAIN = {"learner"}
-FOR_PREDICT = {"panel", "explain", "cards", "unlabelled", "measure", "draw"}
-MAY_IMPORT |= {"train": BELOW_THE_SCRIPTS - FOR_PREDICT, "predict": BELOW_THE_SCRIPTS - FOR_TRAIN}
+# The levels of the library. A file may import its own room and those of lower levels, but not its neighbours.
+LEVELS = [{"common"}, {"data"}, {"backbones", "training", "scoring"}, {"evaluation"}, {"report"}]
+LIBRARY = sorted(path for path in (ROOT / "melanoma").rglob("*.py") if path.name != "__init__.py")
 
 
-def imported(name: str) -> set[str]:
-    """Return the top-level names that a project file imports, wherever in the file it does."""
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def room_of(module: str) -> str:
+    """Return the room of a module of the library: `data` for `melanoma.data.labels`."""
+    return module.split(".")[1]
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports, wherever in the file it does."""
     names = set()
-    for node in ast.walk(ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}.py, line {node.lineno}: the files are no package"
-            names.add(node.module or "")
-    return {imported.partition(".")[0] for imported in names}
+            assert node.level == 0, f"{path}, line {node.lineno}: imports are absolute"
+            assert node.module not in (None, "melanoma"), f"{path}, line {node.lineno}: name the room"
+            names.add(str(node.module))
+    return names
 
 
-def test_every_file_has_its_place():
-    assert {path.stem for path in ROOT.glob("*.py")} == set(MAY_IMPORT)
+def scripts_in(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names} & set(SCRIPTS)
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_imports_point_down(name):
-    allowed = MAY_IMPORT[name] | {"errors"}  # anyone may tell the user what is wrong
-    assert imported(name) & set(MAY_IMPORT) <= allowed - {name}
+def test_the_top_level_has_five_python_files():
+    assert {path.stem for path in ROOT.glob("*.py")} == set(SCRIPTS)
 
 
-def test_settings_need_the_standard_library_alone():
-    for name in ("config", *MAY_IMPORT["config"], "errors"):
-        assert imported(name) <= sys.stdlib_module_names | set(MAY_IMPORT)
+def test_every_file_of_the_library_is_in_a_room():
+    assert {room_of(module_name(path)) for path in LIBRARY} == set().union(*LEVELS)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_import_only_scripts_before_them(name):
+    assert scripts_in(imported(ROOT / f"{name}.py")) <= SCRIPTS[name]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=module_name)
+def test_the_library_imports_no_script_and_only_lower_rooms(path):
+    names = imported(path)
+    assert scripts_in(names) == set()
+    own = room_of(module_name(path))
+    level = next(number for number, rooms in enumerate(LEVELS) if own in rooms)
+    allowed = {own}.union(*LEVELS[:level])
+    assert {room_of(name) for name in names if name.startswith("melanoma.")} <= allowed
+
+
+WHICH_ARE_LOADED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import config
+print(*sorted({"torch", "numpy", "pandas", "matplotlib", "sklearn", "PIL"} & set(sys.modules)))
+"""
+
+
+def test_settings_need_no_heavy_library(tmp_path):
+    command = [sys.executable, "-c", WHICH_ARE_LOADED, str(ROOT)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 IMPORT_EACH = """
 import os, sys
-import matplotlib.font_manager  # says so when it builds its font cache for the first time on a machine
+import matplotlib.font_manager  # prints a line when it builds its font cache for the first time on a machine
 sys.path.insert(0, sys.argv[1])
 for name in sys.argv[2:]:
     __import__(name)
@@ -117,10 +96,11 @@ for name in sys.argv[2:]:
 
 
 def test_importing_a_file_does_nothing(tmp_path):
-    command = [sys.executable, "-c", IMPORT_EACH, str(ROOT), *MAY_IMPORT]
+    names = [*SCRIPTS, *map(module_name, LIBRARY)]
+    command = [sys.executable, "-c", IMPORT_EACH, str(ROOT), *names]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.stdout.splitlines() == [f"{name} []" for name in MAY_IMPORT]
+    assert done.stdout.splitlines() == [f"{name} []" for name in names]
 
 
 def test_the_oldest_versions_tried_are_the_lower_bounds():

@@ -1,20 +1,27 @@
 """config.py: defaults, ranges, flags, recipes, and what a user sees when a setting is wrong."""
 
-import argparse
 import dataclasses
 import json
+import re
+import shutil
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
 import pytest
 
 import config
-from config import Config, add_flags, from_dict, from_flags, to_dict, with_machine
+from config import RECIPES, Config
+from melanoma.common import settings as lib
 from melanoma.common.errors import InputError
+from melanoma.common.settings import Parser, add_flags, from_flags, to_dict
+
+ROOT = Path(__file__).parents[1]
 
 PATHS = ["train_image", "train_labels", "test_image", "test_labels"]
 PATHS += ["duplicates", "cache_dir", "run_dir", "graph_dir"]
-MACHINE = {*PATHS, "device", "workers", "deterministic", "fit_memory", "skip_unreadable", "follow_links"}
+MACHINE = {*PATHS, "device", "workers", "deterministic", "skip_unreadable"}
 FIELDS = {item.name: item for item in dataclasses.fields(Config)}
 OUTLINE = {
     "image_size": 128,
@@ -28,30 +35,35 @@ OUTLINE = {
 
 
 def parse(*flags: str, only_machine: bool = False) -> Config:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    add_flags(parser, only_machine)
-    return from_flags(parser.parse_args(flags))
+    parser = Parser("", "")
+    add_flags(parser, Config, RECIPES, only_machine)
+    return from_flags(Config, RECIPES, parser.parse_args(flags))
+
+
+def from_dict(values: dict[str, typing.Any], source: str) -> Config:
+    return lib.from_dict(Config, values, source)
+
+
+def with_machine(stored: dict[str, typing.Any], machine: Config, source: str) -> Config:
+    return lib.with_machine(stored, machine, source)
 
 
 def other_value(name: str) -> typing.Any:
     """Return a valid value of a field, not its default where there is a choice."""
-    default: typing.Any = FIELDS[name].default
+    default: typing.Any = getattr(Config(), name)
     choices, allowed = FIELDS[name].metadata["choices"], FIELDS[name].metadata["allowed"]
     if choices:
-        return choices[-1]
+        return next(choice for choice in reversed(choices) if choice != default)
     if name in PATHS:
-        return Path("Else where/x.csv")
+        return Path("/Else where/x.csv")
     if name == "validation_fold":
         return 2
     if isinstance(default, bool):
         return not default
     if isinstance(default, str):
         return "cpu"
-    others = (default + 1, 8) if isinstance(default, int) else (default + 1, default + 0.25, default / 2)
+    others = (default + 1, 1) if isinstance(default, int) else (default + 1, default + 0.25, default / 2)
     return next(value for value in others if allowed is None or allowed[1](value))
-
-
-NEEDS = {"loss": {"pairs": "batch"}}  # what a setting's other value is refused without
 
 
 def all_changed() -> Config:
@@ -68,14 +80,24 @@ def refusal(**settings: typing.Any) -> str:
 # --- fields and their ranges ---
 
 
-def test_defaults_are_the_outlines():
+def test_the_default_recipe_is_scratch_on_a_split_by_patient():
     settings = to_dict(Config())
-    expected = OUTLINE | {"split": "patient", "fold": 0, "device": "auto", "duplicates": None}
+    expected = (
+        RECIPES["scratch"]
+        | {"recipe": "scratch"}
+        | {"split": "patient", "fold": 0, "device": "auto", "duplicates": None}
+    )
     assert {name: settings[name] for name in expected} == expected
 
 
-def test_paths_come_first():
-    assert list(FIELDS)[: len(PATHS)] == PATHS
+def test_there_are_at_most_45_settings():
+    assert len(FIELDS) <= 45
+
+
+def test_all_recipes_set_the_same_names_which_are_left_to_them():
+    for recipe in RECIPES.values():
+        assert set(recipe) == set(config.BASELINE)
+    assert all(FIELDS[name].default is None for name in config.BASELINE)
 
 
 def test_a_config_cannot_be_changed():
@@ -105,12 +127,9 @@ OUT_OF_RANGE = [
     ("melanoma_weight", 0.0, "a finite number above 0"),
     *[("hardest", value, "above 0, at most 1") for value in (0.0, 1.1)],
     *[("ema", value, "0 or more, below 1") for value in (-0.1, 1.0)],
-    ("warmup", 1.0, "0 or more, below 1"),
     *[("weight_decay", value, "0 or more, and finite") for value in (-1.0, INF)],
-    ("view_turn", 181.0, "from 0 to 180"),
-    ("view_scale", 0.9, "from 1 to 4"),
-    ("view_light", 1.0, "0 or more, below 1"),
-    *[("view_hair", value, "from 0 to 1") for value in (-0.1, 1.1, NAN)],
+    ("views", "wild", "one of none, mild, wide, wider"),
+    ("recipe", "best", "one of scratch, strong, baseline, demo"),
     *[("test_views", value, "1 or 8") for value in (0, 4, 9)],
     ("precision", "int8", "one of auto, float32, bfloat16"),
 ]
@@ -126,6 +145,7 @@ def test_the_ends_of_the_ranges_are_allowed():
         "image_size": 32,
         "embedding_dim": 2,
         "batch_size": 1,
+        "pairs": "independent",
         "epochs": 1,
         "fold": 0,
         "seed": 0,
@@ -137,11 +157,12 @@ def test_the_ends_of_the_ranges_are_allowed():
 
 
 WRONG_TYPE = [
-    *[("epochs", value, "int") for value in (1.5, True, "12", None)],
-    *[("margin", value, "float") for value in ("0.5", True, None)],
-    *[("augment", value, "bool") for value in (1, "yes")],
-    ("train_image", "data", "path"),
-    ("duplicates", "pairs.csv", "path or none"),
+    *[("epochs", value, "int") for value in (1.5, True, "12")],
+    *[("margin", value, "float") for value in ("0.5", True)],
+    *[("deterministic", value, "bool") for value in (1, "yes")],
+    ("train_image", 3, "path"),
+    ("train_image", None, "path"),
+    ("duplicates", 3, "path or none"),
     ("device", 0, "str"),
 ]
 
@@ -155,7 +176,7 @@ def test_a_value_of_the_wrong_type_is_named_with_the_type(name, value, kind):
     "settings",
     [
         {"image_size": 1, "margin": 0.0, "epochs": 0, "split": "random"},
-        {"image_size": "x", "margin": None, "augment": 1},
+        {"image_size": "x", "margin": True, "deterministic": 1},
         {"margin": "x", "epochs": 0, "split": "random"},
     ],
     ids=["ranges", "types", "types and ranges"],
@@ -184,20 +205,14 @@ def test_the_fold_that_validates_can_be_chosen_and_given_back_by_a_flag(tmp_path
     assert parse("--validation-fold", "4").validation_fold == 4
 
 
-def test_a_triplet_needs_a_batch_in_which_all_meet():
-    message = refusal(loss="triplet")
-    assert message == "loss is 'triplet': it needs pairs batch, in which all images of a batch meet"
-    assert Config(loss="triplet", pairs="batch").loss == "triplet"
-
-
 def test_an_image_needs_another_to_meet_in_a_batch():
     message = refusal(pairs="batch", batch_size=1)
     assert message == "batch_size is 1: with pairs batch it must be 2 or more, whose images meet"
-    assert Config(batch_size=1).batch_size == 1  # pair
+    assert Config(pairs="independent", batch_size=1).batch_size == 1  # pair
 
 
 def test_something_has_to_be_trained():
-    message = refusal(pair_weight=0.0)
+    message = refusal(pair_weight=0.0, head="none")
     assert message == "pair_weight is 0 and head is 'none': nothing would be trained, change one"
     assert Config(pair_weight=0.0, head="bce").pair_weight == 0
 
@@ -208,22 +223,22 @@ def test_something_has_to_be_trained():
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_a_flag_and_changes_that_field_alone(name):
     value = other_value(name)
-    needs: dict[str, typing.Any] = NEEDS.get(name, {})
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         changed = parse(f"--{flag}" if value else f"--no-{flag}")
         assert parse(f"--no-{flag}" if value else f"--{flag}") == Config()
     else:
-        changed = parse(f"--{flag}", str(value), *(f"--{other}={needs[other]}" for other in needs))
-    assert changed == dataclasses.replace(Config(), **{name: value}, **needs)
-    assert value != FIELDS[name].default
+        changed = parse(f"--{flag}", str(value))
+    expected = RECIPES[value] | {name: value} if name == "recipe" else {name: value}
+    assert changed == dataclasses.replace(Config(), **expected)
+    assert value != getattr(Config(), name)
     assert type(getattr(changed, name)) is type(value)
 
 
 def test_duplicates_can_be_switched_off_by_a_flag(tmp_path):
     stored = tmp_path / "config.json"
-    stored.write_text('{"duplicates": "pairs.csv"}')
-    assert parse("--config", str(stored)).duplicates == Path("pairs.csv")
+    stored.write_text('{"duplicates": "/pairs.csv"}')
+    assert parse("--config", str(stored)).duplicates == Path("/pairs.csv")
     assert parse("--config", str(stored), "--duplicates", "none").duplicates is None
 
 
@@ -240,7 +255,7 @@ def test_duplicates_can_be_switched_off_by_a_flag(tmp_path):
         ["--split", "random"],
         ["--head", "hinge"],
         ["--recipe", "best"],
-        ["--augment", "yes"],
+        ["--views", "wild"],
     ],
     ids=" ".join,
 )
@@ -260,13 +275,14 @@ def test_a_flag_out_of_range_is_refused_like_a_setting(value):
 def test_help_tells_the_meaning_and_the_exact_default_of_every_flag(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit):
-        parse("--help")
+        parse("--help-all")
     text = " ".join(capsys.readouterr().out.split())
+    comments = dict(re.findall(r"^(\w+) = .*?  # (.*)$", (ROOT / "config.py").read_text(), re.MULTILINE))
     for name, item in FIELDS.items():
-        default = str(item.default)
-        shown = default.lower() if item.default is None or isinstance(item.default, bool) else default
+        default = f"scratch: {RECIPES['scratch'][name]}" if name in RECIPES["scratch"] else str(item.default)
+        default = default.lower() if default.endswith(("True", "False")) else default
         assert f" --{name.replace('_', '-')}" in text
-        assert f"{item.metadata['help']} (default: {shown})" in text
+        assert f"{comments[name]} ({default})" in text or (default == "None" and comments[name] in text)
 
 
 # --- recipes and config files ---
@@ -278,15 +294,15 @@ def test_the_baseline_recipe_is_the_outlines_hyperparameters():
 
 @pytest.mark.parametrize("name", config.RECIPES)
 def test_a_recipe_overrides_what_it_names_and_nothing_else(name):
-    assert parse("--recipe", name) == Config(**config.RECIPES[name])
+    assert parse("--recipe", name) == Config(recipe=name, **RECIPES[name]) == Config(recipe=name)
 
 
-def test_precedence_is_defaults_config_recipe_flags(tmp_path, monkeypatch):
-    monkeypatch.setitem(config.RECIPES, "mine", {"image_size": 48, "batch_size": 48})
+def test_precedence_is_defaults_config_recipe_flags(tmp_path):
     stored = tmp_path / "config.json"
-    stored.write_text(json.dumps({"epochs": 3, "image_size": 33, "batch_size": 33}))
-    settings = parse("--batch-size", "5", "--recipe", "mine", "--config", str(stored))
-    assert settings == Config(epochs=3, image_size=48, batch_size=5)
+    stored.write_text(json.dumps({"fold": 3, "image_size": 33, "batch_size": 33}))
+    settings = parse("--batch-size", "5", "--recipe", "demo", "--config", str(stored))
+    assert settings == Config(recipe="demo", fold=3, batch_size=5)
+    assert settings.image_size == 64
 
 
 BAD_CONFIG_FILES = {
@@ -310,7 +326,7 @@ def test_a_bad_config_file_is_named_with_its_problem(text, message, tmp_path):
 
 
 def test_a_missing_config_file_is_named():
-    with pytest.raises(InputError, match=r"^--config nowhere\.json does not exist: pass a run's config"):
+    with pytest.raises(InputError, match=r"^--config .*/nowhere\.json does not exist: pass a run's config"):
         parse("--config", "nowhere.json")
 
 
@@ -329,11 +345,11 @@ def test_whole_numbers_in_json_are_good_for_floats():
 
 
 def test_each_field_belongs_to_the_machine_or_to_the_experiment():
-    assert {name for name in FIELDS if config.is_machine(name)} == MACHINE
-    assert set(config.experiment(Config())) == set(FIELDS) - MACHINE
+    assert {name for name in FIELDS if lib.is_machine(Config, name)} == MACHINE
+    assert set(lib.experiment(Config())) == set(FIELDS) - MACHINE
 
 
-@pytest.mark.parametrize("name", [*sorted(set(FIELDS) - MACHINE), "recipe", "config"])
+@pytest.mark.parametrize("name", [*sorted(set(FIELDS) - MACHINE), "config"])
 def test_machine_flags_refuse_the_experiment(name, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(f"--{name.replace('_', '-')}", only_machine=True)
@@ -356,3 +372,97 @@ def test_a_stored_experiment_moves_to_this_machine():
 def test_a_stored_experiment_with_unknown_settings_names_its_source():
     with pytest.raises(InputError, match=r"^best\.pt: unknown settings depth$"):
         with_machine({"depth": 4}, Config(), "best.pt")
+
+
+# --- config.py as a user edits it ---
+
+
+def edited(tmp_path: Path, *lines: str) -> Path:
+    """Return a copy of the scripts whose config.py has these lines in place of those of the same names."""
+    for name in ("dataset.py", "modules.py", "train.py", "predict.py"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    (tmp_path / "melanoma").symlink_to(ROOT / "melanoma")
+    text = (ROOT / "config.py").read_text()
+    for line in lines:
+        name = re.split(r"\W", line)[0]
+        text, found = re.subn(rf"^{name} = .*$", line.replace("\\", r"\\"), text, count=1, flags=re.MULTILINE)
+        assert found == 1, line
+    (tmp_path / "config.py").write_text(text)
+    return tmp_path
+
+
+SHOW = (
+    "import json, sys; from config import RECIPES, Config; from melanoma.common.errors import InputError\n"
+    "from melanoma.common.settings import Parser, add_flags, from_flags, replaced_lines, to_dict\n"
+    "parser = Parser('', ''); add_flags(parser, Config, RECIPES); arguments = parser.parse_args()\n"
+    "try:\n config = from_flags(Config, RECIPES, arguments)\n"
+    " print(json.dumps([to_dict(config), replaced_lines(Config, RECIPES, arguments)]))\n"
+    "except InputError as error: sys.exit(str(error))"
+)
+
+
+def settings_in(folder: Path, *flags: str) -> tuple[dict[str, typing.Any], list[str]]:
+    done = subprocess.run([sys.executable, "-c", SHOW, *flags], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    values, replaced = json.loads(done.stdout)
+    return values, replaced
+
+
+@pytest.mark.parametrize(
+    "line, name, value",
+    [
+        ('train_image = "/path"', "train_image", "/path"),
+        ('train_image = "~/images"', "train_image", str(Path.home() / "images")),
+        ('import pathlib; train_image = pathlib.Path("/a b")', "train_image", "/a b"),
+        ("epochs: int = 30", "epochs", 30),
+        ("margin = 0.9", "margin", 0.9),
+        ("margin = 1  # whole", "margin", 1.0),
+        ('recipe = "strong"', "backbone", "mobilenet_v2"),
+        ("epochs = None", "epochs", 20),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_whatever_line_of_config_py_is_edited_is_used(line, name, value, tmp_path):
+    if line.startswith("import"):
+        folder = edited(tmp_path)
+        text = (folder / "config.py").read_text()
+        (folder / "config.py").write_text(
+            re.sub(r"^train_image = .*$", lambda _: line, text, flags=re.MULTILINE)
+        )
+    else:
+        folder = edited(tmp_path, line)
+    values, replaced = settings_in(folder)
+    assert values[name] == value
+    assert replaced == []
+    (folder / "config.json").write_text(json.dumps(values))
+    shutil.copyfile(ROOT / "config.py", folder / "config.py")
+    assert settings_in(folder, "--config", "config.json")[0] == values  # recorded, and repeated
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('epochs = "many"', "epochs is 'many': it must be of type int"),
+        ("margin = -1", "margin is -1.0: it must be a finite number above 0"),
+        ("train_image = 3", "train_image is 3: it must be of type path"),
+        ('recipe = "best"', "recipe is 'best': it must be one of scratch, strong, baseline, demo"),
+    ],
+)
+def test_a_wrong_line_of_config_py_is_named_with_file_and_line(line, message, tmp_path):
+    folder = edited(tmp_path, line)
+    number = (folder / "config.py").read_text().splitlines().index(line) + 1
+    done = subprocess.run([sys.executable, "-c", SHOW], cwd=folder, capture_output=True, text=True)
+    assert done.stderr.strip() == f"{folder / 'config.py'}, line {number}: {message}"
+
+
+def test_a_recipe_of_the_command_line_replaces_edits_and_says_which(tmp_path):
+    folder = edited(tmp_path, "epochs = 30", "margin = 0.9", 'train_image = "/path"')
+    values, replaced = settings_in(folder, "--recipe", "strong", "--margin", "0.7")
+    assert (values["epochs"], values["margin"], values["train_image"]) == (14, 0.7, "/path")
+    assert replaced == ["epochs = 30"]
+
+
+def test_an_edit_beside_a_recipe_of_config_py_wins(tmp_path):
+    values, replaced = settings_in(edited(tmp_path, 'recipe = "strong"', "epochs = 30"))
+    assert (values["recipe"], values["epochs"], values["grid"]) == ("strong", 30, 4)
+    assert replaced == []

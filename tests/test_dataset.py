@@ -25,7 +25,6 @@ from dataset import (
     PairDataset,
     describe,
     in_batch_batches,
-    independent_batches,
     load_lesions,
     sample_balanced,
     sample_pairs,
@@ -36,6 +35,7 @@ from dataset import (
 )
 from melanoma.common.errors import InputError
 from melanoma.common.script import run_script
+from melanoma.data.split import without_images
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,12 +164,12 @@ def test_a_part_without_enough_of_a_class_is_named():
 
 def test_images_left_out_do_not_move_the_others():
     table = split_table(TABLE, Config())
-    kept = dataset.without_images(table, {"i3", "i5", "unknown"})
+    kept = without_images(table, {"i3", "i5", "unknown"})
     expected = table[~table["image_name"].isin(["i3", "i5"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(kept, expected)
     melanoma = set(table["image_name"][(table["part"] == "test") & (table["label"] == 1)])
     with pytest.raises(InputError, match=r"^the test part has 0 melanoma images, it needs 1"):
-        dataset.without_images(table, melanoma)
+        without_images(table, melanoma)
 
 
 # --- pairs ---
@@ -255,7 +255,7 @@ def pair_dataset() -> PairDataset:
     rng = np.random.default_rng(0)
     cache = cache_of(rng.integers(0, 256, (25, 4, 4, 3), dtype=np.uint8))
     labels = make_labels(14, 6)
-    return PairDataset(cache, rng.permutation(25)[:20], *sample_pairs(labels, rng))
+    return PairDataset(cache, rng.permutation(25)[:20], labels, *sample_pairs(labels, rng))
 
 
 def test_item_i_is_pair_i(pair_dataset):
@@ -269,20 +269,11 @@ def test_item_i_is_pair_i(pair_dataset):
         assert first.shape == (4, 4, 3)
 
 
-@pytest.mark.parametrize("indices", [[3, 0, 27, 3], [5], list(range(28))], ids=["some", "one", "all"])
-def test_a_batch_is_the_items_of_its_indices(pair_dataset, indices):
-    batch = pair_dataset.__getitems__(indices)
-    items = [pair_dataset[i] for i in indices]
-    for column, expected in zip(batch, zip(*items, strict=True), strict=True):
-        np.testing.assert_array_equal(column, np.stack(expected))
-        assert column.dtype == np.stack(expected).dtype
-
-
 def test_torchs_loader_gives_the_pairs_in_order(pair_dataset):
-    loader = DataLoader(pair_dataset, batch_size=8, collate_fn=lambda batch: batch)
-    columns = [np.concatenate(column) for column in zip(*loader, strict=True)]
-    for column, expected in zip(columns, pair_dataset.__getitems__(range(28)), strict=True):
-        np.testing.assert_array_equal(column, expected)
+    columns = [np.concatenate(column) for column in zip(*DataLoader(pair_dataset, batch_size=8), strict=True)]
+    items = [pair_dataset[i] for i in range(28)]
+    for column, expected in zip(columns, zip(*items, strict=True), strict=True):
+        np.testing.assert_array_equal(column, np.stack(expected))
 
 
 # --- the summary ---
@@ -308,7 +299,9 @@ def run_process(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_summary_works_from_the_csv_alone(folder):
-    done = run_process(folder, "--json", "--train-labels", "train.csv", "--train-image", "nowhere")
+    done = run_process(
+        folder, "--json", "--train-labels", "train.csv", "--train-image", "nowhere", "--recipe", "baseline"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
     expected: dict[str, Any] = {"labels": 60, "images": 60, "melanoma": 12, "benign": 48, "patients": 30}
@@ -362,7 +355,7 @@ def test_bad_input_ends_the_program_in_one_line(folder):
     done = run_process(folder, "--train-labels", "nowhere.csv")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: train_labels nowhere.csv does not exist: edit config.py or pass --train-labels\n"
+        f"error: train_labels {folder / 'nowhere.csv'} does not exist: edit config.py or pass --train-labels\n"
     )
 
 
@@ -430,16 +423,16 @@ def test_the_real_table_gives_the_published_counts(tmp_path, monkeypatch, capsys
 ONE_CLASS = "image_name,target\n" + "".join(f"a{i},0\n" for i in range(40))
 TWO_PATIENTS = "image_name,patient_id,target\n" + "".join(f"a{i},p{i % 2},{i % 2}\n" for i in range(40))
 BAD_INPUT = {
-    "no such table": (["--train-labels", "nowhere.csv"], "train_labels nowhere.csv does not exist"),
+    "no such table": (["--train-labels", "nowhere.csv"], "/nowhere.csv does not exist"),
     "no column": (["--train-labels", "no_column.csv"], "has no column image_name"),
-    "empty": (["--train-labels", "empty.csv"], "train_labels empty.csv is empty"),
+    "empty": (["--train-labels", "empty.csv"], "/empty.csv is empty"),
     "one class": (["--train-labels", "one_class.csv"], "there is no melanoma image"),
     "few patients": (["--train-labels", "two_patients.csv"], "1 patients have melanoma images"),
     "a path": (["--train-labels", "path.csv"], "image_name is not a plain file name in line 2"),
-    "no duplicates": (["--duplicates", "nowhere.csv"], "duplicates nowhere.csv does not exist"),
-    "other images": (["--train-image", "others"], "train_image others has none of the 60 images"),
+    "no duplicates": (["--duplicates", "nowhere.csv"], "/nowhere.csv does not exist"),
+    "other images": (["--train-image", "others"], "/others has none of the 60 images"),
     "margin 0": (["--margin", "0"], "margin is 0.0: it must be a finite number above 0"),
-    "no such config": (["--config", "nowhere.json"], "--config nowhere.json does not exist"),
+    "no such config": (["--config", "nowhere.json"], "/nowhere.json does not exist"),
 }
 
 
@@ -470,17 +463,16 @@ def test_misspelt_and_abbreviated_flags_stop_the_program(monkeypatch, capsys, fl
 # --- batches ---
 
 
-def test_independent_batches_are_the_pairs_in_order(pair_dataset):
-    labels = make_labels(14, 6)
-    batches = independent_batches(pair_dataset, labels, 12)
+def test_batches_are_the_pairs_in_order_with_same_as_it_was_drawn(pair_dataset):
+    batches = pair_dataset.batches(12)
     assert [len(batch.first) for batch in batches] == [12, 12, 4]
     rows = np.concatenate([np.stack([b.rows[b.first], b.rows[b.second]], axis=1) for b in batches])
-    np.testing.assert_array_equal(rows, pair_dataset.pair_rows(slice(None)))
-    same = [b.labels[b.first] == b.labels[b.second] for b in batches]
-    np.testing.assert_array_equal(np.concatenate(same), pair_dataset.same)
-    label_of = dict(zip(pair_dataset.rows, labels, strict=True))
+    np.testing.assert_array_equal(rows, pair_dataset.rows[pair_dataset.pairs])
+    np.testing.assert_array_equal(np.concatenate([b.same for b in batches]), pair_dataset.same)
+    label_of = dict(zip(pair_dataset.rows, pair_dataset.labels, strict=True))
     for batch in batches:
         assert batch.labels.tolist() == [label_of[row] for row in batch.rows]
+        np.testing.assert_array_equal(batch.same, batch.labels[batch.first] == batch.labels[batch.second])
 
 
 @pytest.mark.parametrize("sizes", [(40, 6), (6, 40), (10, 10)])
@@ -526,9 +518,27 @@ def test_in_batch_pairs_are_all_pairs_but_those_of_one_picture():
         }
         assert set(zip(batch.first.tolist(), batch.second.tolist(), strict=True)) == expected
         assert batch.labels.tolist() == [label_of[row] for row in batch.rows]
+        np.testing.assert_array_equal(batch.same, batch.labels[batch.first] == batch.labels[batch.second])
 
 
 def test_a_last_batch_of_one_image_is_left_out():
     labels = make_labels(4, 4)
     order = sample_balanced(labels, np.random.default_rng(0))
     assert [len(b.rows) for b in in_batch_batches(order, labels, np.arange(8), 7)] == [7]
+
+
+def test_a_reader_that_stops_reading_is_no_error(folder):
+    command = f"{sys.executable} {ROOT / 'dataset.py'} --json --train-labels train.csv --train-image train | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+
+
+def test_generated_lesions_are_a_data_set_and_are_decoded_into_the_cache(tmp_path):
+    assert run_process(tmp_path, "--generate", "made", "--images", "100").returncode == 0
+    flags = ["--train-image", "made/train", "--train-labels", "made/ISIC_2020_Training_GroundTruth.csv"]
+    done = run_process(tmp_path, *flags, "--cache", "--image-size", "32")
+    assert done.returncode == 0, done.stderr
+    assert f"100 images of 32 px in {tmp_path / 'cache'}" in done.stdout
+    done = run_process(tmp_path, *flags, "--json")
+    assert json.loads(done.stdout)["images"] == 100

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, which no code can catch: what was whole stays whole, and the next run goes on from there.
+"""SIGKILL at random moments: what was whole stays whole, and the next run goes on from there.
 
 Every process is a real one: a fork server that has imported the project starts it within milliseconds, so that the
 moments fall into the work and not into the imports.
@@ -14,7 +14,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +33,22 @@ import train
 from config import Config
 from melanoma.data.cache import build_cache
 from melanoma.data.decoding import decode_image, find_images
-from melanoma.training import run_folder as checkpoint
+from melanoma.training import run_folder
 
 KILLS = {"cache build": 14, "training": 20, "checkpoint writing": 14, "prediction": 8}  # 56
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows knows no SIGKILL"),
 ]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Any]:
-    """A context that starts processes which have imported the project, one thread each as in this process."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+def server() -> Any:
+    """A context that starts processes which have imported the project."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train", "predict", "torch._dynamo", "endless"])
     run(context, os.getpid)  # the server has imported the project before the first kill
-    yield context
-    os.environ.pop("OMP_NUM_THREADS")
-    if before:
-        os.environ["OMP_NUM_THREADS"] = before
+    return context
 
 
 def run(server: Any, work: Callable[..., object], *arguments: object) -> float:
@@ -122,7 +117,7 @@ def test_a_training_killed_again_and_again_equals_one_that_was_not(
         kills += 1
         tally("SIGKILL in training", "resumed")
         for path in config.run_dir.glob("*.pt"):
-            checkpoint.load_checkpoint(path)
+            run_folder.load_checkpoint(path)
         for path in config.run_dir.glob("[!.]*.json*"):  # hidden ones are halves, which nothing reads
             for text in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
                 json.loads(text)
@@ -141,7 +136,7 @@ def test_a_checkpoint_killed_in_writing_is_old_or_new(server: Any, tmp_path: Pat
         tally("SIGKILL in writing a checkpoint", "old or new")
         halves += any(tmp_path.glob(".last.pt.*.tmp"))
         if path.is_file():
-            contents = checkpoint.load_checkpoint(path)
+            contents = run_folder.load_checkpoint(path)
             assert bool((contents["weights"] == contents["number"]).all())
     assert path.is_file()
     assert halves  # some kills did come in the middle of a file

@@ -1,6 +1,5 @@
 """The losses against slow loops, mining, what is said of the embedding, and the sign of it all."""
 
-import itertools
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from dataset import sample_pairs
-from melanoma.scoring.scores import reference_score
+from melanoma.scoring.scores import score_all
 from modules import (
     FOCUS,
     MEASURES,
@@ -20,11 +19,8 @@ from modules import (
     hardest,
     head_loss,
     pair_distance,
-    triplet_terms,
     weighted_mean,
 )
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def grad_of(tensor: Tensor) -> Tensor:
@@ -39,13 +35,14 @@ def random_pairs(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return first, second, torch.rand(n, generator=generator) < 0.5
 
 
-def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings (n, 4), logits (n,), labels (n,) and all pairs but a few, as in-batch pairs are."""
+def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings (n, 4), logits (n,), labels (n,), all pairs but a few, and whether each is of one label."""
     generator = torch.Generator().manual_seed(seed)
     embeddings, logits = 0.3 * torch.randn(n, 4, generator=generator), torch.randn(n, generator=generator)
     first, second = torch.triu_indices(n, n, 1)
     kept = torch.rand(len(first), generator=generator) < 0.9
-    return embeddings, logits, torch.arange(n) % 3 % 2, first[kept], second[kept]
+    labels, first, second = torch.arange(n) % 3 % 2, first[kept], second[kept]
+    return embeddings, logits, labels, first, second, labels[first] == labels[second]
 
 
 # --- contrastive ---
@@ -119,47 +116,6 @@ def test_a_gradient_step_pulls_like_pairs_together_and_pushes_unlike_ones_apart(
     assert torch.equal(after[beyond], before[beyond])
 
 
-# --- triplet ---
-
-
-def slow_triplets(embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, margin: float) -> list:
-    """Loss and label of the anchor of each triplet."""
-    met = {frozenset(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)}
-    points, classes, found = embeddings.tolist(), labels.tolist(), []
-    for anchor, positive, negative in itertools.product(range(len(points)), repeat=3):
-        alike = classes[anchor] == classes[positive] and frozenset((anchor, positive)) in met
-        if alike and classes[negative] != classes[anchor]:
-            near, far = (math.dist(points[anchor], points[other]) for other in (positive, negative))
-            found.append((max(0.0, near - far + margin), classes[anchor]))
-    return found
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_triplet_loss_equals_a_slow_triple_loop(seed):
-    embeddings, _, labels, first, second = random_batch(seed=seed)
-    is_pair = torch.zeros(12, 12, dtype=torch.bool)
-    is_pair[first, second] = is_pair[second, first] = True
-    terms, anchor = triplet_terms(torch.cdist(embeddings, embeddings), labels, is_pair, 0.4)
-    expected = slow_triplets(embeddings, labels, first, second, 0.4)
-    assert len(terms) > 200 and 0.1 < (terms > 0).float().mean() < 0.99
-    got = sorted(zip(terms.tolist(), labels[anchor].tolist(), strict=True))
-    for (cost, label), (right_cost, right_label) in zip(got, sorted(expected), strict=True):
-        assert cost == pytest.approx(right_cost, abs=1e-5)
-        assert cost < 1e-4 or label == right_label
-
-
-@pytest.mark.parametrize("labels", [[0, 0, 0], [1, 0]])
-def test_a_batch_without_triplets_costs_nothing_and_moves_nothing(labels):
-    embeddings = torch.rand(len(labels), 4, requires_grad=True)
-    first, second = torch.triu_indices(len(labels), len(labels), 1)
-    loss, _ = SiameseLoss("triplet")(
-        embeddings, torch.zeros(len(labels)), torch.tensor(labels), first, second, 0.5
-    )
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert torch.equal(grad_of(embeddings), torch.zeros_like(embeddings))
-
-
 # --- mining and means ---
 
 
@@ -221,7 +177,7 @@ def slow_head(logits: Tensor, labels: Tensor, kind: str, melanoma_weight: float)
 @pytest.mark.parametrize("kind", ["bce", "focal"])
 @pytest.mark.parametrize("melanoma_weight", [1.0, 3.0, 0.25])
 def test_the_heads_loss_equals_its_formula(kind, melanoma_weight):
-    _, logits, labels, _, _ = random_batch(30)
+    _, logits, labels, *_ = random_batch(30)
     loss = head_loss(logits, labels, kind, melanoma_weight)
     assert float(loss) == pytest.approx(slow_head(logits, labels, kind, melanoma_weight), rel=1e-5)
 
@@ -239,25 +195,18 @@ def test_the_heads_loss_by_hand():
 # --- a whole batch ---
 
 LOSSES = [
-    SiameseLoss("contrastive", 0.5),
-    SiameseLoss("contrastive", 0.8, positive_margin=0.3, active_only=True),
-    SiameseLoss("contrastive", 0.5, melanoma_weight=4.0, pair_weight=0.3, head="bce"),
-    SiameseLoss("contrastive", 0.5, active_only=True, melanoma_weight=4.0, head="focal"),
-    SiameseLoss("contrastive", 0.5, pair_weight=0.0, head="bce"),
-    SiameseLoss("triplet", 0.2),
-    SiameseLoss("triplet", 0.2, active_only=True, melanoma_weight=4.0, pair_weight=2.0, head="bce"),
+    SiameseLoss(0.5),
+    SiameseLoss(0.8, positive_margin=0.3, active_only=True),
+    SiameseLoss(0.5, melanoma_weight=4.0, pair_weight=0.3, head="bce"),
+    SiameseLoss(0.5, active_only=True, melanoma_weight=4.0, head="focal"),
+    SiameseLoss(0.5, pair_weight=0.0, head="bce"),
 ]
 
 
 def slow_pairs(
     embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, loss: SiameseLoss
 ) -> list[tuple[float, bool, bool]]:
-    """Cost, group that it is mined in, and whether a melanoma is part of it, for each pair or triplet."""
-    if loss.loss == "triplet":
-        return [
-            (cost, bool(label), bool(label))
-            for cost, label in slow_triplets(embeddings, labels, first, second, loss.margin)
-        ]
+    """Cost, group that it is mined in, and whether a melanoma is part of it, for each pair."""
     found = []
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
         distance, same = (
@@ -272,7 +221,7 @@ def slow_pairs(
 @pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
 @pytest.mark.parametrize("mined_share", [1.0, 0.3])
 def test_the_loss_of_a_batch_equals_a_slow_loop(loss, mined_share):
-    embeddings, logits, labels, first, second = random_batch(seed=3)
+    embeddings, logits, labels, first, second, same = random_batch(seed=3)
     parts = slow_pairs(embeddings, labels, first, second, loss)
     mined = []
     for group in (True, False):
@@ -286,7 +235,7 @@ def test_the_loss_of_a_batch_equals_a_slow_loop(loss, mined_share):
     expected = loss.pair_weight * total / weight
     if loss.head != "none":
         expected += slow_head(logits, labels, loss.head, loss.melanoma_weight)
-    value, _ = loss(embeddings, logits, labels, first, second, mined_share)
+    value, _ = loss(embeddings, logits, labels, first, second, same, mined_share)
     assert value.shape == ()
     assert float(value) == pytest.approx(expected, rel=1e-4)
 
@@ -295,10 +244,11 @@ def test_a_pair_that_is_not_mined_moves_nothing():
     # on a line: of the like pairs 0-1 is near and 2-3 far, of the unlike ones 1-2 is nearest
     embeddings = torch.tensor([[0.0], [0.1], [0.3], [5.0]], requires_grad=True)
     first, second = torch.triu_indices(4, 4, 1)
-    batch = (embeddings, torch.zeros(4), torch.tensor([0, 0, 1, 1]), first, second)
+    labels = torch.tensor([0, 0, 1, 1])
+    batch = (embeddings, torch.zeros(4), labels, first, second, labels[first] == labels[second])
     for share, moved in ((1e-6, [False, True, True, True]), (1.0, [True] * 4)):
         embeddings.grad = None
-        SiameseLoss("contrastive", 1.0)(*batch, share)[0].backward()
+        SiameseLoss(1.0)(*batch, share)[0].backward()
         assert (grad_of(embeddings)[:, 0] != 0).tolist() == moved
 
 
@@ -306,7 +256,9 @@ def test_measures_say_what_the_embedding_looks_like():
     embeddings = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0], [3.0, 4.0]])
     labels, first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 3])
     # like: 0-1 at 0.5 and 2-3 at 0; unlike: 0-2 at 5 and 1-2 at 4.5, of margin 4.8
-    _, measures = SiameseLoss("contrastive", 4.8)(embeddings, torch.zeros(4), labels, first, second)
+    _, measures = SiameseLoss(4.8)(
+        embeddings, torch.zeros(4), labels, first, second, labels[first] == labels[second]
+    )
     spread = math.sqrt(np.var([0, 0.3, 3, 3]) + np.var([0, 0.4, 4, 4]))
     assert dict(zip(MEASURES, measures.tolist(), strict=True)) == pytest.approx(
         {"like_distance": 0.25, "unlike_distance": 4.75, "active_share": 2 / 4, "spread": spread}
@@ -316,30 +268,22 @@ def test_measures_say_what_the_embedding_looks_like():
 def test_measures_are_of_all_pairs_whatever_the_loss_and_have_no_gradient():
     batch = random_batch()
     batch[0].requires_grad_()
-    results = [SiameseLoss("contrastive", 0.5)(*batch)[1]]
-    results.append(SiameseLoss("contrastive", 0.5, melanoma_weight=3.0, head="bce")(*batch, 0.1)[1])
-    results.append(SiameseLoss("triplet", 0.5)(*batch, 0.1)[1])
+    results = [SiameseLoss(0.5)(*batch)[1]]
+    results.append(SiameseLoss(0.5, melanoma_weight=3.0, head="bce")(*batch, 0.1)[1])
     assert torch.equal(results[0], results[1])
-    of_terms = MEASURES.index("active_share")  # of the pairs, or of the triplets
-    assert torch.equal(results[0][:of_terms], results[2][:of_terms])
-    assert torch.equal(results[0][of_terms + 1 :], results[2][of_terms + 1 :])
     assert not results[0].requires_grad
 
 
-def test_the_active_share_of_triplets_is_of_triplets():
-    """Two classes far apart: no triplet has a loss, though like pairs at a distance would have one."""
-    embeddings = torch.tensor([[0.0, 0.0], [0.1, 0.0], [9.0, 0.0], [9.1, 0.0]])
-    labels, first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2]), torch.tensor([1, 3])
-    active = MEASURES.index("active_share")
-    for loss, share in (("triplet", 0.0), ("contrastive", 1.0)):
-        assert SiameseLoss(loss, 0.5)(embeddings, torch.zeros(4), labels, first, second)[1][active] == share
-    nearer = embeddings * torch.tensor([[1.0], [1.0], [0.03], [0.03]])
-    assert SiameseLoss("triplet", 0.5)(nearer, torch.zeros(4), labels, first, second)[1][active] == 1
+def test_the_loss_takes_same_from_the_batch_not_from_the_labels():
+    embeddings, logits, labels, first, second, same = random_batch()
+    turned, _ = SiameseLoss(0.5)(embeddings, logits, labels, first, second, ~same)
+    distance = pair_distance(embeddings[first], embeddings[second])
+    assert float(turned) == pytest.approx(float(contrastive_terms(distance, ~same, 0.5).mean()))
 
 
 def test_an_embedding_on_one_point_has_collapsed():
     batch = random_batch()
-    loss = SiameseLoss("contrastive", 0.5)
+    loss = SiameseLoss(0.5)
     for scale, collapsed in ((1.0, False), (0.1, False), (1e-3, True), (0.0, True)):
         _, measures = loss(scale * batch[0], *batch[1:])
         assert loss.collapsed(float(measures[MEASURES.index("unlike_distance")])) is collapsed
@@ -350,9 +294,9 @@ def test_an_embedding_on_one_point_has_collapsed():
 @pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
 @pytest.mark.parametrize("mined_share", [1.0, 0.3])
 def test_a_batch_on_one_point_has_a_finite_gradient(loss, mined_share):
-    embeddings, logits, labels, first, second = random_batch()
+    embeddings, logits, labels, first, second, same = random_batch()
     embeddings = torch.ones_like(embeddings).requires_grad_()
-    value, _ = loss(embeddings, logits, labels, first, second, mined_share)
+    value, _ = loss(embeddings, logits, labels, first, second, same, mined_share)
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(grad_of(embeddings)).all()
 
@@ -401,7 +345,7 @@ def train_and_measure(seed: int, inverted: bool) -> tuple[float, float, float]:
     first, second = np.triu_indices(len(truth), 1)
     apart = pair_distance(embeddings[first], embeddings[second]).numpy()
     same = truth[first] == truth[second]
-    scores = reference_score(embeddings.numpy(), references.numpy(), labels)
+    scores = score_all(embeddings.numpy(), None, references.numpy(), labels)["distance"]
     return apart[same].mean(), apart[~same].mean(), roc_auc_score(truth, scores)
 
 

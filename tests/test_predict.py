@@ -21,13 +21,12 @@ import predict
 import train
 from config import Config
 from melanoma.common.errors import InputError
-from melanoma.data.feed import embed_images
 from melanoma.data.labels import read_labels
-from melanoma.scoring import ensemble as panel
-from melanoma.scoring import scores as classify
+from melanoma.scoring import ensemble, scores
+from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.ensemble import Choices
 from melanoma.scoring.scores import Platt, choose_threshold, score_all
-from melanoma.training import run_folder as checkpoint
+from melanoma.training import run_folder
 
 pytestmark = pytest.mark.usefixtures("lean_evaluation")
 
@@ -46,7 +45,7 @@ def predictions_of(config: Config, name: str = "predictions.csv") -> pd.DataFram
 
 def test_the_test_part_is_scored_and_nothing_else(machine: Config) -> None:
     predict.main(machine)
-    table = checkpoint.read_split(machine.run_dir)
+    table = run_folder.read_split(machine.run_dir)
     test = table[table["part"] == "test"]
     predictions = predictions_of(machine)
     assert list(predictions) == [*COLUMNS, "fold"]
@@ -79,26 +78,26 @@ def test_threshold_is_chosen_on_validation(machine: Config, monkeypatch: pytest.
         chosen.append((labels, choose_threshold(labels, scores, min_sensitivity)))
         return chosen[-1][1]
 
-    monkeypatch.setattr(classify, "choose_threshold", choose)
+    monkeypatch.setattr(scores, "choose_threshold", choose)
     metrics = predict.main(machine)
     [(labels, threshold)] = chosen
-    table = checkpoint.read_split(machine.run_dir)
+    table = run_folder.read_split(machine.run_dir)
     assert labels.tolist() == table.loc[table["part"] == "validation", "label"].tolist()
     assert metrics["threshold"] == pytest.approx(threshold)
     np.testing.assert_allclose(predictions_of(machine)["threshold"], threshold, rtol=1e-15)
 
 
 def test_references_are_the_training_part(machine: Config) -> None:
-    run = panel.load_run(machine)
+    run = predict.load_run(machine)
     train = run.table[run.table["part"] == "train"]
-    assert run.references.shape == (len(train), run.config.embedding_dim)
+    assert run.references.shape == (len(train), machine.embedding_dim)
     assert run.reference_labels.tolist() == train["label"].tolist()
 
 
 def test_experiment_comes_from_the_checkpoint_and_paths_from_config(machine: Config, trained: Config) -> None:
-    config = panel.load_run(machine).config
-    assert (config.margin, config.image_size) == (trained.margin, trained.image_size)
-    assert config.graph_dir == machine.graph_dir
+    run = predict.load_run(machine)
+    assert (run.settings["margin"], run.image_size) == (trained.margin, trained.image_size)
+    assert run.settings["graph_dir"] == str(machine.graph_dir)
 
 
 def test_min_sensitivity_lowers_the_threshold_until_the_share_is_found(machine: Config) -> None:
@@ -133,15 +132,15 @@ def test_another_labelled_folder_is_judged_with_the_runs_threshold(
 def test_scores_that_are_not_finite_name_their_images(
     machine: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = checkpoint.read_split(machine.run_dir)
+    table = run_folder.read_split(machine.run_dir)
     first = table.loc[table["part"] == "validation", "image_name"].iloc[0]
-    real = panel.embed_images
+    real = ensemble.embed_images
 
     def embed(*arguments):
         embeddings, logits = real(*arguments)
         return np.where(np.arange(len(embeddings))[:, None] == 0, np.nan, embeddings), logits
 
-    monkeypatch.setattr(panel, "embed_images", embed)
+    monkeypatch.setattr(ensemble, "embed_images", embed)
     with pytest.raises(InputError, match=rf"1 scores are not finite \({first}\)"):
         predict.main(machine)
 
@@ -205,7 +204,7 @@ def here(runs: dict[str, Config], tmp_path: Path) -> Config:
 
 def scores_by_hand(config: Config, part: str, views: int = 1) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Labels of a part of a run and its scores by each scorer."""
-    run = panel.load_run(config)
+    run = predict.load_run(config)
     own, references = (run.table[run.table["part"] == name] for name in (part, "train"))
     (embeddings, logits), (reference_embeddings, _) = (
         embed_images(run.network, run.feed, run.feed.cache.rows(table["image_name"]), torch.float32, count)
@@ -280,11 +279,11 @@ def test_runs_that_other_folds_validate_judge_together_by_what_none_of_them_has_
 
 def test_an_image_that_several_runs_have_for_validation_is_judged_by_the_mean_of_these(runs, here):
     names = ("first", "turned", "second")
-    panel_of_three = panel.make_panel([panel.load_run(runs[name]) for name in names])
+    of_three = ensemble.make_ensemble([predict.load_run(runs[name]) for name in names])
     log_odds = []
     for name in names:
         best, curve = best_by_hand(runs[name])
-        table = checkpoint.read_split(runs[name].run_dir)
+        table = run_folder.read_split(runs[name].run_dir)
         own = table.loc[table["part"] == "validation", "image_name"]
         _, scores = scores_by_hand(runs[name], "validation")
         log_odds.append(pd.Series(curve.log_odds(scores[best]), own))
@@ -292,13 +291,13 @@ def test_an_image_that_several_runs_have_for_validation_is_judged_by_the_mean_of
     both = pd.concat([once, log_odds[1]])
     truth = table.set_index("image_name")["label"][both.index].astype(int)
     expected = Platt.fit(truth.to_numpy(), both.to_numpy())
-    assert panel_of_three.judge.platt.slope == pytest.approx(expected.slope, rel=1e-4)
-    assert panel_of_three.judge.platt.intercept == pytest.approx(expected.intercept, rel=1e-4)
+    assert of_three.judge.platt.slope == pytest.approx(expected.slope, rel=1e-4)
+    assert of_three.judge.platt.intercept == pytest.approx(expected.intercept, rel=1e-4)
 
 
-def test_controls_learn_on_all_that_a_panel_has_learnt_from(runs, here):
-    table = panel.make_panel([panel.load_run(runs[name]) for name in ("first", "turned")]).table
-    parts = [checkpoint.read_split(runs[name].run_dir)["part"] for name in ("first", "turned")]
+def test_controls_learn_on_all_that_an_ensemble_has_learnt_from(runs, here):
+    table = ensemble.make_ensemble([predict.load_run(runs[name]) for name in ("first", "turned")]).table
+    parts = [run_folder.read_split(runs[name].run_dir)["part"] for name in ("first", "turned")]
     assert (table["part"] == "train").tolist() == ((parts[0] == "train") | (parts[1] == "train")).tolist()
     assert (table["part"] == "test").tolist() == (parts[0] == "test").tolist()
     assert (table["part"] == "validation").sum() == 0
@@ -370,14 +369,14 @@ def test_the_scorer_asked_for_is_taken_if_the_run_has_it(runs, here):
 
 
 def test_how_an_evaluation_was_made_stands_with_its_figures(runs, here):
-    choices = Choices(prevalence=0.02, calibration="isotonic", scorer="head")
+    choices = Choices(prevalence=0.02, scorer="head")
     metrics = predict.main(here, dirs(runs, "second"), choices=choices)
     log = [json.loads(line) for line in (runs["second"].run_dir / "log.jsonl").read_text().splitlines()]
     assert metrics["choices"] == dataclasses.asdict(choices)
     assert log[metrics["runs"][0]["epoch"] - 1]["val_auc"] == max(entry["val_auc"] for entry in log)
     assert "for a prevalence of 2 %" in metrics["notes"][0]
     page = html.unescape((here.graph_dir / "report.html").read_text(encoding="utf-8"))
-    assert "judged by the classification head's logit; a rising curve of steps (isotonic)" in page
+    assert "judged by the classification head's logit; a logistic curve fitted on validation" in page
     assert "makes the score a probability, moved to a prevalence of 2 %." in page
     assert metrics["notes"][0] in page and "<h3>choices</h3>" in page
 
@@ -429,14 +428,6 @@ def test_another_prevalence_moves_the_probabilities_and_not_the_order(runs, here
     assert tables[1]["predicted"].tolist() == tables[0]["predicted"].tolist()  # the threshold moves with them
 
 
-def test_isotonic_probabilities_rise_with_the_score_in_steps(runs, here):
-    metrics = predict.main(here, dirs(runs, "first"), choices=Choices(calibration="isotonic"))
-    table = pd.read_csv(runs["first"].run_dir / "predictions.csv").sort_values("score")
-    assert (np.diff(table["probability"]) >= 0).all()
-    assert 2 <= table["probability"].nunique() < len(table)
-    assert metrics["auc"] == pytest.approx(roc_auc_score(table["label"], table["probability"]))
-
-
 def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here, tmp_path):
     folder = another_folder(runs["first"].train_image, runs["first"].train_labels, tmp_path / "another")
     tables = []
@@ -458,10 +449,22 @@ def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here, tmp_path)
     assert both["predicted"].tolist() == (both["probability"] >= both["threshold"]).astype(int).tolist()
 
 
-def test_another_folder_can_be_judged_in_isotonic_steps_by_several_folds(runs, here, tmp_path):
-    folder = another_folder(runs["first"].train_image, runs["first"].train_labels, tmp_path / "another")
-    choices = Choices(calibration="isotonic")
-    metrics = predict.main(here, dirs(runs, "first", "other"), *folder, choices=choices)
-    table = pd.read_csv(here.graph_dir / "evaluate_predictions.csv")
-    assert np.isfinite(table[["score", "probability", "threshold"]]).all(axis=None)
-    assert 0.6 < metrics["auc"] < 1
+def test_it_says_what_it_does_and_that_a_training_has_not_finished(
+    machine: Config, tmp_path: Path, capsys
+) -> None:
+    predict.main(machine)
+    out = capsys.readouterr().out
+    for text in (
+        "embedding 36 reference images",
+        "scoring the lesions",
+        "computing metrics",
+        "drawing the figures",
+    ):
+        assert text in out
+    assert "has not finished" not in out
+    half = Path(shutil.copytree(machine.run_dir, tmp_path / "half"))
+    contents = torch.load(half / "best.pt", weights_only=True)
+    contents["config"]["epochs"] = 20
+    torch.save(contents, half / "best.pt")
+    predict.main(machine, [half])
+    assert f"{half} has not finished its training: epoch 6 of 20" in capsys.readouterr().out

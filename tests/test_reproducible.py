@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,38 +27,49 @@ def test_a_cache_is_the_same_file_whatever_the_number_of_workers(quick: Config, 
     assert caches[0].sources == caches[1].sources
 
 
-def test_one_worker_and_four_train_the_same_network(quick: Config, tmp_path) -> None:
-    runs = [
-        dataclasses.replace(
-            everything(quick), workers=n, cache_dir=tmp_path / f"cache{n}", run_dir=tmp_path / str(n)
-        )
-        for n in (1, 4)
-    ]
-    for config in runs:
-        train.main(config)
-    assert_same_run(*runs)
+def elsewhere(config: Config, folder: Path, **changes: Any) -> Config:
+    """Return settings of the same experiment that write to another folder."""
+    folders: dict[str, Any] = {name: folder / name for name in ("cache_dir", "run_dir", "graph_dir")}
+    return dataclasses.replace(config, **folders, **changes)
 
 
-def test_the_stored_settings_repeat_a_run(quick: Config, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = everything(quick)
-    train.main(config)
-    again = dataclasses.replace(config, run_dir=tmp_path / "again")
-    command = ["train.py", "--config", str(config.run_dir / "config.json"), "--run-dir", str(again.run_dir)]
-    monkeypatch.setattr(sys, "argv", command)
+def test_one_worker_and_four_train_the_same_network(straight: Config, tmp_path: Path) -> None:
+    assert straight.workers == 1
+    four = elsewhere(straight, tmp_path, workers=4)
+    train.main(four)
+    assert_same_run(straight, four)
+
+
+def test_the_stored_settings_repeat_a_run(
+    straight: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = elsewhere(straight, tmp_path)
+    command = ["--config", str(straight.run_dir / "config.json")]
+    command += [f"--{name}-dir={tmp_path}/{name}_dir" for name in ("cache", "run", "graph")]
+    arguments = train.make_parser().parse_args(command)
     with pytest.raises(SystemExit) as stopped:
-        run_script(train.run)
+        run_script(lambda: train.run(arguments))
     assert stopped.value.code == 0
-    assert_same_run(config, again)
-    straight = torch.load(config.run_dir / "last.pt", weights_only=True)
-    assert straight["config"] == torch.load(again.run_dir / "last.pt", weights_only=True)["config"]
+    assert_same_run(straight, again)
+    first = torch.load(straight.run_dir / "last.pt", weights_only=True)
+    assert first["config"] == torch.load(again.run_dir / "last.pt", weights_only=True)["config"]
 
 
-def test_deterministic_algorithms_exist_for_all_that_is_used(quick: Config, tmp_path) -> None:
-    config = dataclasses.replace(everything(quick), deterministic=True)
+def test_deterministic_algorithms_exist_for_all_that_is_used(straight: Config, tmp_path: Path) -> None:
+    config = elsewhere(straight, tmp_path, deterministic=True)
     train.main(config)
-    plain = dataclasses.replace(config, deterministic=False, run_dir=tmp_path / "plain")
-    train.main(plain)
-    assert_same_run(plain, config)  # on the CPU there is no difference
+    assert_same_run(straight, config)  # on the CPU there is no difference
+
+
+@pytest.mark.slow
+def test_the_statistics_of_batch_normalisation_survive_a_resume(quick: Config, tmp_path: Path) -> None:
+    network: dict[str, Any] = {"backbone": "mobilenet_v2", "backbone_weights": "none", "ema": 0.9}
+    config = dataclasses.replace(quick, **network, epoch_share=0.5)
+    whole = elsewhere(config, tmp_path, epochs=2)
+    train.main(whole)
+    for epochs in (1, 2):
+        train.main(dataclasses.replace(config, epochs=epochs), resume=epochs > 1)
+    assert_same_run(whole, dataclasses.replace(config, epochs=2))
 
 
 @pytest.mark.gpu

@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import cache_of, everything
 from sklearn.metrics import roc_auc_score
-from torch import Tensor
 
 import train
 from config import Config
 from dataset import sample_pairs
+from melanoma.backbones import import_torchvision
 from melanoma.common.errors import InputError
 from melanoma.data import augment
-from melanoma.data.augment import ViewRanges, show
+from melanoma.data.augment import show
 from melanoma.data.cache import build_cache
 from melanoma.data.decoding import find_images
-from melanoma.data.feed import Feed, embed_images
+from melanoma.data.feed import Feed
+from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import SCORERS, score_all
 from melanoma.training import learner as learning
 from melanoma.training import run_folder as checkpoint
-from melanoma.training.learner import Learner
-from modules import MEASURES, SiameseLoss, SiameseNetwork, build_network, import_torchvision, network_of
+from modules import MEASURES, SiameseLoss, build_network, loss_of, network_of
 
 
 def log_of(config: Config) -> list[dict]:
@@ -89,7 +87,7 @@ def test_stop_and_resume_equals_never_stopping(quick: Config, tmp_path) -> None:
 def test_a_run_killed_and_resumed_equals_one_that_was_not_whatever_it_uses(
     quick: Config, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = dataclasses.replace(everything(quick), frozen_epochs=1)
+    config = everything(quick)
     whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
     train.main(whole)
     real = train.save_state
@@ -151,9 +149,9 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
     seen, shown = [], []
     real_pairs = train.PairDataset
 
-    def pairs(cache, rows, pairs, same):
+    def pairs(cache, rows, labels, pairs, same):
         seen.append((cache, rows[pairs]))
-        return real_pairs(cache, rows, pairs, same)
+        return real_pairs(cache, rows, labels, pairs, same)
 
     def show(images, views):
         shown.append(len(images))
@@ -182,21 +180,18 @@ def test_views_are_drawn_in_float32_whatever_the_network_computes_in(
             return own[-1]
 
         monkeypatch.setattr(learning, "show", note)
-        every: dict[str, Any] = {
-            f"view_{name}": 1.0 for name in ("blur", "noise", "hair", "cutout", "corners")
-        }
-        train.main(dataclasses.replace(quick, precision=precision, **every), overwrite=True)
+        train.main(dataclasses.replace(quick, precision=precision, views="wider"), overwrite=True)
     torch.testing.assert_close(shown["bfloat16"], shown["float32"], rtol=0, atol=0)
 
 
-def test_without_augmentation_no_view_is_drawn(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_views_no_view_is_drawn(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments, **settings):
         raise AssertionError("a view was drawn")
 
     monkeypatch.setattr(train, "draw_views", refuse)
     with pytest.raises(AssertionError, match="a view was drawn"):
         train.main(quick)
-    train.main(dataclasses.replace(quick, augment=False))
+    train.main(dataclasses.replace(quick, views="none"))
 
 
 @dataclasses.dataclass
@@ -217,10 +212,11 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     seen: list[Step] = []
     real = SiameseLoss.__call__
 
-    def call(self, embeddings, logits, labels, first, second, mined_share=1.0):
-        loss, measures = real(self, embeddings, logits, labels, first, second, mined_share)
+    def call(self, embeddings, logits, labels, first, second, same, mined_share=1.0):
+        loss, measures = real(self, embeddings, logits, labels, first, second, same, mined_share)
+        assert torch.equal(same, labels[first] == labels[second])
         if loss.requires_grad:
-            like = int((labels[first] == labels[second]).sum())
+            like = int(same.sum())
             seen.append(
                 Step(len(labels), len(first), like, mined_share, float(loss.detach()), measures.tolist())
             )
@@ -252,11 +248,11 @@ def test_in_batch_pairs_learn_from_every_pair_of_a_batch(quick: Config, steps: l
     assert log_of(config)[-1]["val_auc"] > 0.95
 
 
-def test_mining_begins_after_its_epochs(quick: Config, steps: list) -> None:
-    train.main(dataclasses.replace(quick, epochs=3, hardest=0.25, mining_epochs=2))
+def test_mining_begins_after_the_first_epoch(quick: Config, steps: list) -> None:
+    train.main(dataclasses.replace(quick, epochs=3, hardest=0.25))
     shares = [step.mined_share for step in steps]
     assert len(shares) % 3 == 0
-    assert shares == [1.0] * (len(shares) * 2 // 3) + [0.25] * (len(shares) // 3)
+    assert shares == [1.0] * (len(shares) // 3) + [0.25] * (len(shares) * 2 // 3)
 
 
 @pytest.mark.parametrize(("pairs", "size"), [("independent", 16), ("batch", 16)])
@@ -279,15 +275,20 @@ def test_a_share_of_an_epoch_is_drawn_anew_each_time(quick: Config, pairs: str, 
 
 LEARNING = {
     "mined": {"pairs": "batch", "hardest": 0.5, "average": "active"},
-    "triplet": {"pairs": "batch", "loss": "triplet", "margin": 0.2, "hardest": 0.5},
     "unit length": {"normalize": True, "positive_margin": 0.1, "melanoma_weight": 3.0},
     "head": {"head": "bce", "pair_weight": 0.0, "melanoma_weight": 2.0, "dropout": 0.2},
-    "focal": {"head": "focal", "normalize": True, "ema": 0.9, "schedule": "cosine", "warmup": 0.1},
-    "norm": {"backbone": "conv3_norm", "pairs": "batch", "weight_decay": 0.1, "view_hair": 0.5},
+    "focal": {"head": "focal", "normalize": True, "ema": 0.9, "schedule": "cosine"},
+    "wide views": {"pairs": "batch", "weight_decay": 0.1, "views": "wider"},
 }
 
 
-@pytest.mark.parametrize("settings", LEARNING.values(), ids=LEARNING)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=() if name in ("mined", "focal") else pytest.mark.slow)
+        for name, settings in LEARNING.items()
+    ],
+)
 def test_every_way_to_train_tells_dark_from_bright(quick: Config, settings: dict) -> None:
     config = dataclasses.replace(quick, epochs=8, **settings)
     train.main(config)
@@ -303,7 +304,7 @@ def test_validation_scores_each_way_against_references_of_training(trained: Conf
     table = checkpoint.read_split(trained.run_dir)
     cache = build_cache(find_images(trained.train_image), trained.image_size, trained.cache_dir)
     validation = train.Validation.of(table, cache, seed=0)
-    network = build_network("conv3_norm", 32, 8, head=True)
+    network = build_network("conv3", 32, 8, head=True)
     assert network.head is not None
     torch.nn.init.normal_(network.head.weight)
     feed = Feed(cache, torch.device("cpu"))
@@ -330,86 +331,6 @@ def test_validation_scores_each_way_against_references_of_training(trained: Conf
     assert loss == pytest.approx(0.5 * costs.mean() - np.log(chance).mean(), rel=1e-4)
 
 
-def small() -> SiameseNetwork:
-    torch.manual_seed(0)
-    return build_network("conv3_norm", 32, 4)
-
-
-def noise(n: int, seed: int) -> Tensor:
-    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-
-
-def walk(learner: Learner, steps: int, start: int = 0) -> list[float]:
-    """Take steps on arbitrary images; return the learning rates of the optimizer's steps."""
-    rates = []
-    for step in range(start, start + steps):
-        learner.step(learner.network.embed(noise(4, step)).square().mean())
-        rates.append(learner.optimizer.param_groups[-1]["lr"])
-    return rates
-
-
-def test_the_learning_rate_is_constant_unless_asked_otherwise() -> None:
-    assert walk(Learner(small(), Config(learning_rate=0.01), 5), 5) == [0.01] * 5
-
-
-def test_the_learning_rate_rises_from_0_and_falls_along_a_cosine() -> None:
-    config = Config(learning_rate=0.01, schedule="cosine", warmup=0.3)
-    rates = walk(Learner(small(), config, 10), 10)
-    rising = [0.25, 0.5, 0.75]  # a quarter of the way at each of three steps, the peak at the fourth
-    falling = [(1 + math.cos(math.pi * step / 7)) / 2 for step in range(7)]
-    assert rates == pytest.approx([0.01 * share for share in rising + falling])
-    assert rates[3] == 0.01 and rates[-1] < 0.0006
-
-
-def test_a_warm_up_without_a_cosine_stays_at_its_peak() -> None:
-    rates = walk(Learner(small(), Config(learning_rate=0.01, warmup=0.5), 8), 8)
-    assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008] + [0.01] * 4)
-
-
-def test_without_a_warm_up_a_cosine_starts_at_its_peak() -> None:
-    rates = walk(Learner(small(), Config(learning_rate=0.01, schedule="cosine"), 4), 4)
-    assert rates == pytest.approx(
-        [0.01, 0.01 * (1 + math.sqrt(0.5)) / 2, 0.005, 0.01 * (1 - math.sqrt(0.5)) / 2]
-    )
-
-
-def test_the_first_step_is_the_learning_rate_of_each_part_and_decay_is_for_matrices() -> None:
-    config = Config(learning_rate=0.01, backbone_rate=0.1, weight_decay=0.5)
-    network = small()
-    learner = Learner(network, config, 1)
-    before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    walk(learner, 1)
-    assert any(name.startswith("backbone") and p.ndim == 1 for name, p in network.named_parameters())
-    for name, p in network.named_parameters():
-        rate = 0.001 if name.startswith("backbone") else 0.01
-        kept = 1 - rate * 0.5 if p.ndim > 1 else 1.0
-        assert p.grad is not None
-        sure = p.grad.abs() > 1e-5  # Adam's first step is the rate, whatever the gradient's size
-        expected = kept * before[name] - rate * p.grad.sign()
-        torch.testing.assert_close(p.detach()[sure], expected[sure], rtol=0, atol=3e-3 * rate)
-        assert sure.float().mean() > 0.5, name
-
-
-def test_the_running_mean_is_that_of_a_slow_loop_and_is_what_is_kept() -> None:
-    decay, learner = 0.3, Learner(small(), Config(learning_rate=0.01, ema=0.3), 9)
-    mean: dict[str, Tensor] = {}
-    for step in range(9):
-        walk(learner, 1, start=step)
-        for name, value in learner.network.state_dict().items():
-            share = min(decay, (1 + step) / (10 + step))
-            if step == 0 or not value.is_floating_point():
-                mean[name] = value.clone()
-            else:
-                mean[name] = share * mean[name] + (1 - share) * value
-        kept = learner.kept.state_dict()
-        assert set(kept) == set(mean)
-        for name, value in mean.items():
-            torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6)
-    assert learner.kept is not learner.network
-    weight = "fc_embedding.weight"
-    assert (kept[weight] - learner.network.state_dict()[weight]).abs().max() > 1e-4
-
-
 def test_what_is_validated_is_what_is_kept(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     validated = []
     real = train.validate
@@ -425,52 +346,56 @@ def test_what_is_validated_is_what_is_kept(quick: Config, monkeypatch: pytest.Mo
     assert not torch.equal(state["trained"][weight], state["model"][weight])
 
 
-def test_without_a_running_mean_the_network_itself_is_kept() -> None:
-    learner = Learner(small(), Config(), 1)
-    assert learner.kept is learner.network
-    assert set(learner.state()) == {"optimizer"}
-
-
-def test_the_loss_and_the_views_are_those_of_the_settings() -> None:
+def test_the_loss_is_that_of_the_settings() -> None:
     config = Config(
-        pairs="batch",
-        loss="triplet",
-        margin=0.7,
-        positive_margin=0.1,
-        average="active",
-        melanoma_weight=3.0,
-        pair_weight=0.4,
-        head="focal",
+        margin=0.7, positive_margin=0.1, average="active", melanoma_weight=3.0, pair_weight=0.4, head="focal"
     )
-    assert learning.loss_of(config) == SiameseLoss("triplet", 0.7, 0.1, True, 3.0, 0.4, "focal")
-    assert learning.loss_of(Config()) == SiameseLoss()
-    names = [name.removeprefix("view_") for name in Config.__dataclass_fields__ if name.startswith("view_")]
-    assert sorted(names) == sorted(item.name for item in dataclasses.fields(ViewRanges))
-    assert train.view_ranges(Config()) == ViewRanges()
-    for number, name in enumerate(names, start=1):
-        value: Any = False if name == "flip" else 1.0 + number / 100 if name == "scale" else number / 100
-        assert train.view_ranges(Config(**{f"view_{name}": value})) == ViewRanges(**{name: value})
+    assert loss_of(config) == SiameseLoss(0.7, 0.1, True, 3.0, 0.4, "focal")
+    assert loss_of(Config(recipe="baseline")) == SiameseLoss()
 
 
-def test_a_frozen_backbone_is_left_alone_in_its_epochs_and_trained_after(quick: Config, tmp_path) -> None:
-    config = dataclasses.replace(quick, backbone="conv3_norm", frozen_epochs=1, frozen_blocks=1)
+def test_frozen_blocks_and_all_statistics_are_left_alone(quick: Config) -> None:
+    config = dataclasses.replace(
+        quick,
+        backbone="resnet18",
+        backbone_weights="none",
+        frozen_blocks=2,
+        epoch_share=0.3,
+        head="bce",
+        pair_weight=0.0,  # random weights embed all images alike
+    )
     torch.manual_seed(config.seed)
     start = network_of(config).state_dict()
-    states = []
-    for epochs in (1, 2):
-        own = dataclasses.replace(config, epochs=epochs, run_dir=tmp_path / str(epochs))
-        train.main(own)
-        states.append(last(own)["model"])
-    changed = [{name for name in start if not torch.equal(state[name], start[name])} for state in states]
-    assert changed[0] == {"fc_embedding.weight", "fc_embedding.bias"}
-    assert changed[1] == {name for name in start if "convolutions.0." not in name}
+    train.main(config)
+    model = last(config)["model"]
+    kept = {name for name, value in start.items() if torch.equal(model[name], value)}
+    statistics = {name for name in start if name.endswith(("mean", "var", "num_batches_tracked"))}
+    frozen = {name for name in start if name.startswith(("backbone.model.conv1.", "backbone.model.bn1."))}
+    assert len(statistics) == 60 and len(frozen) == 6
+    assert kept == statistics | frozen
 
 
-def test_frozen_norm_keeps_the_statistics(quick: Config) -> None:
-    train.main(dataclasses.replace(quick, backbone="conv3_norm", frozen_norm=True))
-    model = last(quick)["model"]
-    assert all((model[f"backbone.convolutions.{i}.1.running_mean"] == 0).all() for i in range(3))
-    assert all((model[f"backbone.convolutions.{i}.1.running_var"] == 1).all() for i in range(3))
+def test_the_first_lines_say_the_recipe_what_differs_and_what_is_replaced(quick: Config, capsys) -> None:
+    train.main(quick, replaced=["margin = 0.9"])
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith(
+        "recipe baseline; changed: image_size 32 (recipe: 128), batch_size 16 (recipe: 256)"
+    )
+    assert "margin" not in first
+    assert second == "the command line replaces these lines of config.py: margin = 0.9"
+
+
+def test_the_last_line_names_the_next_command_and_a_failed_start_leaves_nothing(
+    quick: Config, capsys
+) -> None:
+    with pytest.raises(InputError):
+        train.main(dataclasses.replace(quick, train_labels=quick.train_image / "none.csv"))
+    assert not quick.run_dir.exists()
+    train.main(quick)
+    lines = capsys.readouterr().out.splitlines()
+    assert str(quick.graph_dir) in lines[-2]
+    assert lines[-1] == f"next: python predict.py --run-dir {quick.run_dir}"
+    assert not (quick.run_dir / "lock").exists()
 
 
 def test_a_collapsed_embedding_stops_the_training_with_what_to_do(quick: Config) -> None:

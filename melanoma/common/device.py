@@ -98,8 +98,8 @@ def free_memory(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
-def chance_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the states of torch's global generators, which layers such as dropout draw from."""
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of torch's global random number generators, which layers such as dropout draw from."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -108,8 +108,8 @@ def chance_state(device: torch.device) -> dict[str, torch.Tensor]:
     return states
 
 
-def set_chance_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Take up what `chance_state` gave; another device than it was taken on draws anew."""
+def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Restore what `random_state` returned; another device draws anew."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

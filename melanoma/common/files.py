@@ -8,16 +8,13 @@ import os
 import re
 import shutil
 import stat
-from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from melanoma.common.errors import InputError, listed
-
-DEEPEST = 20  # levels of JSON within JSON; the files of a run have 3
+from melanoma.common.errors import InputError
 
 
 def is_file(path: Path) -> bool:
@@ -66,30 +63,12 @@ def parse_json(text: str) -> Any:
 
     Raises
     ------
-    ValueError : no JSON, one that is nested too deeply, or an object with two values of one name
+    ValueError : no JSON, or nested too deeply
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            times = Counter(name for name, _ in pairs)
-            raise ValueError(f"it gives {listed(name for name in found if times[name] > 1)} twice")
-        return found
-
     try:
-        value = json.loads(text, object_pairs_hook=once)
-        level, depth = [value], 0
-        while level := [inner for outer in level for inner in _inner(outer)]:
-            depth += 1
-            if depth > DEEPEST:
-                raise RecursionError
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    return value
-
-
-def _inner(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def read_json(path: Path, what: str, advice: str) -> Any:
@@ -137,7 +116,7 @@ def remove_halves(folder: Path, names: Container[str] | None = None) -> None:
 
 
 def need_room(folder: Path, need: int, what: str, advice: str) -> None:
-    """Refuse to begin what a folder's disk has no room for.
+    """Check free disk space.
 
     Parameters
     ----------
@@ -146,7 +125,7 @@ def need_room(folder: Path, need: int, what: str, advice: str) -> None:
 
     Raises
     ------
-    InputError
+    InputError : less is free than needed
     """
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -191,16 +170,19 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def locked(file: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock file, whose folder is made; the system lets go of it even when the process is killed.
+    """Hold a lock file, which is removed at the end; the system releases it when the process is killed.
+
+    Makes the folder, and removes it at the end if it is new and still empty.
 
     Parameters
     ----------
-    refusal : what to tell the user if another process holds it
+    refusal : message of the error if another process holds the lock
 
     Raises
     ------
     InputError : another process holds it, or it cannot be written
     """
+    new = not is_folder(file.parent)
     make_folder(file.parent)
     lock = FileLock(file)
     try:
@@ -212,4 +194,8 @@ def locked(file: Path, refusal: str) -> Iterator[None]:
     try:
         yield
     finally:
+        file.unlink(missing_ok=True)
         lock.release()
+        if new:
+            with contextlib.suppress(OSError):
+                file.parent.rmdir()

@@ -1,6 +1,6 @@
 """How a script ends: a line for what is wrong, and the exit code that a shell expects.
 
-0: done. 2: bad input. 130 and 143: stopped by Ctrl-C (SIGINT) or SIGTERM.
+0: done. 2: bad input. 130 and 143: stopped by Ctrl-C (SIGINT) or SIGTERM. 141: the reader of a pipe has gone.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ def run_script(main: Callable[[], None]) -> typing.NoReturn:
         code = 0
         try:
             main()
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader, such as head, has all that it wants
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 128 + signal.SIGPIPE
         except (InputError, FileNotFoundError) as error:
             _tell(f"error: {printable(str(error))}")
             code = 2

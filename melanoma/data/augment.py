@@ -1,7 +1,6 @@
-"""Random views of a batch, on the batch's own device: draw the parameters of each image, then apply them.
+"""Random views of a batch: draw the parameters of each image, then apply them on the batch's device.
 
-Drawing takes a generator and no pixels, applying takes no chance: the same views of the same images are the
-same pixels, on any number of processes. Both classes go through the same views.
+Drawing takes a generator and no pixels; applying is deterministic. Both classes get the same views.
 """
 
 from __future__ import annotations
@@ -21,23 +20,22 @@ HAIR_SHADE = 0.15  # grey value of a hair, 0..1
 BLUR = (0.004, 0.012)  # standard deviation of the blur as a share of the side: 0.5 to 1.5 pixels of 128
 QUANTUM = (0.02, 0.15)  # JPEG noise: step to which the coefficients of an 8×8 block are rounded
 CUTOUT = (0.15, 0.4)  # side of the hidden square, as a share of the image's
-LENS = (0.95, 1.3)  # radius of the bright disc, half a side being 1 (from 1.41 on no corner is dark)
 JPEG_BLOCK = 8
 
 
 @dataclass(frozen=True)
 class ViewRanges:
-    """How far views may differ from the image; 0 (scale: 1) switches a change off. Fields are config.py's `view_`.
+    """How far a view may differ from the image; 0 (scale: 1) switches a change off.
 
-    flip : flips and quarter turns, which move pixels without touching their values: in every view
-    share : of the views that are turned, scaled and shifted; and, drawn apart, that are coloured. Were no image
-        shown as sharp and as coloured as it is, the network would be tested on pictures of a kind it never saw
+    flip : flips and quarter turns, in every view
+    share : of the views that are turned, scaled and shifted; and, drawn separately, of those that are coloured. The
+        others stay as sharp and as coloured as the images that are scored
     turn : degrees each way; with the quarter turns 45 is any angle
     scale : largest factor of the lesion's size, up or down, log-uniform
     shift : of the image's side, each way
-    light : of brightness and of contrast, factors from 1 - this to 1 + this
-    colour : each channel's own factor, from 1 - this to 1 + this: a shift of the white balance
-    blur, noise, hair, cutout, corners : share of the views that have one
+    light : of brightness and of contrast, factors from 1 - light to 1 + light
+    colour : of each channel, factors from 1 - colour to 1 + colour: a shift of the white balance
+    blur, noise, hair, cutout : share of the views that have one
     """
 
     flip: bool = True
@@ -51,22 +49,31 @@ class ViewRanges:
     noise: float = 0.0
     hair: float = 0.0
     cutout: float = 0.0
-    corners: float = 0.0
+
+
+# The values of the setting `views`; none shows each image as it is.
+VIEWS: dict[str, ViewRanges | None] = {
+    "none": None,
+    "mild": ViewRanges(),
+    "wide": ViewRanges(share=0.7, scale=1.3, light=0.2, colour=0.05, cutout=0.5),
+    "wider": ViewRanges(
+        share=0.8, scale=1.4, light=0.25, colour=0.08, blur=0.2, noise=0.2, hair=0.2, cutout=0.5
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Views:
-    """How each of B images is to be shown. Positions are in -1..1 (x, y) from edge to edge.
+    """Parameters of the views of B images. Positions are in -1..1 (x, y) from edge to edge.
 
     affine : float32 (B, 2, 3), output position to input position, as in F.affine_grid
     gain : float32 (B, 3), factor of each colour channel
     contrast : float32 (B,), factor of the distance from the image's mean
 
-    The rest is None where no image has it.
+    The others are None where no image has the change.
 
     hair : float32 (B, HAIRS, 5): x and y of a point of each hair, its angle, its curvature, half its width (0: no hair)
     square : float32 (B, 3): x and y of the hidden square's middle, half its side (0: none)
-    lens : float32 (B,), radius beyond which the corners are dark
     blur : float32 (B,), standard deviation as a share of the side (0: sharp)
     noise : float32 (B,), quantum of the block coefficients (0: none)
     """
@@ -76,7 +83,6 @@ class Views:
     contrast: Tensor
     hair: Tensor | None = None
     square: Tensor | None = None
-    lens: Tensor | None = None
     blur: Tensor | None = None
     noise: Tensor | None = None
 
@@ -120,7 +126,7 @@ def draw_views(n: int, generator: torch.Generator, ranges: ViewRanges = ViewRang
     gain = brightness * (1 + coloured[:, None] * uniform(-ranges.colour, ranges.colour, 3))
     contrast = 1 + coloured * uniform(-ranges.light, ranges.light)
 
-    hair = square = lens = blur = noise = None
+    hair = square = blur = noise = None
     if ranges.hair:
         place = uniform(-1, 1, HAIRS, 2)
         shape = torch.stack([uniform(0, math.pi, HAIRS), uniform(-0.5, 0.5, HAIRS)], dim=2)
@@ -128,17 +134,15 @@ def draw_views(n: int, generator: torch.Generator, ranges: ViewRanges = ViewRang
         hair = torch.cat([place, shape, width], dim=2)
     if ranges.cutout:
         square = torch.cat([uniform(-1, 1, 2), (chosen(ranges.cutout) * uniform(*CUTOUT))[:, None]], dim=1)
-    if ranges.corners:
-        lens = torch.where(chosen(ranges.corners) > 0, uniform(*LENS), 2.0)
     if ranges.blur:
         blur = chosen(ranges.blur) * uniform(*BLUR)
     if ranges.noise:
         noise = chosen(ranges.noise) * uniform(*QUANTUM)
-    return Views(affine, gain, contrast, hair, square, lens, blur, noise)
+    return Views(affine, gain, contrast, hair, square, blur, noise)
 
 
 def apply_views(images: Tensor, views: Views) -> Tensor:
-    """Return the views of images; what lies outside an image is its mirror image at the border.
+    """Return the views of images; outside its border an image is mirrored.
 
     Parameters
     ----------
@@ -161,9 +165,6 @@ def apply_views(images: Tensor, views: Views) -> Tensor:
     if views.square is not None:
         rows = _changed(views.square[:, 2] > 0)
         shown[rows] = _hide_square(shown[rows], views.square[rows])
-    if views.lens is not None:
-        rows = _changed(views.lens < math.sqrt(2))
-        shown[rows] = shown[rows] * _lens(views.lens[rows], images.shape[2])
     if views.blur is not None:
         rows = _changed(views.blur > 0)
         shown[rows] = _blur(shown[rows], views.blur[rows])
@@ -174,7 +175,7 @@ def apply_views(images: Tensor, views: Views) -> Tensor:
 
 
 def _changed(chosen: Tensor) -> Tensor | slice:
-    """Return the images that a change is for; on a GPU all, since to ask which would be to wait for it."""
+    """Return the images that have a change; on a GPU all of them, as selecting would wait for the GPU."""
     return chosen.nonzero()[:, 0] if chosen.device.type == "cpu" else slice(None)
 
 
@@ -205,13 +206,6 @@ def _hide_square(images: Tensor, square: Tensor) -> Tensor:
     return torch.where(hidden, images.mean(dim=(2, 3), keepdim=True), images)
 
 
-def _lens(radius: Tensor, side: int) -> Tensor:
-    """Return a round lens's brightness, (B, 1, S, S): 1 within the radius, falling to 0 over a tenth of half a side."""
-    centre = _centres(side, radius.device)
-    distance = (centre.square() + centre.square()[:, None]).sqrt()
-    return ((radius[:, None, None] - distance) * 10 + 1).clamp(0, 1)[:, None]
-
-
 def _blur(images: Tensor, deviation: Tensor) -> Tensor:
     """Blur each image (B, 3, S, S) by its own Gaussian, standard deviations (B,) as a share of the side."""
     n, channels, side, _ = images.shape
@@ -219,7 +213,7 @@ def _blur(images: Tensor, deviation: Tensor) -> Tensor:
         return images
     reach = min(math.ceil(3 * BLUR[1] * side), side - 1)
     offset = torch.arange(-reach, reach + 1, device=images.device)
-    sigma = (deviation * side).clamp(min=1e-3)[:, None]  # so small a one leaves the image as it is
+    sigma = (deviation * side).clamp(min=1e-3)[:, None]  # small enough to leave the image as it is
     kernel = torch.exp(-0.5 * (offset / sigma).square())
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)[:, None]
     planes = images.reshape(1, n * channels, side, side)
@@ -259,8 +253,7 @@ def to_float(images: Tensor) -> Tensor:
 def _sampling_grid(affine: Tensor, side: int) -> Tensor:
     """Return F.affine_grid(affine, (B, 3, side, side), align_corners=False), float32 (B, side, side, 2).
 
-    The coordinates are separable; F.affine_grid multiplies them out as matrices, which takes 2.5 times as long on
-    the CPU.
+    F.affine_grid multiplies matrices, which takes 2.5 times as long on the CPU as these separable coordinates.
     """
     centre = _centres(side, affine.device)
     grid = torch.empty((len(affine), side, side, 2), device=affine.device)
@@ -271,9 +264,9 @@ def _sampling_grid(affine: Tensor, side: int) -> Tensor:
 
 
 def show(images: Tensor, views: Views | None) -> Tensor:
-    """Return uint8 images (B, S, S, 3) through their views, or as they are.
+    """Return the views of uint8 images (B, S, S, 3), or the images as they are.
 
-    On the CPU a few images at a time, so that each step finds the last one's result in the processor's cache.
+    On the CPU a few images at a time, so that they stay in the processor's cache.
 
     Returns
     -------
@@ -298,6 +291,6 @@ def flips_and_turns(images: Tensor, count: int) -> Iterator[Tensor]:
 
 
 def turn_back(views: Tensor) -> Tensor:
-    """Return maps of the views that `flips_and_turns` gives of one image, (V, H, H), the way that the image lies."""
+    """Undo `flips_and_turns` on maps of the views of one image, (V, H, H)."""
     back = [torch.rot90(view, -(number % 4), (0, 1)) for number, view in enumerate(views)]
     return torch.stack([view.flip(1) if number >= 4 else view for number, view in enumerate(back)])

@@ -1,4 +1,4 @@
-"""The CSVs: which images there are, whose they are, and which of them are melanomas."""
+"""Read the CSVs of labels, test images and duplicates."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ AS_CSV = "save it as CSV in UTF-8, separated by commas"
 def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
     """Read a label CSV: one row an image, in the file's order.
 
-    Understands the ISIC 2020 ground truth, its v2, the Kaggle train.csv, and any CSV with `image_name` plus
-    `target` (0 or 1, also written 0.0 or 1.0) or `diagnosis`. A diagnosis that begins with melanoma is one, any other
-    is not; what has the word further on, and the short form mel, is not guessed at. Names and patients are the same
-    where their characters are, but for spaces around them. An age that is no plain number of years up to 120 is
-    unknown.
+    Reads the ISIC 2020 ground truth, its v2, the Kaggle train.csv, and any CSV with `image_name` plus `target` (0 or 1,
+    also 0.0 or 1.0) or `diagnosis`. A diagnosis that begins with melanoma is label 1; one that has the word further on,
+    or the short form mel, is an error; any other is label 0. Spaces around names are ignored. An age that is no plain
+    number of years up to 120 is unknown.
 
     Returns
     -------
@@ -79,7 +78,7 @@ def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
 def read_test_names(path: Path, argument: str = "test_labels") -> list[str]:
     """Read the names of images without labels, in the file's order, from a column image_name or image.
 
-    Understands ISIC_2020_Test_Metadata.csv (image) and Kaggle's test.csv (image_name).
+    Reads ISIC_2020_Test_Metadata.csv (image) and Kaggle's test.csv (image_name).
 
     Raises
     ------
@@ -125,19 +124,19 @@ def drop_duplicates(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd
 def read_csv(path: Path, what: str, advice: str) -> pd.DataFrame:
     """Read a CSV as text: UTF-8 with or without a byte order mark, commas, any line ends, quotes as in RFC 4180.
 
-    Spaces around a cell are not part of it. Blank lines, and columns without a name, are left out.
+    Spaces around a cell are removed; blank lines, and columns without a name, are skipped.
 
     Parameters
     ----------
-    what, advice : how the message of an error begins and ends: which file it is, and what to do if it is not there
+    what, advice : begin and end of error messages: which file it is, and what to do if it does not exist
 
     Returns
     -------
-    a table of str, whose index is the line of the file in which each row begins
+    a table of str; the index is the line of the file in which each row begins
 
     Raises
     ------
-    InputError : not there, no UTF-8 text, a NUL character, an open quote, a cell of more than 131,072 characters, a
+    InputError : no such file, no UTF-8 text, a NUL character, an open quote, a cell of more than 131,072 characters, a
         row that is longer or shorter than the header, two columns of one name; the message names the line
     """
     text = read_text(path, what, advice)
@@ -182,7 +181,7 @@ def _refuse_empty(where: str, table: pd.DataFrame) -> None:
 
 
 def _columns(table: pd.DataFrame) -> str:
-    """Return what to tell of a table that lacks a column."""
+    """Return the columns of a table that lacks one, for an error message."""
     columns = f"its columns are {listed(table.columns, 12)}"
     if len(table.columns) == 1 and any(mark in table.columns[0] for mark in ";\t|"):
         columns += f": {AS_CSV}"

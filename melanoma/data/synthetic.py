@@ -1,19 +1,15 @@
-"""Write a small synthetic data set in ISIC 2020's own layout, so that everything runs without the real 23 GB.
-
-    python demo.py --out data/demo --images 900 --seed 0
+"""Write a small generated data set in ISIC 2020's layout, so that everything runs without the real 23 GB.
 
     <out>/train/<image_name>.jpg   ISIC_2020_Training_GroundTruth.csv, ISIC_2020_Training_Duplicates.csv
     <out>/test/<image>.jpg         ISIC_2020_Test_Metadata.csv (no labels)
 
-The pictures follow the ABCD rule of dermoscopy: a melanoma is more asymmetric, has a more ragged border, more
-colours and a larger diameter than a benign lesion, on average and with overlap. Skin, light, lens, hairs and
-size in pixels know nothing of the class. What a network reaches here shows that the code works, not how well
-it does on skin.
+The images follow the ABCD rule of dermoscopy: on average, and with overlap, a melanoma is more asymmetric, has a more
+ragged border, more colours and a larger diameter than a benign lesion. Skin, light, lens, hairs and image size do not
+depend on the class. Results on these images show that the code works, not how well it does on skin.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 from collections.abc import Iterable, Sequence
@@ -26,6 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from melanoma.common.errors import InputError
+from melanoma.common.files import cannot_write, make_folder
+
 # Pixels are computed as planes, shape (H, W) or (3, H, W): NumPy is slow where the last axis has length 3.
 Array = NDArray[np.floating[Any]]
 
@@ -33,8 +32,7 @@ MIN_IMAGES = 60  # 6 melanomas: with fewer, a split leaves a part without any
 TEST_IMAGES = 40
 SIZES = ((640, 480), (480, 320), (400, 300), (320, 240))  # width, height in pixels
 
-# Second word of a random stream's name, after the seed. Pictures have a third word; NumPy pads names with
-# zeros, so the table can't share a second word with them.
+# Second word of a generator's seed; pictures have a third. NumPy pads seeds with zeros, so each use has its own.
 TABLE, TRAIN, TEST = 1, 2, 3
 
 FAIR, DARK = np.array([236, 192, 174], np.float32), np.array([176, 124, 98], np.float32)  # skin, RGB
@@ -54,7 +52,7 @@ TEST_HEADER = "image,patient,age_approx,anatom_site_general,sex"
 
 @dataclass(frozen=True)
 class Photo:
-    """What is known of one picture before it is drawn; blank strings are unknown, as in ISIC 2020."""
+    """The metadata of one picture; blank strings are unknown, as in ISIC 2020."""
 
     name: str
     patient: str
@@ -63,7 +61,7 @@ class Photo:
     site: str
     diagnosis: str
     tone: Sequence[float]  # 3 numbers: bare skin of its patient, RGB in [0, 255]
-    stream: tuple[int, int, int]  # names the generator that draws it
+    stream: tuple[int, int, int]  # seed of the generator that draws it
 
     @property
     def melanoma(self) -> bool:
@@ -189,7 +187,7 @@ def lesion_image(
 
 
 def jpeg(photo: Photo) -> bytes:
-    """The file of one picture, drawn from its own generator: the same bytes in any order, on any thread."""
+    """The file of one picture, drawn from its own generator."""
     rng = np.random.default_rng(photo.stream)
     width, height = SIZES[rng.integers(len(SIZES))]
     file = io.BytesIO()
@@ -201,14 +199,14 @@ def jpeg(photo: Photo) -> bytes:
 def draw_photos(
     rng: np.random.Generator, numbers: NDArray[np.int64], n_melanoma: int, stream: tuple[int, int]
 ) -> list[Photo]:
-    """Who and what is on each picture: 2 to 10 pictures a patient, `n_melanoma` melanomas, some blank cells.
+    """Draw the metadata of pictures: 2 to 10 pictures a patient, `n_melanoma` melanomas, some blank cells.
 
     Parameters
     ----------
     rng : source of all randomness
     numbers : int array of shape (2, N): numbers for the names of the N pictures and of up to N patients
     n_melanoma : how many of the N are melanomas
-    stream : seed and set; picture i gets its own generator, named by these and i
+    stream : seed and set; with i they seed the generator of picture i
     """
     n = numbers.shape[1]
     owner = np.repeat(np.arange(n), rng.integers(2, 10, n))[:n]
@@ -234,85 +232,61 @@ def csv_bytes(header: str, rows: Iterable[Sequence[str]]) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file unless it is right already, so that what was made from it stays newer than it."""
-    if not (path.is_file() and path.read_bytes() == content):
-        path.write_bytes(content)
+    """Write a file unless it has this content already, so that caches of it stay valid."""
+    try:
+        if not (path.is_file() and path.read_bytes() == content):
+            path.write_bytes(content)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_demo(out: Path, n_images: int, seed: int) -> list[Photo]:
     """Write the data set into folder `out` and return its training pictures in the order of the ground truth.
 
-    The same arguments give the same bytes. A folder that holds the same data set is completed or mended;
-    nothing is ever deleted.
+    The same arguments give the same bytes. A folder that holds the same data set is completed or repaired; nothing is
+    deleted.
 
     Raises
     ------
-    ValueError : n_images or seed is out of range
-    FileExistsError : `out` is a file or holds anything else
+    InputError : n_images or seed is out of range, `out` is a file or holds anything else, or it cannot be written
     """
     if n_images < MIN_IMAGES:
-        raise ValueError(f"--images is {n_images}: it must be {MIN_IMAGES} or more")
+        raise InputError(f"--images is {n_images}: it must be {MIN_IMAGES} or more")
     if seed < 0:
-        raise ValueError(f"--seed is {seed}: it must be 0 or more")
+        raise InputError(f"--seed is {seed}: it must be 0 or more")
     rng = np.random.default_rng([seed, TABLE])
     numbers = rng.choice(10**7, (2, n_images + TEST_IMAGES), replace=False)
     train = draw_photos(rng, numbers[:, 1:n_images], round(n_images / 10), (seed, TRAIN))
     test = draw_photos(rng, numbers[:, n_images:], TEST_IMAGES // 10, (seed, TEST))
 
-    # As in ISIC 2020, one picture was handed in twice, under two names.
+    # As in ISIC 2020, one picture appears twice, under two names.
     original = next(photo for photo in train if not photo.melanoma)
     duplicate = replace(original, name=f"ISIC_{numbers[0, 0]:07d}")
     train = [[*train, duplicate][i] for i in rng.permutation(n_images)]
 
-    # The ground truth is written first: by it a later run knows the folder as its own.
+    # The ground truth is written first: a later run recognises the folder by it.
     truth_path = out / "ISIC_2020_Training_GroundTruth.csv"
     verdicts = {False: ("benign", "0"), True: ("malignant", "1")}
     rows = [(p.name, p.patient, p.sex, p.age, p.site, p.diagnosis, *verdicts[p.melanoma]) for p in train]
     truth = csv_bytes(TRUTH_HEADER, rows)
     known = truth_path.is_file() and truth_path.read_bytes() == truth
     if out.exists() and not known and not (out.is_dir() and not any(out.iterdir())):
-        raise FileExistsError(f"{out} is not an empty folder and not this demo: name another with --out")
+        raise InputError(f"{out} is not an empty folder and not this data set: choose another")
     for folder in ("train", "test"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
     write_file(truth_path, truth)
     pair = (original.name, duplicate.name)
     write_file(out / "ISIC_2020_Training_Duplicates.csv", csv_bytes(DUPLICATES_HEADER, [pair]))
     metadata = [(p.name, p.patient, p.age, p.site, p.sex) for p in test]
     write_file(out / "ISIC_2020_Test_Metadata.csv", csv_bytes(TEST_HEADER, metadata))
 
-    # Threads, because NumPy and Pillow let go of Python's lock while they compute.
+    # Threads: NumPy and Pillow release Python's lock while they compute.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for folder, photos in (("train", train), ("test", test)):
             for photo, content in zip(photos, pool.map(jpeg, photos), strict=True):
                 write_file(out / folder / f"{photo.name}.jpg", content)
-    return train
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description="Write a small synthetic data set in ISIC 2020's layout.", allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("data/demo"), help="folder to write into (%(default)s)")
-    add("--images", type=int, default=900, help="training images, 1 in 10 a melanoma (%(default)s)")
-    add("--seed", type=int, default=0, help="every picture and table follows from it (%(default)s)")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Read the flags, write the data set, say what it holds."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    try:
-        train = write_demo(args.out, args.images, args.seed)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     print(
-        f"{args.out}: {len(train)} training images ({sum(p.melanoma for p in train)} melanomas, "
+        f"{out}: {len(train)} training images ({sum(p.melanoma for p in train)} melanomas, "
         f"{len({p.patient for p in train})} patients) and {TEST_IMAGES} test images without labels"
     )
-
-
-if __name__ == "__main__":
-    main()
+    return train

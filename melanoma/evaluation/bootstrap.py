@@ -1,7 +1,7 @@
-"""Intervals by bootstrap over patients: whole patients are drawn with replacement, all their lesions with them.
+"""Intervals by bootstrap over patients: patients are drawn with replacement, each with all lesions.
 
-Lesions of one patient resemble each other, so they are less evidence than as many lesions of different patients: an
-interval that took them for independent would be too narrow. All draws of a block are computed at once.
+Lesions of one patient resemble each other and carry less information than lesions of different patients; intervals that
+assume independent lesions are too narrow. The draws of a block are computed at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.random import Generator
 
 from melanoma.evaluation.metrics import (
     absent_class,
@@ -20,12 +21,12 @@ from melanoma.evaluation.metrics import (
     nested,
     rate,
     roc_counts,
-    weighted_figures,
+    weighted_metrics,
 )
 
 DRAWS = 2000
-LEVEL = 0.95  # share of the draws within an interval
-BLOCK = 2**17  # weights at a time, 1 MB: what is computed from them stays in the processor's cache
+INTERVAL = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # quantiles at its ends
+BLOCK = 2**17  # weights at a time, 1 MB: intermediate arrays fit the processor's cache
 
 
 def intervals(
@@ -33,56 +34,43 @@ def intervals(
     scores: np.ndarray,
     threshold: float | np.ndarray,
     groups: np.ndarray,
-    rng: np.random.Generator,
+    rng: Generator,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """Return a 95 % percentile interval, [low, high], of every figure of `metrics.evaluate`, nested as there.
+    """Return a 95 % percentile interval, [low, high], of every metric of `metrics.evaluate`, nested as there.
 
-    An interval is None where the figure cannot be computed; draws in which it cannot (they lack a class, say) are left
-    out. A calibration error is never negative and grows with the noise of the draws: its interval lies high, and may
-    even lie above the figure where calibration is very good.
+    An interval is None if the metric cannot be computed; draws in which it cannot (a class is absent, for example) are
+    left out. The calibration error is never negative and grows with the noise of the draws: its interval is biased
+    upwards, and can lie above the value itself if calibration is very good.
 
     Parameters
     ----------
     labels, scores, threshold : see `metrics.evaluate`
     groups : array of shape (N,), the patient of each lesion
     rng : source of the draws
-    draws : resamplings
+    draws : number of bootstrap samples
     """
     check_scores(labels, scores)
     blocks = [
-        weighted_figures(labels, scores, threshold, weights) for weights in weightings(groups, rng, draws)
+        weighted_metrics(labels, scores, threshold, weights) for weights in weightings(groups, rng, draws)
     ]
-    return nested(
-        {name: percentiles(np.concatenate([block[name] for block in blocks])) for name in blocks[0]}
-    )
+    return nested({name: percentiles(np.concatenate([own[name] for own in blocks])) for name in blocks[0]})
 
 
 def auc_interval(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    groups: np.ndarray,
-    rng: np.random.Generator,
-    draws: int = DRAWS,
-    level: float = LEVEL,
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, rng: Generator, draws: int = DRAWS
 ) -> list[float] | None:
-    """Return the interval of the ROC AUC alone, [low, high]; None where a class is absent. See `intervals`."""
+    """Return the interval of the ROC AUC alone, [low, high]; None if a class is absent. See `intervals`."""
     check_scores(labels, scores)
-    return percentiles(
-        _draw(lambda weights: auc(*roc_counts(labels, scores, weights)), groups, rng, draws), level
-    )
+    return percentiles(_draw(lambda weights: auc(*roc_counts(labels, scores, weights)), groups, rng, draws))
 
 
 def roc_band(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    groups: np.ndarray,
-    rng: np.random.Generator,
-    draws: int = DRAWS,
+    labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, rng: Generator, draws: int = DRAWS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return where the ROC curve lies: at each of 101 false positive rates, the interval of sensitivity there.
+    """Return the pointwise 95 % interval of the ROC curve's sensitivity at 101 false positive rates.
 
-    Pointwise, and vertical: by the draws of `intervals`, those left out that lack a class. Both classes must occur.
+    Draws that lack a class are left out. The labels must have both classes.
 
     Returns
     -------
@@ -98,9 +86,8 @@ def roc_band(
         drawn = [np.interp(grid, false / false[-1], true / true[-1]) for true, false in curves]
         return np.reshape(drawn, (-1, len(grid)))  # a block may have no such draw
 
-    low, high = np.quantile(
-        _draw(sensitivities, groups, rng, draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0
-    )
+    drawn = _draw(sensitivities, groups, rng, draws)
+    low, high = np.quantile(drawn, INTERVAL, axis=0)
     return grid, low, high
 
 
@@ -109,12 +96,10 @@ def compare(
     scores_a: np.ndarray,
     scores_b: np.ndarray,
     groups: np.ndarray,
-    rng: np.random.Generator,
+    rng: Generator,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """Return by how much the AUC of a exceeds that of b on the same lesions, with a paired bootstrap over patients.
-
-    Both are computed on the same draws, so what they have in common, easy and hard patients, cancels.
+    """Return the difference of two AUCs on the same lesions, by a paired bootstrap over patients.
 
     Parameters
     ----------
@@ -124,18 +109,17 @@ def compare(
 
     Returns
     -------
-    {auc_a, auc_b, difference, interval, p, not_computed}. interval : 95 %, of the difference. p : two-sided, of no
-    difference: twice the smaller share of draws on either side of 0, one draw added to both counts (Davison and
-    Hinkley 1997, eq. 4.11); but for rounding it is below 0.05 just when the interval leaves out 0. not_computed : why
-    the others are None, where a class is absent
+    {auc_a, auc_b, difference, interval, p, not_computed}. difference : a minus b. interval : 95 %, of the difference.
+    p : two-sided, of no difference: twice the smaller share of draws on either side of 0, with one added to both counts
+    (Davison and Hinkley 1997, eq. 4.11); except for rounding, p < 0.05 if and only if the interval excludes 0.
+    not_computed : the reason if a class is absent; the others are then None
     """
     check_scores(labels, scores_a)
     check_scores(labels, scores_b)
 
     def both(weights: np.ndarray) -> np.ndarray:
-        return np.stack(
-            [auc(*roc_counts(labels, scores, weights)) for scores in (scores_a, scores_b)], axis=1
-        )
+        aucs = [auc(*roc_counts(labels, scores, weights)) for scores in (scores_a, scores_b)]
+        return np.stack(aucs, axis=1)
 
     reason = absent_class(labels)
     if reason:
@@ -155,55 +139,44 @@ def compare(
     }
 
 
-def brief_figures(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    threshold: float | np.ndarray,
-    groups: np.ndarray,
-    rng: np.random.Generator,
-    draws: int = DRAWS,
-) -> dict[str, Any]:
-    """Return what a row of a table says of some lesions; arguments as `intervals`.
+def brief_metrics(table: pd.DataFrame, rng: Generator, draws: int = DRAWS) -> dict[str, Any]:
+    """Return the metrics of a fold or subgroup.
+
+    Parameters
+    ----------
+    table : judged lesions: columns label, probability, threshold and patient_id
+    rng, draws : see `intervals`
 
     Returns
     -------
     {n, n_melanoma, auc, auc_interval, sensitivity, specificity}, the last two as `metrics.rate`
     """
+    labels, scores, threshold, patients = (
+        table[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
+    )
     check_scores(labels, scores)
-    counts = count_outcomes(labels, scores, threshold)
-    tp, fp, tn, fn = (counts[key] for key in ("tp", "fp", "tn", "fn"))
+    tp, fp, tn, fn = count_outcomes(labels, scores, threshold).values()
     value = auc(*roc_counts(labels, scores, np.ones((1, len(labels)))))[0]
     return {
         "n": len(labels),
         "n_melanoma": tp + fn,
         "auc": None if np.isnan(value) else float(value),
-        "auc_interval": auc_interval(labels, scores, groups, rng, draws),
+        "auc_interval": auc_interval(labels, scores, patients, rng, draws),
         "sensitivity": rate(tp, tp + fn),
         "specificity": rate(tn, tn + fp),
     }
 
 
-def fold_figures(table: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS) -> list[dict[str, Any]]:
-    """Return a row for each fold of judged lesions, {fold, ...} as `brief_figures`, in order of the folds.
-
-    table : columns label, probability, threshold, patient_id and fold
-    """
-    return [{"fold": int(fold), **table_figures(own, rng, draws)} for fold, own in table.groupby("fold")]
-
-
-def table_figures(table: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS) -> dict[str, Any]:
-    """Return `brief_figures` of judged lesions: columns label, probability, threshold and patient_id."""
-    label, probability, threshold, patient = (
-        table[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
-    )
-    return brief_figures(label, probability, threshold, patient, rng, draws)
+def fold_metrics(table: pd.DataFrame, rng: Generator, draws: int = DRAWS) -> list[dict[str, Any]]:
+    """Return {fold, ...} as `brief_metrics` for each value of the column `fold`, in ascending order."""
+    return [{"fold": int(fold), **brief_metrics(own, rng, draws)} for fold, own in table.groupby("fold")]
 
 
 # --- draws ---
 
 
-def weightings(groups: np.ndarray, rng: np.random.Generator, draws: int) -> Iterator[np.ndarray]:
-    """Yield blocks of draws of as many patients as there are, float64 (B, N): how often each lesion was drawn."""
+def weightings(groups: np.ndarray, rng: Generator, draws: int) -> Iterator[np.ndarray]:
+    """Yield blocks of draws, float64 (B, N): how often each lesion was drawn."""
     _, group = np.unique(groups, return_inverse=True)
     n_groups = int(group.max()) + 1
     size = max(1, BLOCK // len(group))
@@ -214,17 +187,17 @@ def weightings(groups: np.ndarray, rng: np.random.Generator, draws: int) -> Iter
         yield times[:, group].astype(float)
 
 
-def percentiles(values: np.ndarray, level: float = LEVEL) -> list[float] | None:
-    """Return the percentile interval of draws (B,) of a figure, [low, high], NaNs left out; None if all are."""
+def percentiles(values: np.ndarray) -> list[float] | None:
+    """Return the percentile interval [low, high] of a metric's draws (B,), without NaNs; None if all are NaN."""
     values = values[~np.isnan(values)]
     if not len(values):
         return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, INTERVAL)
     return [float(low), float(high)]
 
 
 def _draw(
-    figure: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, rng: np.random.Generator, draws: int
+    metric: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, rng: Generator, draws: int
 ) -> np.ndarray:
-    """Return a figure of weights (B, N) in every draw: (draws, ...)."""
-    return np.concatenate([figure(weights) for weights in weightings(groups, rng, draws)])
+    """Return a metric of weights (B, N) in every draw: (draws, ...)."""
+    return np.concatenate([metric(weights) for weights in weightings(groups, rng, draws)])

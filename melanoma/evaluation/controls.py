@@ -1,15 +1,12 @@
-"""Controls: what can be said of a lesion without looking at it. A network worth its while beats them.
+"""Controls: what can be predicted without looking at the lesion. A useful network is better than these.
 
-Each control is learnt on the training part of a split and judges its test part, as a network does: nothing at all
-(always benign), age, sex and site, the size of the image, the size of its file, its mean colour. `python controls.py`
-prints them over the five test folds of the patient split; without the images, those that the CSV alone gives.
+Each control learns on the training part of a split and judges its test part, as a network does. It sees nothing (always
+benign); age, sex and site; the size of the image; the size of its file; or its mean colour.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,16 +15,13 @@ import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
-import dataset
-from config import Config, add_flags, from_flags
-from melanoma.common.script import run_script
-from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
+from melanoma.data.cache import ImageCache
 from melanoma.evaluation.bootstrap import DRAWS, auc_interval, compare
 from melanoma.evaluation.metrics import auc, average_precision, roc_counts, sensitivity_at
 
 METADATA = ["age", "sex", "site"]
 COLOURS = [f"{channel}_{what}" for channel in ("red", "green", "blue") for what in ("mean", "spread")]
-# What each control knows of a lesion: columns of the label table or of `image_features`.
+# The features of each control: columns of the label table or of `image_features`.
 CONTROLS: dict[str, list[str]] = {
     "always benign": [],
     "metadata": METADATA,
@@ -35,16 +29,16 @@ CONTROLS: dict[str, list[str]] = {
     "file size": ["bytes"],
     "mean colour": COLOURS,
 }
-UNEVEN = 0.05  # difference of the classes' shares of blanks from which on it is said
-SPECIFICITY = 0.9  # at which sensitivity is stated
+UNEVEN = 0.05  # a larger difference between the classes' shares of blanks is noted
+SPECIFICITY = 0.9  # at which sensitivity is given
 BLOCK = 64  # images at a time
 
 
 def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
-    """Learn melanoma from some columns of one table and return the scores (N,) of another, large = melanoma.
+    """Fit gradient-boosted trees to some columns of one table; return the scores (N,) of another, large = melanoma.
 
-    By gradient-boosted trees, which take blanks and categories as they are. A column that is blank throughout training
-    is left out; without any column all scores are 0.
+    The trees take blanks and categories as they are. A column that is blank throughout training is left out; without
+    any column all scores are 0.
 
     Parameters
     ----------
@@ -63,14 +57,14 @@ def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -
         random_state=0,
         categorical_features="from_dtype",
     )
-    with threadpool_limits(1):  # threads that wait for each other cost more than such small tables do
+    with threadpool_limits(1):  # for tables this small, synchronizing threads costs more than it saves
         trees.fit(features.iloc[: len(train)], train["label"])
         scores = trees.decision_function(features.iloc[len(train) :])
-    return np.round(scores, 6)  # so that lesions that are alike to it tie, in several folds too
+    return np.round(scores, 6)  # lesions with equal features tie, also across folds
 
 
 def image_features(cache: ImageCache, names: Iterable[str]) -> pd.DataFrame:
-    """Return what the controls know of named images: a table with the names as its index.
+    """Return the image features of the controls: a table with the names as its index.
 
     Columns width, height (pixels) and bytes of the source file; mean and spread (standard deviation) of each colour of
     the cached image, in 0..255.
@@ -86,19 +80,19 @@ def image_features(cache: ImageCache, names: Iterable[str]) -> pd.DataFrame:
 
 
 def control_scores(folds: Sequence[pd.DataFrame], features: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Let each control judge the test parts of some folds, learnt on the training part of each.
+    """Let each control judge the test parts of some folds, each after learning on the training part.
 
-    The scores of several folds are pooled as they are: log odds of a model for equally many melanomas.
+    Scores of several folds are pooled unchanged: they are log odds at balanced classes.
 
     Parameters
     ----------
-    folds : a table for each split: image_name, patient_id, label, part, and as far as known age, sex, site
+    folds : a table for each split: image_name, patient_id, label, part, and if known age, sex, site
     features : as `image_features`, of all images of the folds; None leaves out the controls that need it
 
     Returns
     -------
-    a row for each test image: image_name, patient_id, label, age, sex, site, and the score of each control whose
-    columns are there, by its name
+    a row for each test image: image_name, patient_id, label, age, sex, site, and a column of scores for each control
+    whose features are available, by its name
     """
     parts = []
     for fold in folds:
@@ -115,12 +109,12 @@ def control_scores(folds: Sequence[pd.DataFrame], features: pd.DataFrame | None 
 
 
 def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS) -> list[dict[str, Any]]:
-    """Return the figures of the controls as JSON values, a row for each, those that could not judge among them.
+    """Return a row of metrics for each control as JSON values, also for those that could not judge.
 
     Parameters
     ----------
     scores : as `control_scores`
-    rng, draws : of the intervals, see `bootstrap.intervals`
+    rng, draws : see `bootstrap.intervals`
 
     Returns
     -------
@@ -129,22 +123,22 @@ def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = D
     labels, patients = scores["label"].to_numpy(), scores["patient_id"].to_numpy()
     rows = []
     for name, columns in CONTROLS.items():
-        figures: list[float | None] = [None] * 3
+        values: list[float | None] = [None] * 3
         interval, note = None, f"not computed: needs {', '.join(columns)}"
         if name in scores:
             own = scores[name].to_numpy()
             curve = roc_counts(labels, own, np.ones((1, len(own))))
-            values = [auc(*curve), average_precision(*curve), sensitivity_at(*curve, SPECIFICITY)]
-            figures = [None if np.isnan(value[0]) else float(value[0]) for value in values]
+            found = [auc(*curve), average_precision(*curve), sensitivity_at(*curve, SPECIFICITY)]
+            values = [None if np.isnan(value[0]) else float(value[0]) for value in found]
             interval = auc_interval(labels, own, patients, rng, draws)
             note = _note(name, scores)
         rows.append(
             {
                 "name": name,
-                "auc": figures[0],
+                "auc": values[0],
                 "auc_interval": interval,
-                "average_precision": figures[1],
-                "sensitivity_at_specificity": {f"{SPECIFICITY:.0%}": figures[2]},
+                "average_precision": values[1],
+                "sensitivity_at_specificity": {f"{SPECIFICITY:.0%}": values[2]},
                 "note": note,
             }
         )
@@ -158,14 +152,14 @@ def beaten(
 
     Parameters
     ----------
-    judged : columns image_name and probability, the network's
+    judged : columns image_name and probability, by the network
     scores : as `control_scores`
     rng, draws : see `bootstrap.compare`
 
     Returns
     -------
-    rows {name, n, auc_network, auc_control, difference, interval, p, beaten, verdict}. beaten : the whole 95 % interval
-    of the difference, network minus control, is above 0; None where there is no AUC. verdict : the same in words
+    rows {name, n, beaten, verdict} and `bootstrap.compare`, a the network, b the control. beaten : whether the 95 %
+    interval of the difference lies above 0; None without an AUC. verdict : the same in words
 
     Raises
     ------
@@ -178,88 +172,32 @@ def beaten(
     rows = []
     for name in (name for name in CONTROLS if name in both):
         found = compare(labels, both["probability"].to_numpy(), both[name].to_numpy(), patients, rng, draws)
-        won = None if found["interval"] is None else found["interval"][0] > 0
-        if won is None:
-            verdict = f"not compared with {name}: {found['not_computed']}"
+        better = None if found["interval"] is None else found["interval"][0] > 0
+        alone = name if name == "always benign" else f"{name} alone"
+        if better is None:
+            verdict = f"not compared with {alone}: {found['not_computed']}"
         else:
             low, high = found["interval"]
             verdict = (
-                f"{'beats' if won else 'does not beat'} {name}: AUC {found['auc_a']:.3f} against "
+                f"{'better' if better else 'not better'} than {alone}: AUC {found['auc_a']:.3f} against "
                 f"{found['auc_b']:.3f}, difference {found['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
             )
-        rows.append(
-            {
-                "name": name,
-                "n": len(both),
-                "auc_network": found["auc_a"],
-                "auc_control": found["auc_b"],
-                "difference": found["difference"],
-                "interval": found["interval"],
-                "p": found["p"],
-                "beaten": won,
-                "verdict": verdict,
-            }
-        )
+        rows.append({"name": name, "n": len(both), **found, "beaten": better, "verdict": verdict})
     return rows
 
 
 def _note(name: str, scores: pd.DataFrame) -> str:
-    """Return what a reader must know of a control to judge its figures."""
+    """Return a remark on how to read a control's metrics, or nothing."""
     if name == "always benign":
-        return f"accuracy {(scores['label'] != 1).mean():.3f}, finds no melanoma"
+        return f"accuracy {(scores['label'] != 1).mean():.3f}, sensitivity 0"
     if np.ptp(scores[name]) == 0:
-        return f"{name} is one for all images"
+        return f"{name} gives all images the same score"
     if name == "metadata":
         blank = (scores[METADATA].isna() | (scores[METADATA] == "")).any(axis=1)
         melanoma, benign = (blank[scores["label"] == label].mean() for label in (1, 0))
         if abs(melanoma - benign) > UNEVEN:
             return (
                 f"age, sex or site is blank for {melanoma:.0%} of the melanomas and {benign:.0%} of the benign "
-                "lesions, which by itself tells one from the other"
+                "lesions: the blanks alone separate the classes"
             )
     return ""
-
-
-def run_controls(config: Config, rng: np.random.Generator, draws: int = DRAWS) -> dict[str, Any]:
-    """Return the controls over the five test folds of the patient split, or the test part of the published one.
-
-    Without a folder of images, those that need them are not computed.
-    """
-    numbers = range(dataset.N_FOLDS) if config.split == "patient" else [config.fold]
-    lesions = [
-        dataset.load_lesions(
-            dataclasses.replace(config, fold=number, validation_fold=None), need_images=False
-        )
-        for number in numbers
-    ]
-    folds, features = [one.table for one in lesions], None
-    if lesions[0].paths:
-        cache = build_cache(lesions[0].paths, config.image_size, config.cache_dir, config.workers)
-        refuse_unreadable(cache.errors, config.skip_unreadable)
-        features = image_features(cache, cache.row_of)
-        folds = [fold[fold["image_name"].isin(features.index)] for fold in folds]
-    scores = control_scores(folds, features)
-    return {
-        "images": len(scores),
-        "melanomas": int(scores["label"].sum()),
-        "controls": control_table(scores, rng, draws),
-    }
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description="Figures of always benign, metadata, image size, file size and mean colour alone.",
-        allow_abbrev=False,
-    )
-    add_flags(parser)
-    return parser
-
-
-def main() -> None:
-    config = from_flags(make_parser().parse_args())
-    print(json.dumps(run_controls(config, np.random.default_rng([config.split_seed, 0])), indent=2))
-
-
-if __name__ == "__main__":
-    run_script(main)

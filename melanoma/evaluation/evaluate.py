@@ -1,4 +1,4 @@
-"""What is measured of judged lesions: figures with intervals, folds, controls and subgroups, as one JSON object."""
+"""The evaluation of judged lesions: metrics with intervals, folds, controls and subgroups, as one JSON object."""
 
 from __future__ import annotations
 
@@ -10,35 +10,41 @@ import numpy as np
 import pandas as pd
 
 from melanoma.common.files import is_file
+from melanoma.data.cache import ImageCache
 from melanoma.data.labels import read_labels
-from melanoma.evaluation.bootstrap import compare, fold_figures, intervals
+from melanoma.evaluation.bootstrap import compare, fold_metrics, intervals
 from melanoma.evaluation.controls import METADATA, beaten, control_scores, control_table, image_features
 from melanoma.evaluation.metrics import evaluate
 from melanoma.evaluation.subgroups import typology_angles
-from melanoma.scoring.ensemble import Panel, Scored
 
 
 def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
-    """Return the figures of judged lesions with their intervals, and those of each fold if there are several.
+    """Return the metrics of judged lesions with their intervals, and those of each fold if there are several.
 
     Parameters
     ----------
-    table : as `panel.judged`
-    rng : source of the bootstrap's draws
+    table : columns label, probability, threshold and patient_id, and `fold` where folds are pooled
+    rng : source of the bootstrap samples
     """
     labels, probability, threshold, patients = (
         table[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
     )
-    figures = evaluate(labels, probability, threshold)
+    metrics = evaluate(labels, probability, threshold)
     own = intervals(labels, probability, threshold, patients, rng)
-    figures |= {"n_patients": table["patient_id"].nunique(), "intervals": own, "auc_interval": own["auc"]}
+    metrics |= {"n_patients": table["patient_id"].nunique(), "intervals": own, "auc_interval": own["auc"]}
     if "fold" in table and table["fold"].nunique() > 1:
-        figures["folds"] = fold_figures(table, rng)
-    return figures
+        metrics["folds"] = fold_metrics(table, rng)
+    return metrics
 
 
-def compare_runs(panels: Sequence[Scored], names: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
-    """Compare two runs, or panels of them, by their AUC on the same lesions.
+def compare_runs(
+    tables: Sequence[pd.DataFrame], names: Sequence[str], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Compare two runs or ensembles, from their judgements of the same lesions, by AUC.
+
+    Parameters
+    ----------
+    tables : two tables of image_name, patient_id, label, probability, in any order of the rows
 
     Returns
     -------
@@ -48,71 +54,74 @@ def compare_runs(panels: Sequence[Scored], names: Sequence[str], rng: np.random.
     ------
     ValueError : they have not judged the same lesions
     """
-    first, second = (scored.table.sort_values("image_name").reset_index(drop=True) for scored in panels)
+    first, second = (table.sort_values("image_name").reset_index(drop=True) for table in tables)
     if not first[["image_name", "label"]].equals(second[["image_name", "label"]]):
         raise ValueError("the two have not judged the same images")
-    found = compare(
-        first["label"].to_numpy(),
-        first["probability"].to_numpy(),
-        second["probability"].to_numpy(),
-        first["patient_id"].to_numpy(),
-        rng,
-    )
+    labels, scores, patients = (first[key].to_numpy() for key in ("label", "probability", "patient_id"))
+    found = compare(labels, scores, second["probability"].to_numpy(), patients, rng)
     return {"a": names[0], "b": names[1], "n": len(first), **found}
 
 
-def add_context(scored: Scored, metadata: pd.DataFrame | None) -> pd.DataFrame:
-    """Return judged lesions with what subgroups are made of: megapixels, typology_angle, and age, sex, site if known.
+def add_context(table: pd.DataFrame, cache: ImageCache, metadata: pd.DataFrame | None) -> pd.DataFrame:
+    """Return judged lesions with the columns of subgroups: megapixels, typology_angle, and if known age, sex, site.
 
     metadata : as `read_metadata`
     """
-    table = scored.table
     if metadata is not None:
         table = table.merge(metadata, on="image_name", how="left")
-    sources = [scored.cache.sources[name] for name in table["image_name"]]
+    sources = [cache.sources[name] for name in table["image_name"]]
     return table.assign(
         megapixels=[source.width * source.height / 1e6 for source in sources],
-        typology_angle=typology_angles(scored.cache, table["image_name"]),
+        typology_angle=typology_angles(cache, table["image_name"]),
     )
 
 
 def measure_controls(
-    panels: Sequence[Panel], scored: Scored, metadata: pd.DataFrame | None, rng: np.random.Generator
+    folds: Sequence[pd.DataFrame],
+    judged: pd.DataFrame,
+    cache: ImageCache,
+    metadata: pd.DataFrame | None,
+    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Return what simple rules reach on the panels' test parts, and whether the network beats them.
+    """Return the metrics of the controls on the test parts of `folds`, and whether the network is better.
+
+    Parameters
+    ----------
+    folds : a table of image_name, patient_id, label and part for each split; the same images in all
+    judged : columns image_name and probability, by the network
+    cache : has the pixels of all images
 
     Returns
     -------
-    rows as `controls.control_table`, with `beaten` (see `controls.beaten`) and `verdict` in words
+    rows as `controls.control_table`, with `beaten` and `verdict` of `controls.beaten`
     """
-    folds = [panel.table for panel in panels]
+    features = image_features(cache, folds[0]["image_name"])
     if metadata is not None:
         folds = [fold.merge(metadata, on="image_name", how="left") for fold in folds]
-    features = image_features(scored.cache, folds[0]["image_name"])
     scores = control_scores(folds, features)
-    verdicts = {row["name"]: row for row in beaten(scored.table, scores, rng)}
+    verdicts = {row["name"]: row for row in beaten(judged, scores, rng)}
     return [
         row | {key: verdicts.get(row["name"], {}).get(key) for key in ("beaten", "verdict")}
         for row in control_table(scores, rng)
     ]
 
 
-def metadata_notes(panels: Sequence[Panel], metadata: pd.DataFrame | None, labels: Path) -> list[str]:
-    """Return a sentence if the label CSV lacks images of the runs: what is made of age, sex and site then misleads."""
+def metadata_notes(tables: Sequence[pd.DataFrame], metadata: pd.DataFrame | None, labels: Path) -> list[str]:
+    """Return a note if the label CSV lacks images of the runs, whose age, sex and site are then unknown."""
     if metadata is None:
         return []
-    names = pd.concat([panel.table["image_name"] for panel in panels]).drop_duplicates()
+    names = pd.concat([table["image_name"] for table in tables]).drop_duplicates()
     missing = names[~names.isin(metadata["image_name"])]
     if missing.empty:
         return []
     return [
-        f"Age, sex and site of {len(missing):,} of the runs' {len(names):,} images are unknown, since {labels} does "
-        f"not name them ({missing.iloc[0]} is one): subgroups and the metadata control rest on the others"
+        f"Age, sex and site of {len(missing):,} of the runs' {len(names):,} images are unknown: {labels} lacks them "
+        f"(for example {missing.iloc[0]}); subgroups and the metadata control use the others only"
     ]
 
 
 def read_metadata(labels: Path, argument: str) -> tuple[pd.DataFrame | None, str]:
-    """Return image_name, age, sex and site of a label CSV, or None with the reason why there is none."""
+    """Return image_name, age, sex and site of a label CSV, or None with the reason."""
     if not is_file(labels):
-        return None, f"{argument} {labels} is not there: age, sex and site are unknown"
+        return None, f"{argument} {labels} does not exist: age, sex and site are unknown"
     return read_labels(labels, argument)[["image_name", *METADATA]], ""

@@ -1,8 +1,8 @@
-"""Figures of merit: pure functions of labels (1 melanoma, 0 benign), scores (large = melanoma) and a threshold.
+"""Metrics: pure functions of labels (1 melanoma, 0 benign), scores (large = melanoma) and a threshold.
 
-Every figure is computed for many weightings of the lesions at once, shape (B, N) to (B,). `evaluate` asks for one
-weighting, each lesion once; the bootstrap (bootstrap.py) for thousands, in which a weight says how often a lesion was
-drawn. So there is one formula for a figure and for its interval.
+Every metric is computed for many weightings of the lesions at once, shape (B, N) to (B,). `evaluate` uses one, each
+lesion once; the bootstrap (bootstrap.py) uses thousands, in which a weight is how often a lesion was drawn. So a metric
+and its interval come from one formula.
 """
 
 from __future__ import annotations
@@ -13,46 +13,45 @@ import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import binomtest
 
-LEVELS = (0.8, 0.9, 0.95)  # of specificity or sensitivity, at which the other one is stated
+LEVELS = (0.8, 0.9, 0.95)  # of specificity or sensitivity, at which the other one is given
 PREVALENCE = 0.0176  # share of melanomas in ISIC 2020: 584 of 33,126
 BINS = 10  # of the calibration error
-EXTREME = 1e-9  # nearer to 0 or 1 a probability counts as this one: the log odds of 0 and 1 are infinite
-NEWTON_STEPS = 25  # of the calibration slope's fit, at most
+EXTREME = 1e-9  # probabilities are clipped to EXTREME..1 - EXTREME: the log odds of 0 and 1 are infinite
+NEWTON_STEPS = 25  # maximum, of the calibration slope's fit
 CONVERGED = 1e-8  # length of its last step
 
-Figures = dict[tuple[str, ...], np.ndarray]  # (B,) by name; a name of several words is nested in JSON
+Metrics = dict[tuple[str, ...], np.ndarray]  # (B,) by name; a name of several words is nested in JSON
 
 
 def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> dict[str, Any]:
-    """Return the figures of one set of lesions as JSON values; those that cannot be computed are None.
+    """Return the metrics of one set of lesions as JSON values; those that cannot be computed are None.
 
-    Precision (PPV), NPV and flag rate (the share that is called melanoma) are the data's own; `at_prevalence` has what
-    they would be where melanomas are as rare as in ISIC 2020, at the same sensitivity and specificity. `rates` has the
-    shares of lesions with their counts and Wilson intervals; `not_computed` says why a figure is None.
+    Precision (PPV), NPV and flag rate (share called melanoma) are those of the data; `at_prevalence` converts them to
+    the prevalence of ISIC 2020, at the same sensitivity and specificity. `rates` has rates with their counts and Wilson
+    intervals; `not_computed` has the reason for each None.
 
     Parameters
     ----------
     labels : int array of shape (N,), N >= 1
-    scores : finite float array of shape (N,); probabilities, if Brier score and calibration error are to mean something
+    scores : finite float array of shape (N,); Brier score and calibration need probabilities
     threshold : a lesion is called melanoma where score >= threshold; one for all, or an array of shape (N,)
 
     Raises
     ------
-    ValueError : no lesions, arrays of different lengths, a score that is not finite: the message says which,
-        a threshold that is NaN
+    ValueError : no lesions, arrays of different lengths, scores that are not finite, a threshold that is NaN
     """
     check_scores(labels, scores)
     if np.isnan(threshold).any():
         raise ValueError("the threshold is not a number")
-    weighted = weighted_figures(labels, scores, threshold, np.ones((1, len(labels))))
-    figures = nested(
+    weighted = weighted_metrics(labels, scores, threshold, np.ones((1, len(labels))))
+    metrics = nested(
         {name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()}
     )
     counts = count_outcomes(labels, scores, threshold)
-    tp, fp, tn, fn = (counts[key] for key in ("tp", "fp", "tn", "fn"))
+    tp, fp, tn, fn = counts.values()
     n, n_melanoma = len(labels), tp + fn
     return {
-        **figures,
+        **metrics,
         "rates": {
             "sensitivity": rate(tp, n_melanoma),
             "specificity": rate(tn, n - n_melanoma),
@@ -61,35 +60,31 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
             "accuracy": rate(tp + tn, n),
             "flag_rate": rate(tp + fp, n),
         },
-        "counts_at_specificity": _counts_at(figures["sensitivity_at_specificity"], n_melanoma),
-        "counts_at_sensitivity": _counts_at(figures["specificity_at_sensitivity"], n - n_melanoma),
+        "counts_at_specificity": _counts_at(metrics["sensitivity_at_specificity"], n_melanoma),
+        "counts_at_sensitivity": _counts_at(metrics["specificity_at_sensitivity"], n - n_melanoma),
         "threshold": float(np.mean(threshold)),
         "counts": counts,
         "n": n,
         "n_melanoma": n_melanoma,
-        "not_computed": _reasons(figures, counts, absent_class(labels)),
+        "not_computed": _reasons(metrics, counts, absent_class(labels)),
     }
 
 
 def rate(hits: int, of: int) -> dict[str, Any]:
-    """Return a share with its counts and its 95 % interval (Wilson 1927): {value, hits, of, wilson}.
+    """Return a rate with its counts and its 95 % interval (Wilson 1927): {value, hits, of, wilson}.
 
-    Value and interval are None where `of` is 0. The interval takes lesions for independent of each other; the
-    bootstrap over patients does not.
+    Value and interval are None if `of` is 0. The interval assumes independent lesions; the bootstrap over patients
+    does not.
     """
     if not of:
         return {"value": None, "hits": hits, "of": of, "wilson": None}
     interval = binomtest(hits, of).proportion_ci(method="wilson")
-    return {
-        "value": hits / of,
-        "hits": hits,
-        "of": of,
-        "wilson": [float(interval.low), float(interval.high)],
-    }
+    wilson = [float(interval.low), float(interval.high)]
+    return {"value": hits / of, "hits": hits, "of": of, "wilson": wilson}
 
 
 def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> dict[str, int]:
-    """Return how many lesions are true and false positives and negatives: {tp, fp, tn, fn}."""
+    """Return the numbers of true and false positives and negatives, in this order: {tp, fp, tn, fn}."""
     melanoma, called = labels == 1, scores >= threshold
     return {
         "tp": int((called & melanoma).sum()),
@@ -100,13 +95,11 @@ def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np
 
 
 def check_scores(labels: np.ndarray, scores: np.ndarray) -> None:
-    """Raise ValueError unless there is one finite score for each label, and one at least."""
+    """Raise ValueError unless each label has one finite score, and there is at least one."""
     if not len(labels):
-        raise ValueError("there are no lesions to measure")
+        raise ValueError("there are no lesions to evaluate")
     if len(labels) != len(scores):
-        raise ValueError(
-            f"{len(labels)} labels and {len(scores)} scores: one of each is needed for each lesion"
-        )
+        raise ValueError(f"{len(labels)} labels and {len(scores)} scores: each lesion needs one of each")
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         where = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
@@ -114,7 +107,7 @@ def check_scores(labels: np.ndarray, scores: np.ndarray) -> None:
 
 
 def absent_class(labels: np.ndarray) -> str | None:
-    """Return what class is absent from labels (N,), in words: the reason why a figure cannot be computed."""
+    """Return in words which class is absent from labels (N,), or None."""
     n, n_melanoma = len(labels), int((labels == 1).sum())
     if n_melanoma == 0:
         return f"there is no melanoma among {n:,} images"
@@ -123,13 +116,13 @@ def absent_class(labels: np.ndarray) -> str | None:
     return None
 
 
-# --- figures of many weightings ---
+# --- metrics of many weightings ---
 
 
-def weighted_figures(
+def weighted_metrics(
     labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray, weights: np.ndarray
-) -> Figures:
-    """Return every figure of B weightings of N lesions, float64 (B,) by name; NaN where it cannot be computed.
+) -> Metrics:
+    """Return every metric of B weightings of N lesions, float64 (B,) by name; NaN where it cannot be computed.
 
     Parameters
     ----------
@@ -142,7 +135,7 @@ def weighted_figures(
     tp, fp, tn, fn = (weights @ np.stack(parts, axis=1).astype(float)).T
     n = tp + fp + tn + fn
     sensitivity, specificity = divide(tp, tp + fn), divide(tn, tn + fp)
-    figures: Figures = {
+    metrics: Metrics = {
         ("auc",): auc(tp_curve, fp_curve),
         ("average_precision",): average_precision(tp_curve, fp_curve),
         ("partial_auc",): partial_auc(tp_curve, fp_curve),
@@ -160,24 +153,24 @@ def weighted_figures(
     }
     for level in LEVELS:
         name = f"{level:.0%}"
-        figures["sensitivity_at_specificity", name] = sensitivity_at(tp_curve, fp_curve, level)
-        figures["specificity_at_sensitivity", name] = specificity_at(tp_curve, fp_curve, level)
-    found, flagged = PREVALENCE * sensitivity, (1 - PREVALENCE) * (1 - specificity)
-    left = (1 - PREVALENCE) * specificity
+        metrics["sensitivity_at_specificity", name] = sensitivity_at(tp_curve, fp_curve, level)
+        metrics["specificity_at_sensitivity", name] = specificity_at(tp_curve, fp_curve, level)
+    true_positive, false_positive = PREVALENCE * sensitivity, (1 - PREVALENCE) * (1 - specificity)
+    true_negative, false_negative = (1 - PREVALENCE) * specificity, PREVALENCE * (1 - sensitivity)
     here = f"{PREVALENCE:.2%}"
-    figures["at_prevalence", here, "precision"] = divide(found, found + flagged)
-    figures["at_prevalence", here, "npv"] = divide(left, left + PREVALENCE * (1 - sensitivity))
-    figures["at_prevalence", here, "flag_rate"] = found + flagged
-    figures["brier",] = divide(weights @ np.square(scores - melanoma), n)
-    figures["ece",] = calibration_error(labels, scores, weights)
-    figures["calibration_slope",] = calibration_slope(labels, scores, weights)
-    return figures
+    metrics["at_prevalence", here, "precision"] = divide(true_positive, true_positive + false_positive)
+    metrics["at_prevalence", here, "npv"] = divide(true_negative, true_negative + false_negative)
+    metrics["at_prevalence", here, "flag_rate"] = true_positive + false_positive
+    metrics["brier",] = divide(weights @ np.square(scores - melanoma), n)
+    metrics["ece",] = calibration_error(labels, scores, weights)
+    metrics["calibration_slope",] = calibration_slope(labels, scores, weights)
+    return metrics
 
 
-def nested(figures: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Return figures by name as JSON nests them: {("a", "b"): 1} becomes {"a": {"b": 1}}."""
+def nested(metrics: dict[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Return metrics by name as JSON nests them: {("a", "b"): 1} becomes {"a": {"b": 1}}."""
     result: dict[str, Any] = {}
-    for (*groups, last), value in figures.items():
+    for (*groups, last), value in metrics.items():
         place = result
         for name in groups:
             place = place.setdefault(name, {})
@@ -186,12 +179,12 @@ def nested(figures: dict[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def roc_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many melanomas and benign lesions score at least as high as each cut, for each weighting.
+    """Return the true and false positives at each threshold, for each weighting.
 
     Returns
     -------
     tp, fp : float64 arrays of shape (B, L + 1), rising: 0 first, then one value for each of the L distinct scores from
-        the highest down; the last is the class's total. Lesions of one score enter together, so that ties count half
+        the highest down; the last is the total of the class. Equal scores enter together, so that ties count half
     """
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the last place of each score
@@ -210,13 +203,13 @@ def auc(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
 
 
 def partial_auc(tp: np.ndarray, fp: np.ndarray, least: float = 0.8) -> np.ndarray:
-    """Return the area right of ROC curves where sensitivity is at least `least`, float64 (B,) in 0..1 - least.
+    """Return the area right of ROC curves above a sensitivity of `least`, float64 (B,) in 0..1 - least.
 
-    This is the score of the ISIC 2024 challenge (Kurtansky et al. 2024): the partial area, up to a false positive rate
-    of 0.2, of the curve of flipped labels and scores. Chance has 0.02, a perfect order 0.2.
+    This is the score of the ISIC 2024 challenge (Kurtansky et al. 2024): the partial area up to a false positive rate
+    of 0.2, after flipping labels and scores. Chance reaches 0.02, a perfect ranking 0.2.
     """
     y, x = divide(tp, tp[:, -1:]), divide(fp, fp[:, -1:])
-    rise = np.diff(np.maximum(y, least))  # what of each step lies above
+    rise = np.diff(np.maximum(y, least))  # the part of each step above `least`
     run = np.diff(x)
     share = np.divide(rise, np.diff(y), out=np.zeros_like(rise), where=rise > 0)
     area = (rise * (1 - x[:, 1:] + run * share / 2)).sum(axis=1)
@@ -224,21 +217,21 @@ def partial_auc(tp: np.ndarray, fp: np.ndarray, least: float = 0.8) -> np.ndarra
 
 
 def average_precision(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
-    """Return the mean precision at each melanoma found, of counts of `roc_counts`, float64 (B,)."""
+    """Return the average precision of ROC curves of `roc_counts`, float64 (B,): the mean precision at each melanoma."""
     called = tp[:, 1:] + fp[:, 1:]
     precision = np.divide(tp[:, 1:], called, out=np.zeros_like(called), where=called > 0)
     return divide((precision * np.diff(tp)).sum(axis=1), tp[:, -1])
 
 
 def sensitivity_at(tp: np.ndarray, fp: np.ndarray, specificity: float) -> np.ndarray:
-    """Return the largest sensitivity of all cuts with at least this specificity, float64 (B,)."""
+    """Return the largest sensitivity of all thresholds with at least this specificity, float64 (B,)."""
     allowed = fp <= (1 - specificity) * fp[:, -1:] + 1e-9
     best = np.take_along_axis(tp, allowed.sum(axis=1, keepdims=True) - 1, axis=1)[:, 0]
     return np.where(fp[:, -1] > 0, divide(best, tp[:, -1]), np.nan)
 
 
 def specificity_at(tp: np.ndarray, fp: np.ndarray, sensitivity: float) -> np.ndarray:
-    """Return the largest specificity of all cuts with at least this sensitivity, float64 (B,)."""
+    """Return the largest specificity of all thresholds with at least this sensitivity, float64 (B,)."""
     short = tp < sensitivity * tp[:, -1:] - 1e-9
     least = np.take_along_axis(fp, short.sum(axis=1, keepdims=True), axis=1)[:, 0]
     return np.where(tp[:, -1] > 0, 1 - divide(least, fp[:, -1]), np.nan)
@@ -247,9 +240,9 @@ def specificity_at(tp: np.ndarray, fp: np.ndarray, sensitivity: float) -> np.nda
 def calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, bins: int = BINS
 ) -> np.ndarray:
-    """Return the expected calibration error (Naeini et al. 2015), float64 (B,): bins of equal width over 0..1.
+    """Return the expected calibration error (Naeini et al. 2015), float64 (B,), with bins of equal width over 0..1.
 
-    The mean over lesions of how far the share of melanomas in their bin is from their bin's mean probability.
+    It is the mean over lesions of |share of melanomas - mean probability| of their bin.
     """
     place = np.clip((probabilities * bins).astype(int), 0, bins - 1)
     gap = np.zeros((len(labels), bins))
@@ -260,9 +253,9 @@ def calibration_error(
 def calibration_slope(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the slope of a logistic regression of labels on the probabilities' log odds (Cox 1958), float64 (B,).
 
-    1 where they are right; below 1 they are too extreme, above 1 too moderate (Van Calster et al. 2019).
-    NaN where nothing limits it: a class is absent, all probabilities are alike, or they tell the classes apart. By
-    Newton's method, which finds the maximum of all weightings at once.
+    1 is perfect; probabilities are too extreme below 1, too moderate above (Van Calster et al. 2019). NaN where the
+    slope is unbounded: a class is absent, all probabilities are equal, or they separate the classes. Newton's method
+    fits all weightings at once.
     """
     log_odds = logit(np.clip(probabilities, EXTREME, 1 - EXTREME))
     spread = log_odds.std()
@@ -291,30 +284,27 @@ def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
 
 
-# --- what stands beside the figures ---
-
-
-def _counts_at(shares: dict[str, float | None], of: int) -> dict[str, dict[str, int] | None]:
-    """Return the counts behind shares at fixed levels: {"80%": {hits, of}}."""
+def _counts_at(rates: dict[str, float | None], of: int) -> dict[str, dict[str, int] | None]:
+    """Return the counts behind rates at fixed levels: {"80%": {hits, of}}."""
     return {
-        name: None if share is None else {"hits": round(share * of), "of": of}
-        for name, share in shares.items()
+        name: None if value is None else {"hits": round(value * of), "of": of}
+        for name, value in rates.items()
     }
 
 
-def _reasons(figures: dict[str, Any], counts: dict[str, int], absent: str | None) -> dict[str, str]:
-    """Return why each figure that is None, or holds a None, could not be computed."""
+def _reasons(metrics: dict[str, Any], counts: dict[str, int], absent: str | None) -> dict[str, str]:
+    """Return the reason for each metric that is None or holds a None."""
     called = None
     if counts["tp"] + counts["fp"] == 0:
         called = "no lesion is called melanoma"
     elif counts["tn"] + counts["fn"] == 0:
         called = "every lesion is called melanoma"
     reasons = {}
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if None in _leaves(value):
             first, second = (called, absent) if name in ("precision", "npv") else (absent, called)
             if name == "calibration_slope":
-                second = "the scores are all alike, or tell the classes apart"
+                second = "the scores are all equal, or separate the classes"
             reasons[name] = str(first or second)
     return reasons
 

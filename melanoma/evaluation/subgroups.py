@@ -1,7 +1,4 @@
-"""For whom the figures hold: the same figures by sex, age, site, size of the photograph and estimated skin tone.
-
-Groups too small to say anything of are named with the reason, not left out.
-"""
+"""Metrics by sex, age, site, image size and estimated skin tone; small groups are listed with the reason."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from melanoma.data.cache import ImageCache
-from melanoma.evaluation.bootstrap import DRAWS, table_figures
+from melanoma.evaluation.bootstrap import DRAWS, brief_metrics
 
 UNKNOWN = "unknown"
-LEAST = 5  # melanomas, and benign lesions, below which a group has no figures
-# Each group from its lower bound on, up to the next one's.
+LEAST = 5  # melanomas, and benign lesions, that a group needs for its metrics
+# Lower bound of each band.
 AGE_BANDS = {"under 30": 0.0, "30 to 44": 30.0, "45 to 59": 45.0, "60 to 74": 60.0, "75 and older": 75.0}
 SIZE_BANDS = {"under 1 megapixel": 0.0, "1 to 4": 1.0, "4 to 16": 4.0, "16 megapixels and more": 16.0}
 # Chardon et al. 1991, named as in Kinyanjui et al. 2020; degrees of the individual typology angle.
@@ -29,29 +26,29 @@ SKIN_TONES = {
     "very light": 55.0,
 }
 
-BORDER = 16  # the border that is taken for skin is 1/16 of the side wide
+BORDER = 16  # the border that counts as skin is 1/16 of the side wide
 BLACK = 12.0  # lightness below which a pixel is the dark rim of the lens; the darkest skin has about 18
-HAIR = 15.0  # a pixel darker than the border's median by more than this is hair, or lesion
-LEAST_SKIN = 0.1  # share of the border's pixels that must be left
+HAIR = 15.0  # a pixel darker than the border's median by more than this is hair or lesion
+LEAST_SKIN = 0.1  # share of the border's pixels that must remain
 BLOCK = 256  # images at a time
 
 
 def subgroup_table(table: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS) -> list[dict[str, Any]]:
-    """Return the figures of each group of judged lesions, as JSON values.
+    """Return the metrics of each group of judged lesions, as JSON values.
 
     Parameters
     ----------
     table : columns label, probability, threshold and patient_id, and any of sex, age, site (as `labels.read_labels`),
         megapixels (of the source file) and typology_angle (as `typology_angles`); blanks and NaN are unknown
-    rng, draws : of the intervals, see `bootstrap.intervals`
+    rng, draws : see `bootstrap.intervals`
 
     Returns
     -------
-    rows {attribute, group, n, n_melanoma, auc, auc_interval, sensitivity, specificity, note}, the two rates as
-    `metrics.rate`; the four figures are None where a class has fewer than 5 images, and the note says so
+    rows {attribute, group, note} and `bootstrap.brief_metrics`. If a class has fewer than 5 images, auc, auc_interval,
+    sensitivity and specificity are None, and note is the reason
     """
     return [
-        {"attribute": attribute, "group": group, **_figures(table[members == group], rng, draws)}
+        {"attribute": attribute, "group": group, **_metrics(table[members == group], rng, draws)}
         for attribute, (members, names) in memberships(table).items()
         for group in names
     ]
@@ -60,7 +57,7 @@ def subgroup_table(table: pd.DataFrame, rng: np.random.Generator, draws: int = D
 def memberships(table: pd.DataFrame) -> dict[str, tuple[np.ndarray, list[str]]]:
     """Return, by attribute, the group of each lesion, str (N,), and the names of all groups in their order.
 
-    Bands are all named, though nobody be in them; `unknown` is named where there is such a lesion.
+    Empty bands are listed too, `unknown` only if it has lesions.
     """
     found: dict[str, tuple[np.ndarray, list[str]]] = {}
     for attribute in ("sex", "site"):
@@ -87,16 +84,14 @@ def band_of(values: np.ndarray, bands: dict[str, float]) -> np.ndarray:
     return names[np.where(np.isnan(values), len(bands), np.maximum(place, 0))]
 
 
-def _figures(table: pd.DataFrame, rng: np.random.Generator, draws: int) -> dict[str, Any]:
+def _metrics(table: pd.DataFrame, rng: np.random.Generator, draws: int) -> dict[str, Any]:
     n, n_melanoma = len(table), int(table["label"].sum())
-    note = ""
     for count, name in ((n_melanoma, "melanomas"), (n - n_melanoma, "benign lesions")):
-        if count < LEAST and not note:
+        if count < LEAST:
+            metrics = dict.fromkeys(("auc", "auc_interval", "sensitivity", "specificity"))
             note = f"too small: {count} {name}, {LEAST} are needed"
-    if note:
-        figures = dict.fromkeys(("auc", "auc_interval", "sensitivity", "specificity"))
-        return {"n": n, "n_melanoma": n_melanoma, **figures, "note": note}
-    return {**table_figures(table, rng, draws), "note": note}
+            return {"n": n, "n_melanoma": n_melanoma, **metrics, "note": note}
+    return {**brief_metrics(table, rng, draws), "note": ""}
 
 
 # --- skin tone ---
@@ -105,18 +100,17 @@ def _figures(table: pd.DataFrame, rng: np.random.Generator, draws: int) -> dict[
 def typology_angles(cache: ImageCache, names: Iterable[str]) -> np.ndarray:
     """Return the typology angle of named images, float64 (N,): see `typology_angle`."""
     rows = cache.rows(names)
-    blocks = [
-        typology_angle(cache.gather(rows[start : start + BLOCK])) for start in range(0, len(rows), BLOCK)
-    ]
+    starts = range(0, len(rows), BLOCK)
+    blocks = [typology_angle(cache.gather(rows[start : start + BLOCK])) for start in starts]
     return np.concatenate([*blocks, np.empty(0)])
 
 
 def typology_angle(images: np.ndarray) -> np.ndarray:
     """Estimate the individual typology angle of the skin around lesions, in degrees; large = light.
 
-    ITA = atan2(L* - 50, b*) 180/π (Chardon et al. 1991), of the median L* and b* of the skin in the border of an
-    image. The border's dark rim and hairs, and what of the lesion reaches into it, are left out by their lightness.
-    This is an estimate: the light and the colours of dermoscopic photographs are not calibrated.
+    ITA = atan2(L* - 50, b*) 180/π (Chardon et al. 1991), of the median L* and b* of the skin in the image border. Dark
+    rim, hairs and parts of the lesion are excluded by their lightness. This is only an estimate: light and colours of
+    dermoscopic photographs are not calibrated.
 
     Parameters
     ----------
@@ -124,13 +118,13 @@ def typology_angle(images: np.ndarray) -> np.ndarray:
 
     Returns
     -------
-    float64 array of shape (N,), NaN where less than a tenth of the border is left
+    float64 array of shape (N,), NaN where less than a tenth of the border remains
     """
     side = images.shape[1]
     inside = slice(max(1, side // BORDER), side - max(1, side // BORDER))
     border = np.ones((side, side), bool)
     border[inside, inside] = False
-    border[1::2] = border[:, 1::2] = False  # a quarter of the pixels tells the median as well
+    border[1::2] = border[:, 1::2] = False  # a quarter of the pixels is enough for the median
     lab = srgb_to_lab(images[:, border])
     light = np.where(lab[..., 0] >= BLACK, lab[..., 0], np.nan)
     skin = light >= _median(light)[:, None] - HAIR
@@ -157,10 +151,9 @@ def srgb_to_lab(pixels: np.ndarray) -> np.ndarray:
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """Return the median of each row that is not NaN, float64 (N,); NaN where all are."""
+    """Return the median of each row without its NaNs, float64 (N,); NaN where all are."""
     ordered = np.sort(values, axis=1)  # NaNs come last
     known = np.sum(~np.isnan(values), axis=1)
     middle = np.stack([np.maximum(known - 1, 0) // 2, known // 2], axis=1)
-    return np.take_along_axis(ordered, np.minimum(middle, values.shape[1] - 1), axis=1).mean(
-        axis=1, dtype=float
-    )
+    middle = np.minimum(middle, values.shape[1] - 1)
+    return np.take_along_axis(ordered, middle, axis=1).mean(axis=1, dtype=float)

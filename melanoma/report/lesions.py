@@ -1,32 +1,33 @@
-"""The card of a judged lesion: the image, what speaks for melanoma in it, and the training lesions that are like it."""
+"""Figures of single images: the card of a judged lesion with its nearest training lesions, and the worst errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from melanoma.report.style import BENIGN, GREY, MELANOMA, STYLE, one_line
+from melanoma.report.style import BENIGN, GREY, MELANOMA, NO_GRID, one_line, set_suptitle
 
 HEAT = LinearSegmentedColormap.from_list("heat", [BENIGN, "white", MELANOMA])
 SIGN = ListedColormap([BENIGN, MELANOMA])
-NAME_LENGTH = 20  # characters of a name that fit over an image of the lower rows
+NAME_LENGTH = 20  # characters of a name that fit above an image of a card's lower rows
+ERROR_NAME_LENGTH = 17  # and above an image of the errors
 TITLE_LENGTH = 80
 WIDTH, HEIGHT = 10.0, 9.4  # inches
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training lesion beside the one that is judged.
+    """A training lesion close to the judged one.
 
     pixels : uint8 array of shape (S, S, 3)
-    distance : of the two embeddings, >= 0
+    distance : between the two embeddings, >= 0
     """
 
     name: str
@@ -34,6 +35,7 @@ class Neighbour:
     distance: float
 
 
+@rc_context(NO_GRID | {"axes.titlesize": 11})
 def lesion_card(
     name: str,
     pixels: np.ndarray,
@@ -48,38 +50,34 @@ def lesion_card(
     ----------
     name : of the lesion, the card's title
     pixels : uint8 array of shape (S, S, 3)
-    heat : float array of shape (H, H) over the same square, above 0 speaks for melanoma, below 0 for benign; None:
-        there is none
+    heat : float array of shape (H, H) over the same square, > 0 where evidence is for melanoma, < 0 for benign; None
+        if there is no heat map
     verdict : lines of text; the first is set in bold
     melanomas, benign : one or more each, the nearest first
     """
-    with matplotlib.rc_context(STYLE | {"axes.grid": False, "axes.titlesize": 11}):
-        figure = Figure(figsize=(WIDTH, HEIGHT))
-        title = one_line(name, TITLE_LENGTH)
-        figure.text(0.015, 0.985, title, va="top", fontsize=12, fontweight="bold", parse_math=False)
-        lesion, mapped, bar = (
-            _axes(figure, left, 5.65, width, 2.95)
-            for left, width in ((0.15, 2.95), (3.3, 2.95), (6.35, 0.14))
-        )
-        _picture(lesion, pixels, "the lesion", "black")
-        _heat_map(mapped, bar, pixels, heat)
-        for i, line in enumerate(verdict):
-            weight = "bold" if i == 0 else "normal"
-            y = (8.6 - 0.26 * i) / HEIGHT
-            figure.text(7.0 / WIDTH, y, line, va="top", fontsize=11, fontweight=weight)
-        columns = max(len(melanomas), len(benign))
-        side = min(1.85, (WIDTH - 0.3) / columns - 0.1)
-        for bottom, heading, colour, row in (
-            (2.9, "nearest melanomas of the training part", MELANOMA, melanomas),
-            (0.15, "nearest benign lesions of the training part", BENIGN, benign),
-        ):
-            figure.text(
-                0.015, (bottom + 2.35) / HEIGHT, heading, color=colour, fontsize=12, fontweight="bold"
-            )
-            for i, neighbour in enumerate(row):
-                axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / columns, bottom, side, side)
-                label = f"{one_line(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
-                _picture(axes, neighbour.pixels, label, colour)
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    title = one_line(name, TITLE_LENGTH)
+    figure.text(0.015, 0.985, title, va="top", fontsize=12, fontweight="bold", parse_math=False)
+    lesion, mapped, bar = (
+        _axes(figure, left, 5.65, width, 2.95) for left, width in ((0.15, 2.95), (3.3, 2.95), (6.35, 0.14))
+    )
+    _picture(lesion, pixels, "lesion", "black")
+    _heat_map(mapped, bar, pixels, heat)
+    for i, line in enumerate(verdict):
+        weight = "normal" if i else "bold"
+        figure.text(7.0 / WIDTH, (8.6 - 0.26 * i) / HEIGHT, line, va="top", fontsize=11, fontweight=weight)
+    columns = max(len(melanomas), len(benign))
+    side = min(1.85, (WIDTH - 0.3) / columns - 0.1)
+    for bottom, heading, colour, row in (
+        (2.9, "nearest melanomas of the training part", MELANOMA, melanomas),
+        (0.15, "nearest benign lesions of the training part", BENIGN, benign),
+    ):
+        y = (bottom + 2.35) / HEIGHT
+        figure.text(0.015, y, heading, color=colour, fontsize=12, fontweight="bold")
+        for i, neighbour in enumerate(row):
+            axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / columns, bottom, side, side)
+            label = f"{one_line(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
+            _picture(axes, neighbour.pixels, label, colour)
     return figure
 
 
@@ -97,12 +95,12 @@ def _picture(axes: Axes, pixels: np.ndarray, title: str, colour: str) -> None:
 
 
 def _heat_map(axes: Axes, bar: Axes, pixels: np.ndarray, heat: np.ndarray | None) -> None:
-    """Draw a heat map over the lesion in grey: the colour tells its sign, how opaque it is how strong it is."""
+    """Draw a heat map over the lesion in grey: colour shows the sign, opacity the strength."""
     if heat is None:
         _picture(axes, pixels.mean(axis=2), "no heat map: the backbone has no map", "black")
         bar.axis("off")
         return
-    _picture(axes, pixels.mean(axis=2), "what speaks for which (Grad-CAM)", "black")
+    _picture(axes, pixels.mean(axis=2), "evidence (Grad-CAM)", "black")
     strength = np.abs(heat) / (np.abs(heat).max() or 1.0)
     colours = SIGN((heat > 0).astype(int))  # (H, H, 4)
     colours[..., 3] = 0.85 * strength
@@ -110,3 +108,62 @@ def _heat_map(axes: Axes, bar: Axes, pixels: np.ndarray, heat: np.ndarray | None
     axes.figure.colorbar(ScalarMappable(Normalize(-1, 1), HEAT), cax=bar, ticks=[])
     for y, text, va in ((0.0, "benign", "bottom"), (1.0, "melanoma", "top")):
         bar.text(1.5, y, text, rotation=90, va=va, color=GREY, transform=bar.transAxes)
+
+
+def confident_errors(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float | np.ndarray, most: int = 6
+) -> np.ndarray:
+    """Return the most confident errors: false negatives of lowest, then false positives of highest probability.
+
+    Parameters
+    ----------
+    labels, probabilities : arrays of shape (N,)
+    threshold : melanoma is probability >= threshold; one for all, or an array of shape (N,)
+    most : at most so many of either kind
+
+    Returns
+    -------
+    int array of shape (E,), indices into labels, E <= 2 * most
+    """
+    order = np.argsort(probabilities, kind="stable")
+    called = (probabilities >= threshold)[order]
+    false_negatives = order[(labels[order] == 1) & ~called]
+    false_positives = order[(labels[order] == 0) & called][::-1]
+    return np.concatenate([false_negatives[:most], false_positives[:most]])
+
+
+@rc_context(NO_GRID)
+def error_gallery(
+    images: Sequence[np.ndarray],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    names: Sequence[str],
+    counts: Mapping[str, int],
+    what: str,
+) -> Figure:
+    """Draw misclassified images with their probabilities, false negatives above, false positives below.
+
+    Parameters
+    ----------
+    images : E images, each uint8 of shape (H, W, 3), in the order of `confident_errors`
+    labels, probabilities, names : of the same images, each of length E
+    counts : {fn, fp} of the whole set
+    """
+    columns = max(6, *((labels == label).sum() for label in (0, 1)))
+    figure = Figure(figsize=(1.6 * columns, 5.3), layout="constrained")
+    set_suptitle(figure, "Most confident errors", what)
+    upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
+    for row, label, key, name, end, colour in (
+        (upper, 1, "fn", "false negatives (melanomas called benign)", "lowest", MELANOMA),
+        (lower, 0, "fp", "false positives (benign lesions called melanoma)", "highest", BENIGN),
+    ):
+        own = np.flatnonzero(labels == label)
+        shown = f"; the {len(own)} of {end} probability" if len(own) else ""
+        row.suptitle(f"{counts[key]:,} {name}{shown}", fontsize=12, color=colour, fontweight="bold")
+        for axes in row.subplots(1, columns):
+            axes.set_axis_off()
+        for axes, i in zip(row.axes, own.tolist(), strict=False):
+            axes.imshow(images[i])
+            text = f"{one_line(names[i], ERROR_NAME_LENGTH)}\np = {probabilities[i]:.3g}"
+            axes.set_title(text, fontsize=10, parse_math=False)
+    return figure

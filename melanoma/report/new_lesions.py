@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +15,18 @@ import pandas as pd
 from scipy.special import expit
 from tqdm import tqdm
 
-from config import Config
-from melanoma.common.device import keep_freed_memory
 from melanoma.common.errors import InputError
 from melanoma.common.files import replace_file
-from melanoma.data.cache import ImageCache, build_cache, decode_photos, refuse_unreadable
-from melanoma.data.decoding import decode_image, find_images, find_photos
-from melanoma.data.feed import Feed
+from melanoma.data.cache import ImageCache, decode_photos
+from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.labels import read_test_names
 from melanoma.report.lesions import Neighbour, lesion_card
 from melanoma.report.style import one_line, save_figure
 from melanoma.scoring.ensemble import (
-    Choices,
-    Panel,
+    Decode,
+    Ensemble,
     common_threshold,
-    image_sizes,
-    load_panels,
+    decode_all,
     results_folder,
     runs_of,
     score_together,
@@ -51,10 +47,11 @@ DECISIONS = ("benign", "melanoma")
 
 
 def judge_photos(
-    machine: Config,
-    run_dirs: Sequence[Path],
-    photos: Sequence[Path],
-    choices: Choices = Choices(),
+    ensembles: list[Ensemble],
+    paths: Sequence[Path],
+    train_image: Path,
+    graph_dir: Path,
+    workers: int = 0,
     cards: bool | None = None,
 ) -> pd.DataFrame:
     """Judge images by the mean of all runs' log odds; write new_lesions.csv and a card for each.
@@ -64,8 +61,10 @@ def judge_photos(
 
     Parameters
     ----------
-    run_dirs : of the runs; none: the machine's one
-    photos : image files, and folders of them
+    paths : image files
+    train_image : folder of the training images, for the neighbours on the cards
+    graph_dir : the cards go to its folder lesions/, and the table of several runs to it
+    workers : threads that decode images (0: one for each core)
     cards : draw them; None: if there are not too many
 
     Returns
@@ -77,18 +76,15 @@ def judge_photos(
     ------
     InputError : no image there, or none that can be read
     """
-    keep_freed_memory()
-    paths = find_photos(photos, machine.follow_links)
-    panels = load_panels(machine, run_dirs, choices)
-    first = panels[0].runs[0]
-    usual, _ = nearest_references(panels[0].validation, first.references, 1)
-    drawer = CardDrawer(panels, machine.graph_dir / "lesions")
+    first = ensembles[0].runs[0]
+    usual, _ = nearest_references(ensembles[0].validation, first.references, 1)
+    drawer = CardDrawer(ensembles, train_image, graph_dir / "lesions")
     drawn = len(paths) <= CARDS if cards is None else cards
     tables = []
     with tqdm(total=len(paths), desc="judging", unit="photo", disable=None) as bar:
-        for chunk in _chunks(paths):
-            keyed = {_text(path): path for path in chunk}
-            table, embeddings, cache = judge_chunk(panels, keyed, usual[:, 0])
+        for start in range(0, len(paths), AT_A_TIME):
+            keyed = {_text(path): path for path in paths[start : start + AT_A_TIME]}
+            table, embeddings, cache = judge_chunk(ensembles, keyed, usual[:, 0], workers)
             tables.append(table)
             readable = table[table["error"] == ""]
             for row, embedding in zip(readable.to_dict("records"), embeddings, strict=True):
@@ -99,12 +95,12 @@ def judge_photos(
             bar.update(len(table) - len(readable))
     table = pd.concat(tables, ignore_index=True)
 
-    out = results_folder(panels, machine)
+    out = results_folder(ensembles, graph_dir)
     file = out / "new_lesions.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     print(describe_photos(table))
     if not drawer.alone:
-        print(f"nearest, familiarity and cards are by {first.config.run_dir}, probabilities by all runs")
+        print(f"nearest, familiarity and cards are by {first.run_dir}, probabilities by all runs")
     if not drawn:
         print(f"{len(paths):,} photos: no cards drawn, --cards draws them")
     print(f"wrote {file}" + (f" and {len(drawer.taken):,} cards in {drawer.folder}" if drawn else ""))
@@ -114,7 +110,7 @@ def judge_photos(
 
 
 def judge_chunk(
-    panels: list[Panel], paths: Mapping[str, Path], usual: np.ndarray
+    ensembles: list[Ensemble], paths: Mapping[str, Path], usual: np.ndarray, workers: int
 ) -> tuple[pd.DataFrame, np.ndarray, ImageCache]:
     """Judge some images, see `judge_photos`.
 
@@ -127,10 +123,9 @@ def judge_chunk(
     -------
     the table; of its readable images the embeddings by the first run, (N, D); the pixels that this run saw
     """
-    first = panels[0].runs[0]
-    caches = {size: decode_photos(paths, size, first.config.workers) for size in image_sizes(panels)}
-    cache = caches[first.config.image_size]
-    errors = {name: error for own in caches.values() for name, error in own.errors.items()}
+    first = ensembles[0].runs[0]
+    feeds, errors = decode_all(ensembles, paths, partial(decode_photos, workers=workers))
+    cache = feeds[first.image_size].cache
     names = pd.Series([name for name in paths if name not in errors], dtype=str)
     table = pd.DataFrame(index=pd.Index(list(paths), name="path"), columns=COLUMNS[1:])
     table["decision"], table["error"] = "", pd.Series(errors, dtype=str)
@@ -138,9 +133,8 @@ def judge_chunk(
     if names.empty:
         return table.reset_index(), np.empty((0, first.references.shape[1])), cache
 
-    feeds = {size: Feed(own, first.device) for size, own in caches.items()}
-    log_odds, embeddings = score_together(panels, feeds, names)
-    probability, threshold = expit(log_odds), common_threshold(panels)
+    log_odds, embeddings = score_together(ensembles, feeds, names)
+    probability, threshold = expit(log_odds), common_threshold(ensembles)
     distances, _ = nearest_references(embeddings, first.references, 1)
     table.loc[names, "probability"] = probability
     table.loc[names, "threshold"] = threshold
@@ -182,18 +176,19 @@ class CardDrawer:
 
     Parameters
     ----------
-    panels : that judge; the neighbours are from the training part of their first run, the map is of its score
+    ensembles : that judge; the neighbours are from the training part of their first run, the map is of its score
+    train_image : folder of the training images
     folder : of the cards; made with the first
     """
 
-    def __init__(self, panels: Sequence[Panel], folder: Path) -> None:
-        run = panels[0].runs[0]
+    def __init__(self, ensembles: Sequence[Ensemble], train_image: Path, folder: Path) -> None:
+        run = ensembles[0].runs[0]
         self.run = run
-        self.scorer = panels[0].scorers[0]
-        self.alone = len(runs_of(panels)) == 1
+        self.scorer = ensembles[0].scorers[0]
+        self.alone = len(runs_of(ensembles)) == 1
         self.folder = folder
         self.taken: set[str] = set()  # file names, in small letters: some disks do not tell a from A
-        self.files = find_images(run.config.train_image, follow_links=run.config.follow_links)
+        self.files = find_images(train_image)
         self.names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
 
     def draw(
@@ -210,7 +205,7 @@ class CardDrawer:
         """
         run = self.run
         heat = grad_cam(
-            run.network, pixels, self.scorer, run.references, run.reference_labels, run.config.test_views
+            run.network, pixels, self.scorer, run.references, run.reference_labels, run.test_views
         )
         benign, melanomas = (self.neighbours(embedding, label) for label in (0, 1))
         verdict = describe_verdict(row, self.alone)
@@ -259,12 +254,6 @@ def unique_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _chunks(paths: Iterable[Path]) -> Iterable[list[Path]]:
-    rest = iter(paths)
-    while chunk := list(islice(rest, AT_A_TIME)):
-        yield chunk
-
-
 def _text(path: Path) -> str:
     """Return a path as valid text: a name that is no UTF-8 has its odd bytes escaped."""
     return str(path).encode("utf-8", "backslashreplace").decode()
@@ -273,44 +262,57 @@ def _text(path: Path) -> str:
 # --- the challenge's test set ---
 
 
-def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> pd.DataFrame:
-    """Judge the images of `test_image` that `test_labels` names, and write submission.csv.
-
-    Returns
-    -------
-    the table written, image_name and target (probability of melanoma), a row for each name in the file's order;
-    with `skip_unreadable` an image that cannot be read has the prevalence
+def find_test_images(folder: Path, labels: Path) -> tuple[pd.Series, dict[str, Path]]:
+    """Return the names in the challenge's test CSV, in its order, and the image file of each.
 
     Raises
     ------
-    InputError : a bad CSV, an image that is missing, one that cannot be read
+    InputError : a bad CSV, an image that is missing
     """
-    keep_freed_memory()
-    names = pd.Series(read_test_names(machine.test_labels), dtype=str)
-    found = find_images(machine.test_image, "test_image", machine.follow_links)
+    names = pd.Series(read_test_names(labels), dtype=str)
+    found = find_images(folder, "test_image")
     missing = names[~names.isin(list(found))]
     if len(missing):
         raise InputError(
-            f"test_image {machine.test_image} lacks {len(missing):,} of the {len(names):,} images that "
-            f"{machine.test_labels} names, {missing.iloc[0]} for one"
+            f"test_image {folder} lacks {len(missing):,} of the {len(names):,} images that {labels} names, "
+            f"{missing.iloc[0]} for one"
         )
-    panels = load_panels(machine, run_dirs, choices)
-    paths = {name: found[name] for name in sorted(names)}
-    caches = {
-        size: build_cache(paths, size, machine.cache_dir, machine.workers) for size in image_sizes(panels)
-    }
-    errors = {name: error for cache in caches.values() for name, error in cache.errors.items()}
-    refuse_unreadable(errors, machine.skip_unreadable)
+    return names, {name: found[name] for name in sorted(names)}
+
+
+def write_submission(
+    ensembles: list[Ensemble],
+    names: pd.Series,
+    paths: dict[str, Path],
+    decode: Decode,
+    graph_dir: Path,
+) -> pd.DataFrame:
+    """Judge the challenge's test images, and write submission.csv.
+
+    Parameters
+    ----------
+    names, paths : see `find_test_images`
+    decode : see `ensemble.decode_all`
+    graph_dir : where the file goes if there are several runs
+
+    Returns
+    -------
+    the table written, image_name and target (probability of melanoma), a row for each name in its order; an image that
+    cannot be read has the prevalence
+    """
+    feeds, errors = decode_all(ensembles, paths, decode)
     readable = names[~names.isin(list(errors))]
     if readable.empty:
-        raise InputError(f"test_image {machine.test_image} has no image that can be read")
-    feeds = {size: Feed(cache, panels[0].runs[0].device) for size, cache in caches.items()}
-    log_odds, _ = score_together(panels, feeds, readable)
+        raise InputError(
+            f"none of the {len(names):,} test images can be read, {paths[names[0]]} for one: {errors[names[0]]}"
+        )
+    print(f"scoring {len(readable):,} images", flush=True)
+    log_odds, _ = score_together(ensembles, feeds, readable)
     target = pd.Series(expit(log_odds), index=readable.index).reindex(names.index)
-    prevalence = float(np.mean([panel.judge.prevalence for panel in panels]))
+    prevalence = float(np.mean([ensemble.judge.prevalence for ensemble in ensembles]))
     table = pd.DataFrame({"image_name": names, "target": target.fillna(prevalence)})
 
-    file = results_folder(panels, machine) / "submission.csv"
+    file = results_folder(ensembles, graph_dir) / "submission.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     if errors:
         print(f"{len(errors):,} images cannot be read and have the prevalence: {', '.join(sorted(errors))}")

@@ -1,4 +1,4 @@
-"""Trained runs judge lesions: each embeds and scores them, and a panel of runs turns scores into probabilities.
+"""Trained runs judge lesions: each embeds and scores them, and an ensemble of runs turns scores into probabilities.
 
 References, scorers, calibration and threshold are the runs' own, from their training and validation parts: the images
 that are judged choose nothing.
@@ -6,8 +6,8 @@ that are judged choose nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,22 @@ import pandas as pd
 import torch
 from scipy.special import expit, logit
 
-import dataset
-from config import Config, with_machine
-from melanoma.common.device import choose_device, choose_precision, describe_device
 from melanoma.common.errors import InputError, printable
-from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
+from melanoma.data.cache import ImageCache
 from melanoma.data.decoding import find_images
-from melanoma.data.feed import Feed, embed_images
+from melanoma.data.feed import Feed
 from melanoma.data.labels import read_labels
+from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import Judge, Platt, best_scorer, score_all
-from melanoma.training import run_folder
-from modules import SiameseNetwork, network_of
+
+Decode = Callable[[Mapping[str, Path], int], ImageCache]  # image files by name, and their side in pixels
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the command line leaves to validation unless it is said: see the flags of these names."""
+    """Options of the evaluation that are chosen on validation where they are None."""
 
     min_sensitivity: float | None = None
-    calibration: str = "platt"
     prevalence: float | None = None
     scorer: str | None = None
     views: int | None = None
@@ -42,24 +39,47 @@ class Choices:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run on this machine: its settings, network, split and reference embeddings (R, D).
+    """A trained run: its network, split and references.
 
-    `epoch` is the one whose weights are judged by, the best on validation.
+    Parameters
+    ----------
+    run_dir : its folder
+    fold, validation_fold, seed : of its split and training
+    epoch : the one whose weights are used, the best on validation
+    image_size, test_views : side in pixels and views in which a lesion is scored
+    settings : all settings as JSON values
+    network : Siamese network that returns embeddings (B, D) and logits (B,)
+    head : whether the logits are trained
+    dtype : of the network's matrix arithmetic
+    table : image_name, patient_id, label, part
+    feed : of the images of the table
+    references, reference_labels : embeddings (R, D) and labels (R,) of the training part
     """
 
-    config: Config
+    run_dir: Path
+    fold: int
+    validation_fold: int | None
+    seed: int
     epoch: int
-    network: SiameseNetwork
-    device: torch.device
+    image_size: int
+    test_views: int
+    settings: Mapping[str, Any]
+    network: Any
+    head: bool
     dtype: torch.dtype
-    table: pd.DataFrame  # image_name, patient_id, label, part
+    table: pd.DataFrame
     feed: Feed
     references: np.ndarray
     reference_labels: np.ndarray
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self.feed.device
+
 
 @dataclass(frozen=True)
-class Panel:
+class Ensemble:
     """Runs with one test part, which judge a lesion together: by the mean of their log odds.
 
     Each run scores in its own best way, chosen on its validation part, on a logistic curve of its own. Where other
@@ -77,7 +97,7 @@ class Panel:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The split as the panel has it: the runs' common test part, and as train what any of them learnt from."""
+        """The split as the ensemble has it: the runs' common test part, and as train what any of them learnt from."""
         table = self.runs[0].table
         learnt = np.logical_or.reduce([run.table["part"] == "train" for run in self.runs])
         return table.assign(part=table["part"].mask(learnt, "train"))
@@ -85,8 +105,8 @@ class Panel:
 
 @dataclass(frozen=True)
 class Scored:
-    """Lesions and what a panel says of them: a table of image_name, patient_id, label, score, probability, threshold,
-    predicted and fold, the embeddings (N, D) of the panel's first run, and the cache that has their pixels.
+    """Judged lesions: a table of image_name, patient_id, label, score, probability, threshold, predicted and fold,
+    the embeddings (N, D) of the ensemble's first run, and the cache that has their pixels.
 
     Of several folds pooled, the embeddings are those of the first fold's lesions, the first rows of the table.
     `notes` says what a reader must know of how the lesions were taken, a sentence each.
@@ -98,84 +118,21 @@ class Scored:
     notes: Sequence[str] = ()
 
 
-def load_run(machine: Config, choices: Choices = Choices()) -> Run:
-    """Load the best checkpoint of `machine.run_dir` and embed its references, the images of its training part.
-
-    References are seen as they are, whatever the views of a lesion that is judged: they are many, and their number
-    evens them out.
-
-    Raises
-    ------
-    InputError : no run there, a checkpoint that does not fit, images of the run that are missing
-    """
-    path = machine.run_dir / "best.pt"
-    state = run_folder.load_checkpoint(path)
-    with run_folder.fitting(path):
-        epoch = int(run_folder.best_entry(state["log"])["epoch"])
-    config = with_machine(state["config"], machine, str(path))
-    if choices.views is not None:
-        config = replace(config, test_views=choices.views)
-    device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
-    try:
-        network = network_of(config)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    run_folder.load_weights(network, state, path)
-    network = network.to(device)
-
-    table = run_folder.read_split(config.run_dir)
-    found = find_images(config.train_image, follow_links=config.follow_links)
-    missing = [name for name in table["image_name"] if name not in found]
-    if missing:
-        raise InputError(
-            f"train_image {config.train_image} lacks {len(missing):,} images of the run, {missing[0]} for one: "
-            "point it at the folder that the run was trained on"
-        )
-    cache = build_cache(
-        {name: found[name] for name in sorted(table["image_name"])},
-        config.image_size,
-        config.cache_dir,
-        config.workers,
-    )
-    refuse_unreadable(cache.errors, config.skip_unreadable)
-    table = dataset.without_images(table, cache.errors)
-    train = table[table["part"] == "train"]
-    feed = Feed(cache, device)
-    references, _ = embed_images(network, feed, cache.rows(train["image_name"]), dtype)
-    return Run(config, epoch, network, device, dtype, table, feed, references, train["label"].to_numpy())
-
-
-def load_panels(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Panel]:
-    """Load runs, by default the machine's one, as a panel for each test part, and print what they are."""
-    runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
-    print(f"predicting on {describe_device(runs[0].device, runs[0].dtype)}")
-    panels = [make_panel(members, choices) for members in by_test_part(runs)]
-    for panel in panels:
-        print(describe_panel(panel))
-    return panels
-
-
-def runs_of(panels: Sequence[Panel]) -> list[Run]:
-    """Return the runs of all panels, in their order."""
-    return [run for panel in panels for run in panel.runs]
+def runs_of(ensembles: Sequence[Ensemble]) -> list[Run]:
+    """Return the runs of all ensembles, in their order."""
+    return [run for ensemble in ensembles for run in ensemble.runs]
 
 
 def by_test_part(runs: Sequence[Run]) -> list[list[Run]]:
     """Group the runs that have one test part of the same lesions, in the order in which they come."""
-    tested = [run.table.assign(part=run.table["part"] == "test") for run in runs]
-    groups: list[list[int]] = []
-    for i, table in enumerate(tested):
-        for group in groups:
-            if tested[group[0]].equals(table):
-                group.append(i)
-                break
-        else:
-            groups.append([i])
-    return [[runs[i] for i in group] for group in groups]
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        lesions = run.table.assign(part=run.table["part"] == "test").to_csv()
+        groups.setdefault(lesions, []).append(run)
+    return list(groups.values())
 
 
-def make_panel(runs: list[Run], choices: Choices = Choices()) -> Panel:
+def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
     """Choose each run's scorer and fit its curve on its validation part, then the judge of all on those of all."""
     scorers, curves, log_odds, embeddings = [], [], [], []
     for run in runs:
@@ -185,58 +142,77 @@ def make_panel(runs: list[Run], choices: Choices = Choices()) -> Panel:
         embeddings.append(own)
         scorers.append(choices.scorer or best_scorer(labels, scores))
         if scorers[-1] not in scores:
-            raise InputError(f"--scorer {scorers[-1]}: {run.config.run_dir} has only {', '.join(scores)}")
+            raise InputError(f"--scorer {scorers[-1]}: {run.run_dir} has only {', '.join(scores)}")
         curves.append(Platt.fit(labels, scores[scorers[-1]]))
         log_odds.append(pd.Series(curves[-1].log_odds(scores[scorers[-1]]), validation.index))
     mean = pd.concat(log_odds, axis=1).mean(axis=1).sort_index()  # of the runs that an image validates
     labels = runs[0].table["label"][mean.index].to_numpy()
-    judge = Judge(labels, mean.to_numpy(), choices.calibration, choices.prevalence, choices.min_sensitivity)
-    return Panel(runs, scorers, curves, judge, embeddings[0])
+    judge = Judge(labels, mean.to_numpy(), choices.prevalence, choices.min_sensitivity)
+    return Ensemble(runs, scorers, curves, judge, embeddings[0])
 
 
-def score_part(panel: Panel, part: str = "test") -> Scored:
-    """Return the judgement of the panel on a part of its split."""
-    run = panel.runs[0]
-    lesions = run.table[run.table["part"] == part]
-    scores, embeddings = panel_score(panel, [own.feed for own in panel.runs], lesions["image_name"])
-    probability = panel.judge.probability(scores)
-    table = judged(lesions, scores, probability, panel.judge.threshold).assign(fold=run.config.fold)
-    return Scored(table, embeddings, run.feed.cache)
-
-
-def score_tests(panels: Sequence[Panel]) -> Scored:
-    """Return the judgement of each panel on its own test part, pooled.
+def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
+    """Return the judgement of each ensemble on a part of its own split, pooled.
 
     Raises
     ------
-    InputError : two test parts share an image
+    InputError : the parts of two ensembles share an image, which would count twice
     """
-    parts = [score_part(panel) for panel in panels]
-    refuse_overlap(parts)
-    table = pd.concat([part.table for part in parts], ignore_index=True)
-    return Scored(table, parts[0].embeddings, parts[0].cache)
+    tables, embeddings = [], []
+    for ensemble in ensembles:
+        run = ensemble.runs[0]
+        lesions = run.table[run.table["part"] == part]
+        scores, own = ensemble_score(ensemble, [run.feed for run in ensemble.runs], lesions["image_name"])
+        probability = ensemble.judge.probability(scores)
+        table = judged(lesions, scores, probability, ensemble.judge.threshold)
+        tables.append(table.assign(fold=run.fold))
+        embeddings.append(own)
+    table = pd.concat(tables, ignore_index=True)
+    shared = int(table["image_name"].duplicated().sum())
+    if shared:
+        raise InputError(
+            f"the runs have different splits, whose {part} parts share {shared:,} images: pool the folds of one "
+            "--split-seed, or average runs of one fold"
+        )
+    return Scored(table, embeddings[0], ensembles[0].runs[0].feed.cache)
 
 
-def score_folder(panels: list[Panel], folder: Path, labels: Path) -> Scored:
-    """Return the judgement of all panels, the mean of their log odds, on another labelled folder.
+def score_folder(
+    ensembles: list[Ensemble],
+    folder: Path,
+    labels: Path,
+    decode: Decode,
+) -> Scored:
+    """Return the judgement of all ensembles, the mean of their log odds, on another labelled folder.
 
     Raises
     ------
     InputError : no image there that has a label, can be read, and is new to all runs
     """
-    feeds: dict[int, Feed] = {}
-    for run in runs_of(panels):
-        if run.config.image_size not in feeds:
-            lesions, feeds[run.config.image_size] = load_labelled(folder, labels, run.config, run.device)
-    lesions, notes = new_to_all(panels, lesions)
+    table = read_labels(labels, "evaluate_labels")
+    found = find_images(folder, "evaluate_image")
+    lesions = table[table["image_name"].isin(list(found))].reset_index(drop=True)
+    print(
+        f"{len(lesions):,} images of {printable(str(folder))} with labels; "
+        f"labels without an image: {len(table) - len(lesions):,}; "
+        f"images without a label: {len(found) - len(lesions):,}"
+    )
+    if lesions.empty:
+        raise InputError(f"evaluate_image {folder} has none of the images that {labels} names")
+    paths = {name: found[name] for name in sorted(lesions["image_name"])}
+    feeds, errors = decode_all(ensembles, paths, decode)
+    lesions = lesions[~lesions["image_name"].isin(list(errors))]
+    if lesions.empty:
+        raise InputError(f"evaluate_image {folder} has no image that can be read")
+    lesions, notes = new_to_all(ensembles, lesions)
     if lesions.empty:
         raise InputError(f"evaluate_image {folder} has nothing to judge: {notes[0]}")
-    score, embeddings = score_together(panels, feeds, lesions["image_name"])
-    table = judged(lesions, score, expit(score), common_threshold(panels))
-    return Scored(table, embeddings, feeds[panels[0].runs[0].config.image_size].cache, notes)
+    score, embeddings = score_together(ensembles, feeds, lesions["image_name"])
+    table = judged(lesions, score, expit(score), common_threshold(ensembles))
+    return Scored(table, embeddings, feeds[ensembles[0].runs[0].image_size].cache, notes)
 
 
-def new_to_all(panels: list[Panel], lesions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def new_to_all(ensembles: list[Ensemble], lesions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Leave out the lesions that a run has learnt from or been chosen by, told by image_name, and say so.
 
     Other images of patients that a run knows are kept: two data sets may give one number to two patients.
@@ -245,7 +221,7 @@ def new_to_all(panels: list[Panel], lesions: pd.DataFrame) -> tuple[pd.DataFrame
     -------
     the lesions that are left; what was left out, and how many of the others are of such patients, a sentence each
     """
-    tables = [run.table[run.table["part"] != "test"] for run in runs_of(panels)]
+    tables = [run.table[run.table["part"] != "test"] for run in runs_of(ensembles)]
     names, patients = (set(pd.concat([own[key] for own in tables])) for key in ("image_name", "patient_id"))
     seen = lesions["image_name"].isin(names)
     left = lesions[~seen].reset_index(drop=True)
@@ -262,30 +238,38 @@ def new_to_all(panels: list[Panel], lesions: pd.DataFrame) -> tuple[pd.DataFrame
     return left, notes
 
 
+def decode_all(
+    ensembles: Sequence[Ensemble], paths: Mapping[str, Path], decode: Decode
+) -> tuple[dict[int, Feed], dict[str, str]]:
+    """Decode image files, by name, at each side in pixels that a run needs; return the feeds by side, and the errors.
+
+    errors : by the name of an image that cannot be read
+    """
+    sizes = dict.fromkeys(run.image_size for run in runs_of(ensembles))
+    caches = {size: decode(paths, size) for size in sizes}
+    feeds = {size: Feed(cache, ensembles[0].runs[0].device) for size, cache in caches.items()}
+    return feeds, {name: error for cache in caches.values() for name, error in cache.errors.items()}
+
+
 def score_together(
-    panels: list[Panel], feeds: Mapping[int, Feed], names: pd.Series
+    ensembles: Sequence[Ensemble], feeds: Mapping[int, Feed], names: pd.Series
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean of all panels' log odds of melanoma, (N,), and the first run's embeddings (N, D).
+    """Return the mean of all ensembles' log odds of melanoma, (N,), and the first run's embeddings (N, D).
 
     feeds : of the named images, by their side in pixels
     """
     log_odds, embeddings = [], []
-    for panel in panels:
-        own_feeds = [feeds[run.config.image_size] for run in panel.runs]
-        scores, own = panel_score(panel, own_feeds, names)
-        log_odds.append(panel.judge.log_odds(scores))
+    for ensemble in ensembles:
+        own_feeds = [feeds[run.image_size] for run in ensemble.runs]
+        scores, own = ensemble_score(ensemble, own_feeds, names)
+        log_odds.append(ensemble.judge.log_odds(scores))
         embeddings.append(own)
     return np.mean(log_odds, axis=0), embeddings[0]
 
 
-def common_threshold(panels: list[Panel]) -> float:
-    """Return the probability from which on all panels together call a lesion melanoma: the mean in log odds."""
-    return float(expit(np.mean([logit(panel.judge.threshold) for panel in panels])))
-
-
-def image_sizes(panels: list[Panel]) -> list[int]:
-    """Return the sides in pixels at which the runs see a lesion, each once."""
-    return list(dict.fromkeys(run.config.image_size for run in runs_of(panels)))
+def common_threshold(ensembles: list[Ensemble]) -> float:
+    """Return the probability from which on all ensembles together call a lesion melanoma: the mean in log odds."""
+    return float(expit(np.mean([logit(ensemble.judge.threshold) for ensemble in ensembles])))
 
 
 def judged(
@@ -300,48 +284,10 @@ def judged(
     )
 
 
-def refuse_overlap(parts: list[Scored]) -> None:
-    """Refuse to pool test parts that share an image: it would count twice.
-
-    Raises
-    ------
-    InputError
-    """
-    names = pd.concat([part.table["image_name"] for part in parts])
-    if names.duplicated().any():
-        raise InputError(
-            f"the runs have different splits, whose test parts share {int(names.duplicated().sum()):,} images: pool "
-            "the folds of one --split-seed, or average runs of one fold"
-        )
-
-
-def load_labelled(
-    folder: Path, labels: Path, config: Config, device: torch.device
-) -> tuple[pd.DataFrame, Feed]:
-    """Return the images of another labelled folder, those with both file and label, and their feed."""
-    table = read_labels(labels, "evaluate_labels")
-    found = find_images(folder, "evaluate_image", config.follow_links)
-    known = table[table["image_name"].isin(list(found))].reset_index(drop=True)
-    print(
-        f"{len(known):,} images of {printable(str(folder))} with labels; "
-        f"labels without an image: {len(table) - len(known):,}; "
-        f"images without a label: {len(found) - len(known):,}"
-    )
-    if known.empty:
-        raise InputError(f"evaluate_image {folder} has none of the images that {labels} names")
-    paths = {name: found[name] for name in sorted(known["image_name"])}
-    cache = build_cache(paths, config.image_size, config.cache_dir, config.workers)
-    refuse_unreadable(cache.errors, config.skip_unreadable)
-    readable = known[~known["image_name"].isin(list(cache.errors))]
-    if readable.empty:
-        raise InputError(f"evaluate_image {folder} has no image that can be read")
-    return readable, Feed(cache, device)
-
-
-def panel_score(panel: Panel, feeds: list[Feed], names: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean log odds (N,) of the panel's runs, each with its feed, and the first run's embeddings (N, D)."""
+def ensemble_score(ensemble: Ensemble, feeds: list[Feed], names: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean log odds (N,) of the runs, each with its feed, and the first run's embeddings (N, D)."""
     log_odds, embeddings = [], []
-    for run, feed, scorer, curve in zip(panel.runs, feeds, panel.scorers, panel.curves, strict=True):
+    for run, feed, scorer, curve in zip(ensemble.runs, feeds, ensemble.scorers, ensemble.curves, strict=True):
         scores, own = score_images(run, feed, names)
         log_odds.append(curve.log_odds(scores[scorer]))
         embeddings.append(own)
@@ -356,63 +302,67 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
     InputError : a score is not finite; the message names the images
     """
     rows = feed.cache.rows(names)
-    embeddings, logits = embed_images(run.network, feed, rows, run.dtype, run.config.test_views)
+    embeddings, logits = embed_images(run.network, feed, rows, run.dtype, run.test_views)
     bad = names[~np.isfinite(embeddings).all(axis=1)].tolist()
     if bad:
         raise InputError(
             f"{len(bad)} scores are not finite ({', '.join(bad[:5])}): the run is broken, train anew"
         )
-    head = logits if run.network.head is not None else None
+    head = logits if run.head else None
     return score_all(embeddings, head, run.references, run.reference_labels), embeddings
 
 
-def results_folder(panels: Sequence[Panel], machine: Config) -> Path:
+def results_folder(ensembles: Sequence[Ensemble], graph_dir: Path) -> Path:
     """Return where tables go: the run's folder, or that of the graphs if there are several runs."""
-    runs = runs_of(panels)
-    return machine.graph_dir if len(runs) > 1 else runs[0].config.run_dir
+    runs = runs_of(ensembles)
+    return graph_dir if len(runs) > 1 else runs[0].run_dir
 
 
-def describe_run(panel: Panel, index: int) -> dict[str, Any]:
-    """Return what was chosen on validation for one run of a panel, as JSON values."""
-    run = panel.runs[index]
-    return {
-        "run_dir": str(run.config.run_dir),
-        "fold": run.config.fold,
-        "validation_fold": dataset.validating_fold(run.config),
-        "seed": run.config.seed,
-        "epoch": run.epoch,
-        "scorer": panel.scorers[index],
-        "test_views": run.config.test_views,
-        "threshold": panel.judge.threshold,
+def describe_runs(ensembles: Sequence[Ensemble]) -> list[dict[str, Any]]:
+    """Return each run with what was chosen for it on validation, as JSON values."""
+    return [
+        {
+            "run_dir": str(run.run_dir),
+            "fold": run.fold,
+            "validation_fold": run.validation_fold,
+            "seed": run.seed,
+            "epoch": run.epoch,
+            "scorer": scorer,
+            "test_views": run.test_views,
+            "threshold": ensemble.judge.threshold,
+        }
+        for ensemble in ensembles
+        for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True)
+    ]
+
+
+def describe_method(ensembles: Sequence[Ensemble], choices: Choices) -> str:
+    """Return how the runs were trained and how they score, for a model card."""
+    runs = runs_of(ensembles)
+    taught = {
+        "contrastive loss": any(run.settings["pair_weight"] for run in runs),
+        "a classification head": any(run.head for run in runs),
     }
-
-
-def describe_method(panels: Sequence[Panel], choices: Choices) -> str:
-    """Return how the runs were trained and how they judge, for a model card."""
-    configs = [run.config for run in runs_of(panels)]
-    losses = sorted({config.loss for config in configs if config.pair_weight})
-    taught = [f"{' and '.join(losses)} loss"] if losses else []
-    if any(config.head != "none" for config in configs):
-        taught.append("a classification head")
-    scorers = {scorer for panel in panels for scorer in panel.scorers}
+    losses = [loss for loss, used in taught.items() if used]
+    scorers = {scorer for ensemble in ensembles for scorer in ensemble.scorers}
     ways = ["where it lies among the training lesions"] if scorers - {"head"} else []
     if "head" in scorers:
         ways.append("the classification head's logit")
-    several = ", and of several runs' log odds the mean is taken" if len(configs) > len(panels) else ""
-    curve = "logistic curve" if choices.calibration == "platt" else "rising curve of steps (isotonic)"
-    moved = "" if choices.prevalence is None else f", moved to a prevalence of {100 * choices.prevalence:g} %"
+    several = ", and of several runs' log odds the mean is taken" if len(runs) > len(ensembles) else ""
+    prevalence = choices.prevalence
+    moved = "" if prevalence is None else f", moved to a prevalence of {100 * prevalence:g} %"
     return (
         "A Siamese network: one embedding network for both images of a pair, trained with "
-        f"{' and '.join(taught)} so that melanomas and benign lesions lie apart. A lesion is judged by "
-        f"{' or '.join(ways)}{several}; a {curve} fitted on validation makes the score a probability{moved}."
+        f"{' and '.join(losses)} so that melanomas and benign lesions lie apart. A lesion is judged by "
+        f"{' or '.join(ways)}{several}; a logistic curve fitted on validation makes the score a probability{moved}."
     )
 
 
-def describe_panel(panel: Panel) -> str:
+def describe_ensemble(ensemble: Ensemble) -> str:
     """Return what was chosen on validation as a line."""
     runs = ", ".join(
-        f"{run.config.run_dir} ({scorer})" for run, scorer in zip(panel.runs, panel.scorers, strict=True)
+        f"{run.run_dir} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True)
     )
     return (
-        f"fold {panel.runs[0].config.fold}: {runs}; melanoma from probability {panel.judge.threshold:.3f} on"
+        f"fold {ensemble.runs[0].fold}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from melanoma.data.augment import flips_and_turns, to_float, turn_back
-from melanoma.scoring.scores import COUNTED, by_class, count_nearest, prototypes
-from modules import SiameseNetwork
+from melanoma.scoring.scores import COUNTED, reference_score, references_of
 
 
 def grad_cam(
-    network: SiameseNetwork,
+    network: Any,
     pixels: np.ndarray,
     scorer: str,
     references: np.ndarray,
@@ -34,10 +34,10 @@ def grad_cam(
 
     Parameters
     ----------
-    network : in evaluation mode afterwards
+    network : a Siamese network with a `backbone` and `unit_length`; in evaluation mode afterwards
     pixels : uint8 array of shape (S, S, 3)
-    scorer, references, labels : the way of scoring, embeddings (R, D) and labels (R,), see `classify.score_all`
-    views : 1 or 8, the views whose mean is scored, see `feed.embed_images`; the map is their mean, turned back
+    scorer, references, labels : the way of scoring, embeddings (R, D) and labels (R,), see `scores.score_all`
+    views : 1 or 8, the views whose mean is scored, see `embedding.embed_images`; the map is their mean, turned back
 
     Returns
     -------
@@ -70,19 +70,9 @@ def scoring(
 
     Parameters
     ----------
-    scorer, references, labels : see `classify.score_all`
+    scorer, references, labels : see `scores.score_all`
     """
     if scorer == "head":
         return lambda embedding, logit: logit
-    own = prototypes(references, labels) if scorer == "prototype" else by_class(references, labels)
-    classes = [torch.from_numpy(np.atleast_2d(part).astype(np.float32)).to(device) for part in own]
-    counts = [count_nearest(len(part), **COUNTED.get(scorer, {})) for part in classes]
-
-    def score(embedding: Tensor, logit: Tensor) -> Tensor:
-        benign, melanoma = (
-            torch.linalg.vector_norm(part - embedding, dim=1).topk(count, largest=False).values.mean()
-            for part, count in zip(classes, counts, strict=True)
-        )
-        return benign - melanoma
-
-    return score
+    classes = [own.to(device, torch.float32) for own in references_of(scorer, references, labels)]
+    return lambda embedding, logit: reference_score(embedding[None], classes, **COUNTED[scorer])[0]

@@ -2,85 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import expit, logit
-from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
 
-SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
-CALIBRATIONS = ("platt", "isotonic")
-# Which references of either class the scorers that take a mean distance count: all, or a share, or so many at most
-COUNTED: dict[str, dict[str, Any]] = {"distance": {}, "nearest": {"share": 0.25}, "neighbours": {"most": 20}}
+# Of the references of either class, the nearest ones that a score by distance counts: all, a share, or so many at most
+COUNTED: dict[str, dict[str, Any]] = {
+    "distance": {},
+    "nearest": {"share": 0.25},
+    "neighbours": {"most": 20},
+    "prototype": {},
+}
+SCORERS = (*COUNTED, "head")
 BLOCK = 1024  # images scored at a time: bounds memory at BLOCK × references distances
 
 
-def mean_distance(embeddings: np.ndarray, references: np.ndarray, nearest: int | None = None) -> np.ndarray:
-    """Return the mean Euclidean distance of embeddings (N, D) to references (R, D), or to the nearest, float64 (N,)."""
-    # |a - b|² = |a|² + |b|² - 2ab, about a common centre so that little is lost to cancellation
-    centre = references.mean(axis=0)
-    a, b = (embeddings - centre).astype(np.float32), (references - centre).astype(np.float32)
-    b_squared = np.square(b).sum(axis=1)
-    result = np.empty(len(a))
-    for start in range(0, len(a), BLOCK):
-        block = a[start : start + BLOCK]
-        squared = np.square(block).sum(axis=1)[:, None] + b_squared - 2 * block @ b.T
-        distance = np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
-        if nearest is not None and nearest < len(b):
-            distance = np.partition(distance, nearest - 1, axis=1)[:, :nearest]
-        result[start : start + BLOCK] = distance.mean(axis=1)
-    return result
+def mean_distance(embeddings: Tensor, references: Tensor, nearest: int | None = None) -> Tensor:
+    """Return the mean Euclidean distance of embeddings (N, D) to references (R, D), or to the nearest, (N,)."""
+    centre = references.mean(dim=0)  # near the origin little is lost to cancellation
+    means = []
+    for block in embeddings.split(BLOCK):
+        distance = torch.cdist(block - centre, references - centre)
+        if nearest is not None and nearest < len(references):
+            distance = distance.topk(nearest, largest=False, sorted=False).values
+        means.append(distance.mean(dim=1))
+    return torch.cat(means)
 
 
 def reference_score(
-    embeddings: np.ndarray,
-    references: np.ndarray,
-    labels: np.ndarray,
-    share: float = 1.0,
-    most: int | None = None,
-) -> np.ndarray:
+    embeddings: Tensor, references: Sequence[Tensor], share: float = 1.0, most: int | None = None
+) -> Tensor:
     """Score images by how much nearer they lie to the melanoma references than to the benign ones.
 
     Parameters
     ----------
-    embeddings : float array of shape (N, D), the images to score
-    references : float array of shape (R, D), the training images
-    labels : int array of shape (R,), 1 melanoma, 0 benign; both must occur
-    share : of either class, the nearest references count
+    embeddings : float tensor of shape (N, D), the images to score
+    references : float tensors of shape (R, D), the benign ones and the melanomas
+    share : of either class, the nearest references count, one at least
     most : as many of either class at most
 
     Returns
     -------
-    float64 array of shape (N,): mean distance to the benign references minus mean distance to the melanomas
+    float tensor of shape (N,): mean distance to the benign references minus mean distance to the melanomas
     """
     benign, melanoma = (
-        mean_distance(embeddings, own, count_nearest(len(own), share, most))
-        for own in by_class(references, labels)
+        mean_distance(embeddings, own, min(max(1, round(share * len(own))), most or len(own)))
+        for own in references
     )
     return benign - melanoma
 
 
-def count_nearest(n: int, share: float = 1.0, most: int | None = None) -> int:
-    """Return how many of n references of a class count: a share of them, one at least, `most` at most."""
-    nearest = max(1, round(share * n))
-    return nearest if most is None else min(nearest, most)
+def references_of(scorer: str, references: np.ndarray, labels: np.ndarray) -> list[Tensor]:
+    """Return what a way of scoring compares a lesion with: benign references and melanomas, (R, D) each.
 
+    For `prototype` it is the mean embedding of each class, (1, D) (Snell et al. 2017).
 
-def prototypes(references: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean embeddings, (D,), of the benign references and of the melanomas."""
-    benign, melanoma = by_class(references, labels)
-    return benign.mean(axis=0), melanoma.mean(axis=0)
-
-
-def prototype_score(embeddings: np.ndarray, references: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Score images by distance to each class's mean embedding (Snell et al. 2017); arguments as `reference_score`."""
-    benign, melanoma = prototypes(references, labels)
-    return np.linalg.norm(embeddings - benign, axis=1) - np.linalg.norm(embeddings - melanoma, axis=1)
+    Parameters
+    ----------
+    references : float array of shape (R, D), the training images
+    labels : int array of shape (R,), 1 melanoma, 0 benign; both must occur
+    """
+    if len(np.unique(labels)) < 2:
+        raise ValueError("references of both classes are needed")
+    classes = [references[labels == label] for label in (0, 1)]
+    if scorer == "prototype":
+        classes = [own.mean(axis=0, keepdims=True) for own in classes]
+    return [torch.from_numpy(own) for own in classes]
 
 
 def nearest_references(
@@ -122,28 +117,22 @@ def familiarity(distance: np.ndarray, usual: np.ndarray) -> np.ndarray:
 def score_all(
     embeddings: np.ndarray, logits: np.ndarray | None, references: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Return the scores (N,) of every way to judge a lesion, by its name; large means melanoma in each.
+    """Return the scores, float64 (N,), of every way to judge a lesion, by its name; large means melanoma in each.
 
     Parameters
     ----------
+    embeddings : float array of shape (N, D), the images to score
     logits : float array of shape (N,), the head's; None where the network has none
-    embeddings, references, labels : see `reference_score`
+    references, labels : see `references_of`
     """
+    points = torch.from_numpy(embeddings)
     scores = {
-        name: reference_score(embeddings, references, labels, **counted) for name, counted in COUNTED.items()
+        name: reference_score(points, references_of(name, references, labels), **counted).double().numpy()
+        for name, counted in COUNTED.items()
     }
-    scores["prototype"] = prototype_score(embeddings, references, labels)
     if logits is not None:
         scores["head"] = logits.astype(np.float64)
     return scores
-
-
-def by_class(references: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the references (R, D) that are benign, and those that are melanomas; there must be some of each."""
-    melanoma = labels == 1
-    if melanoma.all() or not melanoma.any():
-        raise ValueError("references of both classes are needed")
-    return references[~melanoma], references[melanoma]
 
 
 @dataclass(frozen=True)
@@ -181,7 +170,6 @@ class Judge:
     ----------
     labels : int array of shape (N,), of validation, both classes
     scores : float array of shape (N,)
-    calibration : platt, or isotonic (Zadrozny and Elkan 2002: any rising steps; wants a thousand melanomas)
     prevalence : share of melanomas where the probabilities are to hold, and the threshold with them; None takes that
         of validation. The odds are shifted by the ratio of the prior odds (Saerens et al. 2002)
     min_sensitivity : see `choose_threshold`
@@ -191,7 +179,6 @@ class Judge:
         self,
         labels: np.ndarray,
         scores: np.ndarray,
-        calibration: str = "platt",
         prevalence: float | None = None,
         min_sensitivity: float | None = None,
     ) -> None:
@@ -199,19 +186,11 @@ class Judge:
         self.prevalence = own if prevalence is None else prevalence
         self.shift = float(logit(self.prevalence) - logit(own))
         self.platt = Platt.fit(labels, scores)
-        self.isotonic: IsotonicRegression | None = None
-        if calibration == "isotonic":
-            least = 0.5 / len(
-                labels
-            )  # no number of images shows a chance of 0 or 1, whose log odds are infinite
-            curve = IsotonicRegression(y_min=least, y_max=1 - least, out_of_bounds="clip")
-            self.isotonic = curve.fit(scores, labels)
         self.threshold = choose_threshold(labels, self.probability(scores), min_sensitivity)
 
     def log_odds(self, scores: np.ndarray) -> np.ndarray:
         """Return the log odds of melanoma, float64 (N,), of scores (N,)."""
-        own = self.platt.log_odds(scores) if self.isotonic is None else logit(self.isotonic.predict(scores))
-        return own + self.shift
+        return self.platt.log_odds(scores) + self.shift
 
     def probability(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability of melanoma, float64 (N,) in 0..1, of scores (N,)."""

@@ -1,9 +1,10 @@
-"""How a network learns: one step of its training, and what is needed to go on after it."""
+"""One training step: embeddings of a batch, loss, AdamW, and the moving average of the weights."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,146 +12,132 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config import Config
-from dataset import Batch
-from melanoma.common.device import autocast, chance_state, free_memory, is_out_of_memory, set_chance_state
+from melanoma.common.device import autocast, is_out_of_memory
 from melanoma.common.errors import InputError
 from melanoma.data.augment import Views, show
 from melanoma.training import run_folder
 from melanoma.training.ranks import Ranks
-from modules import SiameseLoss, SiameseNetwork
+
+WARM_UP = 0.05  # of all steps, in which the learning rate of the cosine schedule rises from 0
 
 
 class Learner:
-    """Takes the steps of a training: AdamW at the learning rate's course, and the running mean of the weights.
+    """Takes the steps of a training: AdamW at the scheduled learning rate, and a moving average of the weights.
 
     The backbone has parameter groups of its own, whose `share` is of the learning rate. Weight decay is for matrices
-    and kernels, not for biases and the scales of normalisation.
+    and kernels, not to biases and the scales of normalisation.
 
     Parameters
     ----------
-    network : on its device
-    config : the loss, batch_size, fit_memory, learning_rate, backbone_rate, schedule, warmup, weight_decay and ema
-        are used
-    total : steps of the whole training, which the learning rate's course is laid over
+    network : on its device; images (B, 3, S, S) become embeddings (B, D) and logits (B,)
+    total : steps of the whole training, for the schedule
+    batch_size : the setting, for the message about a memory that is too small
+    schedule : constant or cosine
+    backbone_rate : learning rate of parameters named `backbone.*`, as a share of `learning_rate`
+    ema : decay of the moving average, 0 to do without
     ranks : the processes that share each batch
     dtype : of the network's matrix arithmetic
     """
 
     def __init__(
         self,
-        network: SiameseNetwork,
-        config: Config,
+        network: nn.Module,
         total: int,
-        ranks: Ranks = Ranks(),
+        batch_size: int,
+        learning_rate: float,
+        schedule: str = "constant",
+        backbone_rate: float = 1.0,
+        weight_decay: float = 0.0,
+        ema: float = 0.0,
+        ranks: Ranks | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.network = network
-        self.config = config
         self.total = total
-        self.ranks = ranks
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.schedule = schedule
+        self.ema = ema
+        self.ranks = ranks or Ranks()
         self.dtype = dtype
-        self.loss_function = loss_of(config)
         self.taken = 0
         groups = []
-        for of_backbone, share in ((True, config.backbone_rate), (False, 1.0)):
+        for of_backbone, share in ((True, backbone_rate), (False, 1.0)):
             own = [p for name, p in network.named_parameters() if name.startswith("backbone.") == of_backbone]
-            for matrix, decay in ((True, config.weight_decay), (False, 0.0)):
+            for matrix, decay in ((True, weight_decay), (False, 0.0)):
                 members = [p for p in own if (p.ndim > 1) == matrix]
                 groups.append({"params": members, "share": share, "weight_decay": decay})
         fused = next(network.parameters()).device.type != "mps"
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
         self.shared: nn.Module = network
-        if ranks.count > 1:
-            frozen = bool(config.frozen_blocks or config.frozen_epochs)  # what is frozen gets no gradient
+        if self.ranks.count > 1:
+            frozen = not all(p.requires_grad for p in network.parameters())
             self.shared = DistributedDataParallel(network, find_unused_parameters=frozen)
-        self.average: SiameseNetwork | None = copy.deepcopy(network) if config.ema else None
+        self.average: nn.Module | None = copy.deepcopy(network) if ema else None
 
     @property
-    def kept(self) -> SiameseNetwork:
-        """What is validated and saved as the run's model: the running mean of the weights if there is one."""
+    def kept(self) -> Any:
+        """The network that is validated and saved: the moving average of the weights if there is one."""
         return self.network if self.average is None else self.average
 
     @property
     def rate(self) -> float:
-        """The learning rate of the next step: a rise from 0 in the warm-up, then constant or half a cosine to 0."""
-        peak, rising = self.config.learning_rate, self.config.warmup * self.total
+        """The learning rate of the next step: constant, or a rise from 0 and then half a cosine down to 0."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        rising = WARM_UP * self.total
         if self.taken < rising:
-            return peak * (self.taken + 1) / (rising + 1)
-        if self.config.schedule == "constant":
-            return peak
-        return peak * (1 + math.cos(math.pi * (self.taken - rising) / (self.total - rising))) / 2
+            return self.learning_rate * (self.taken + 1) / (rising + 1)
+        done = (self.taken - rising) / (self.total - rising)
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
-    def take_step(self, images: Tensor, batch: Batch, views: Views | None, mined_share: float) -> Tensor:
-        """Take one step on a batch; return its loss and measures, (1 + len(MEASURES),), on the device.
+    def take_step(
+        self,
+        images: Tensor,
+        size: int,
+        views: Views | None,
+        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """Take one step on a batch; return its loss and measures, (1 + M,), on the device.
 
-        Every process embeds its share of the batch's images and compares the embeddings of all, so the step is
-        the same for any number of processes, but for what sees a process's share as its batch: batch normalisation
-        that is trained, and random layers within a torchvision backbone (stochastic depth).
+        Each process embeds its share of the batch and compares the embeddings of all, so the gradient is that of one
+        process, except where a layer sees the share as its batch: trained batch normalisation, dropout.
 
         Parameters
         ----------
         images : this process's share (see `Ranks.places`), uint8 of shape (n, S, S, 3), on the device
+        size : B, images in the whole batch
         views : of these images; None shows them as they are
-        mined_share : share of the pairs, the costliest, that are trained on
+        loss_of : takes embeddings (B, D) and logits (B,), returns the loss, a scalar, and measures (M,)
 
         Raises
         ------
-        InputError : the device's memory is too small, and config.fit_memory is off or no help
+        InputError : the device's memory is too small
         """
-        chance = chance_state(images.device) if self.config.fit_memory else {}
-        while True:
-            try:
-                measured = self._gradient(images, batch, views, mined_share)
-                break
-            except RuntimeError as error:  # out of its block, so that it holds no activations any more
-                if not is_out_of_memory(error):
-                    raise
-            self.optimizer.zero_grad()
-            free_memory(images.device)
-            self._embed_in_more_parts(images)
-            set_chance_state(chance, images.device)  # what dropout has hidden is hidden again
         try:
-            self._update()
+            shown = show(images, views)  # in float32: autocast would round what blur and noise compute
+            with autocast(images.device, self.dtype):
+                own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
+            outputs = self.ranks.gather(
+                own[: self.ranks.share_size(size)], size
+            )  # embeddings, then the logit
+            loss, measures = loss_of(outputs[:, :-1], outputs[:, -1])
+            self._update(loss * self.ranks.count)  # DDP averages over the processes: their sum is wanted
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._too_small(
-                images
-            ) from error  # the optimizer may have moved some weights: no second try
-        return measured
-
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the gradient of a loss."""
-        self._backward(loss)
-        self._update()
-
-    def _gradient(self, images: Tensor, batch: Batch, views: Views | None, mined_share: float) -> Tensor:
-        """Leave the gradient of a batch's loss in the network; see `take_step`."""
-        size = len(batch.rows)
-        if self.ranks.count > 1:
-            places = self.ranks.places(size)
-            self.network.dropout.share = (size, slice(places[0], places[-1] + 1))
-        first, second, labels = (  # before the network: a copy then waits for nothing that a GPU computes
-            torch.from_numpy(part).to(images.device, non_blocking=True)
-            for part in (batch.first, batch.second, batch.labels)
-        )
-        shown = show(images, views)  # in float32: autocast would round what blur and noise compute
-        with autocast(images.device, self.dtype):
-            own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
-        outputs = self.ranks.gather(own[: self.ranks.share_size(size)], size)  # embeddings, then the logit
-        loss, measures = self.loss_function(
-            outputs[:, :-1], outputs[:, -1], labels, first, second, mined_share
-        )
-        self._backward(loss * self.ranks.count)  # averaged over the processes: their sum is wanted
+            half = self.batch_size // 2
+            raise InputError(
+                f"the memory of {images.device} is too small for batch_size {self.batch_size} ({len(images)} images of "
+                f"{images.shape[1]} px) in step {self.taken + 1}: try "
+                f"{f'--batch-size {half}' if half else 'a smaller --image-size'}; the last checkpoint is kept"
+            ) from error
         return torch.cat([loss.detach().view(1), measures])
 
-    def _backward(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor) -> None:
+        """Move the weights down the gradient of a loss, and the moving average after them."""
         self.optimizer.zero_grad()
         loss.backward()
-
-    def _update(self) -> None:
-        """Move the weights along their gradient, and the running mean after them."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * group["share"]
         self.optimizer.step()
@@ -158,53 +145,27 @@ class Learner:
             self._follow(self.average)
         self.taken += 1
 
-    def _embed_in_more_parts(self, images: Tensor) -> None:
-        """Double the parts in which a batch is embedded, after the memory was too small for these images.
-
-        Raises
-        ------
-        InputError : that is not wanted, or not possible
-        """
-        if not self.config.fit_memory or self.ranks.count > 1 or self.network.parts >= len(images):
-            raise self._too_small(images)
-        self.network.parts *= 2
-        self.ranks.say(
-            f"the memory of {images.device} is too small: a batch is embedded in {self.network.parts} parts"
-        )
-
-    def _too_small(self, images: Tensor) -> InputError:
-        """Return what to tell of a memory that is too small for these images."""
-        size = self.config.batch_size
-        smaller = f"--batch-size {size // 2}" if size > 1 else "a smaller --image-size"
-        may_fit = not self.config.fit_memory and self.ranks.count == 1
-        fit = ", or --fit-memory, which embeds a batch in parts" if may_fit else ""
-        return InputError(
-            f"the memory of {images.device} is too small for batch_size {size} ({len(images)} images of "
-            f"{images.shape[1]} px) in step {self.taken + 1}: try {smaller}{fit}; the last checkpoint is kept"
-        )
-
     def state(self) -> dict[str, Any]:
-        """Return what is needed to go on, beside the weights that are kept."""
+        """Return what a checkpoint needs to go on, beside the weights that are kept."""
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
         if self.average:
             state["trained"] = self.network.state_dict()
         return state
 
     def resume(self, state: dict[str, Any], path: Path) -> None:
-        """Take up a checkpoint's weights and `state`."""
+        """Restore a checkpoint's weights and `state`; `path` names it in errors."""
         run_folder.load_weights(self.kept, state, path)
         if self.average:
             run_folder.load_weights(self.network, state, path, "trained")
         run_folder.load_optimizer(self.optimizer, state, path)
 
     @torch.no_grad()
-    def _follow(self, average: SiameseNetwork) -> None:
-        """Move the running mean; its decay rises with the steps, so that the first ones are soon forgotten.
+    def _follow(self, average: nn.Module) -> None:
+        """Update the moving average; its decay rises with the steps, so that the first ones are soon forgotten.
 
-        Not torch's AveragedModel: its count lies in the main memory, and to read it for each kind of tensors is to
-        wait for a GPU at the end of every step.
+        torch's AveragedModel keeps its count in main memory, and reading it waits for the GPU in every step.
         """
-        rate = 1 - min(self.config.ema, (1 + self.taken) / (10 + self.taken)) if self.taken else 1.0
+        rate = 1 - min(self.ema, (1 + self.taken) / (10 + self.taken)) if self.taken else 1.0
         kinds: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
         for own, new in zip(
             (*average.parameters(), *average.buffers()),
@@ -217,16 +178,3 @@ class Learner:
         torch._foreach_lerp_(*kinds[True], rate)
         if kinds[False][0]:
             torch._foreach_copy_(*kinds[False])
-
-
-def loss_of(config: Config) -> SiameseLoss:
-    """Return the loss that the settings describe."""
-    return SiameseLoss(
-        loss=config.loss,
-        margin=config.margin,
-        positive_margin=config.positive_margin,
-        active_only=config.average == "active",
-        melanoma_weight=config.melanoma_weight,
-        pair_weight=config.pair_weight,
-        head=config.head,
-    )

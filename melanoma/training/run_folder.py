@@ -24,8 +24,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from config import Config, experiment, to_dict
-from dataset import PARTS
 from melanoma.common.errors import InputError, shown
 from melanoma.common.files import (
     is_file,
@@ -40,8 +38,9 @@ from melanoma.common.files import (
     write_text,
 )
 from melanoma.data.labels import read_csv
+from melanoma.data.split import PARTS
 
-FORMAT = 2
+FORMAT = 3
 RESULTS = (
     "last.pt",
     "best.pt",
@@ -90,7 +89,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is damaged or was not written by train.py: train anew or pass another --run-dir"
         ) from error
     if not isinstance(contents, dict) or not _is_of_this_version(contents):
-        raise InputError(f"{path} is no checkpoint of this version: train anew")
+        raise InputError(f"{path} is no checkpoint of this version (format {FORMAT}): train anew")
     return contents
 
 
@@ -130,46 +129,38 @@ def load_weights(
 
 
 def load_optimizer(optimizer: torch.optim.AdamW, contents: Mapping[str, Any], path: Path) -> None:
-    """Put a checkpoint's state of AdamW into one of the same parameters and settings.
+    """Put a checkpoint's state of AdamW into one of the same parameters.
 
     Raises
     ------
-    InputError : it is of other ones
+    InputError : it is of other parameters
     """
-    moments = {"exp_avg", "exp_avg_sq"}
+    fused = optimizer.param_groups[0]["fused"]  # of this machine's device, not of the checkpoint's
     with fitting(path):
-        groups = [
-            {name: value for name, value in group.items() if name not in ("params", "lr")}
-            for group in optimizer.param_groups
-        ]
-        for state in contents["optimizer"]["state"].values():
-            if not {"step"} | moments <= set(state) or not all(v.is_floating_point() for v in state.values()):
-                raise ValueError("not AdamW's")
-        # how it is computed is this machine's, of whatever device the checkpoint is
-        saved = [
-            {**group, "fused": own["fused"]}
-            for group, own in zip(contents["optimizer"]["param_groups"], groups, strict=True)
-        ]
-        optimizer.load_state_dict({**contents["optimizer"], "param_groups": saved})
-        for own, group in zip(groups, optimizer.param_groups, strict=True):
-            if any(group[name] != value for name, value in own.items()):
-                raise ValueError("other settings")
+        optimizer.load_state_dict(contents["optimizer"])
+        for group in optimizer.param_groups:
+            group["fused"] = fused
         for parameter, state in optimizer.state.items():
-            if state["step"].numel() != 1 or any(state[name].shape != parameter.shape for name in moments):
+            if not state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape:
                 raise ValueError("another shape")
 
 
-def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
-    """Write what explains a run: settings, split, where it is made; a new run first clears an earlier one's."""
-    make_folder(config.run_dir)
-    remove_halves(config.run_dir)  # the caller holds the lock
+def write_start(
+    run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame, device: str, resumed: bool
+) -> None:
+    """Write what explains a run: settings, split, commit, versions, device; a new run first clears an earlier one's.
+
+    settings : JSON values
+    """
+    make_folder(run_dir)
+    remove_halves(run_dir)  # the caller holds the lock
     if not resumed:
         for name in RESULTS:
             for prefix in ("", EVALUATED):
-                (config.run_dir / f"{prefix}{name}").unlink(missing_ok=True)
+                (run_dir / f"{prefix}{name}").unlink(missing_ok=True)
         split = table[SPLIT_COLUMNS]
-        replace_file(config.run_dir / "split.csv", lambda temporary: split.to_csv(temporary, index=False))
-    write_json(config.run_dir / "config.json", to_dict(config))  # on a resume the epochs may have grown
+        replace_file(run_dir / "split.csv", lambda temporary: split.to_csv(temporary, index=False))
+    write_json(run_dir / "config.json", settings)  # on a resume the epochs may have grown
     run = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),
@@ -178,8 +169,8 @@ def write_start(config: Config, table: pd.DataFrame, device: str, resumed: bool)
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
     }
-    path = config.run_dir / "run.json"
-    earlier = read_starts(config.run_dir) if resumed else []
+    path = run_dir / "run.json"
+    earlier = read_starts(run_dir) if resumed else []
     write_json(path, [*earlier, run])  # one entry for each time that the run was started or resumed
 
 
@@ -191,57 +182,61 @@ def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def check_run_dir(config: Config, resume: bool, overwrite: bool) -> None:
-    """Refuse to start over a run that is there, or to resume one that is not, or that is another experiment.
+def check_run_dir(run_dir: Path, wanted: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+    """Refuse to overwrite a run, or to resume one that is not there or is another experiment.
 
-    More epochs than before are no other experiment, unless the learning rate's course depends on their number.
+    More epochs than before are no other experiment, unless the learning rate depends on their number.
+
+    Parameters
+    ----------
+    wanted : settings of the experiment, JSON values
 
     Raises
     ------
     InputError
     """
-    last = config.run_dir / "last.pt"
+    last = run_dir / "last.pt"
     if resume and not is_file(last):
         raise InputError(f"--resume: there is no {last}; start the run without --resume")
     if not is_file(last) or overwrite:
         return
     if not resume:
         raise InputError(
-            f"run_dir {config.run_dir} already holds a run: pass --resume to go on with it, --overwrite to "
-            "replace it, or another --run-dir"
+            f"run_dir {run_dir} already holds a run: pass --resume to go on with it, --overwrite to replace it, or "
+            "another --run-dir"
         )
     contents = load_checkpoint(last)
-    stored, wanted = contents["config"], experiment(config)
-    free = {"epochs"} if config.schedule == "constant" and not config.warmup else set()
+    stored = contents["config"]
+    free = {"recipe", *(["epochs"] if wanted["schedule"] == "constant" else [])}
     differ = [
         f"{name} {shown(stored.get(name))} there, {shown(wanted[name])} asked for"
         for name in wanted
         if name not in free and stored.get(name) != wanted[name]
     ]
     if differ:
-        raise InputError(f"--resume: {config.run_dir} holds another experiment: {'; '.join(differ)}")
+        raise InputError(f"--resume: {run_dir} holds another experiment: {'; '.join(differ)}")
     trained = len(contents["log"])
-    if trained > config.epochs:
+    if trained > wanted["epochs"]:
         raise InputError(
-            f"--resume: {config.run_dir} has been trained for {trained} epochs, {config.epochs} asked for: pass "
+            f"--resume: {run_dir} has been trained for {trained} epochs, {wanted['epochs']} asked for: pass "
             f"--epochs {trained} or more"
         )
 
 
-def resume_run(config: Config, table: pd.DataFrame) -> dict[str, Any]:
+def resume_run(run_dir: Path, table: pd.DataFrame) -> dict[str, Any]:
     """Return the last checkpoint of a run, once the images and their split are seen to be the run's own.
 
     Raises
     ------
     InputError : the data have changed since the run began, or its files are damaged
     """
-    stored = read_split(config.run_dir)
+    stored = read_split(run_dir)
     if not stored.equals(table[SPLIT_COLUMNS]):
         raise InputError(
-            f"--resume: images, labels or split differ from {config.run_dir / 'split.csv'}, with which the run "
+            f"--resume: images, labels or split differ from {run_dir / 'split.csv'}, with which the run "
             "began: restore the data or start a new run"
         )
-    path = config.run_dir / "last.pt"
+    path = run_dir / "last.pt"
     contents = load_checkpoint(path)
     check_log(contents.get("log"), path)
     return contents
@@ -326,11 +321,11 @@ def best_entry(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of this code, with +dirty where the work tree differs; None outside git."""
+    """Return the commit of this code, with +dirty where files other than config.py differ; None outside git."""
     here = Path(__file__).parents[2]
     try:
         commit = _git(here, "rev-parse", "HEAD")
-        return commit + ("+dirty" if _git(here, "status", "--porcelain") else "")
+        return commit + ("+dirty" if _git(here, "status", "--porcelain", "--", ".", ":!config.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -24,10 +24,9 @@ from test_page import CARD, FIGURES, METRICS, SETTINGS, Page
 import predict
 from melanoma.common.errors import InputError, brief, listed, printable, shown
 from melanoma.common.script import run_script
-from melanoma.report import galleries
+from melanoma.report import curves
 from melanoma.report import page as report
-from melanoma.report import style as figures
-from melanoma.report.lesions import Neighbour, lesion_card
+from melanoma.report.lesions import Neighbour, error_gallery, lesion_card
 from melanoma.report.new_lesions import COLUMNS, describe_photos
 
 KIND = "bad name"
@@ -166,9 +165,9 @@ def test_a_figure_draws_any_name_without_a_warning(name):
         "note": name,
     }
     drawn = [
-        figures.confusion_matrix({"tp": 1, "fp": 2, "tn": 3, "fn": 4}, name),
-        galleries.forest([row, {**row, "auc": 0.5}], 0.7, name),
-        galleries.error_gallery([PICTURE], np.array([1]), np.array([0.1]), [name], {"fn": 1, "fp": 0}, name),
+        curves.confusion_matrix({"tp": 1, "fp": 2, "tn": 3, "fn": 4}, name),
+        curves.forest([row, {**row, "auc": 0.5}], 0.7, name),
+        error_gallery([PICTURE], np.array([1]), np.array([0.1]), [name], {"fn": 1, "fp": 0}, name),
         lesion_card(name, PICTURE, None, ["called benign"], [Neighbour(name, PICTURE, 0.1)], []),
     ]
     for figure in drawn:
@@ -195,7 +194,7 @@ def test_an_error_of_a_script_is_one_line_that_a_terminal_only_shows(capsys):
 
 
 def test_a_script_prints_names_that_are_no_text():
-    code = "from script import run_script; run_script(lambda: print('a\\udcffb'))"
+    code = "from melanoma.common.script import run_script; run_script(lambda: print('a\\udcffb'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"a\\udcffb\n", b"")
     tally(KIND, "correct")

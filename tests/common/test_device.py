@@ -1,4 +1,4 @@
-"""The machine: choice of device and precision, memory, and how processes share a batch."""
+"""device.py: choice of device and precision, memory, random number generators."""
 
 import ctypes
 import os
@@ -11,16 +11,15 @@ from torch import nn
 from melanoma.common import device
 from melanoma.common.device import (
     autocast,
-    chance_state,
     choose_device,
     choose_precision,
     describe_device,
     deterministic,
     is_out_of_memory,
-    set_chance_state,
+    random_state,
+    set_random_state,
 )
 from melanoma.common.errors import InputError
-from melanoma.training.ranks import Ranks, join_ranks
 
 CPU = torch.device("cpu")
 
@@ -141,7 +140,7 @@ def test_tensors_are_sound_after_keep_freed_memory():
         assert float(torch.ones(2**20).sum()) == 2**20
 
 
-# --- small memories, chance, and the same bits again ---
+# --- small memories, random number generators, and the same bits again ---
 
 
 @pytest.mark.parametrize(
@@ -161,11 +160,11 @@ def test_lack_of_memory_is_told_from_other_errors(error, expected):
     assert is_out_of_memory(error) == expected
 
 
-def test_what_was_drawn_is_drawn_again_from_a_state():
-    state = chance_state(CPU)
+def test_the_same_numbers_are_drawn_again_from_a_state():
+    state = random_state(CPU)
     first = torch.rand(5)
     assert not torch.equal(torch.rand(5), first)
-    set_chance_state(state, CPU)
+    set_random_state(state, CPU)
     assert torch.equal(torch.rand(5), first)
 
 
@@ -174,9 +173,9 @@ def test_the_state_of_a_gpu_is_of_the_one_in_use(monkeypatch):
     states = {second: torch.tensor([3])}
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[device])
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state + 1}))
-    set_chance_state(chance_state(second), second)
+    set_random_state(random_state(second), second)
     assert states == {second: torch.tensor([4])}
-    set_chance_state(chance_state(CPU), second)  # of another device: it draws anew
+    set_random_state(random_state(CPU), second)  # of another device: it draws anew
     assert states == {second: torch.tensor([4])}
 
 
@@ -187,62 +186,3 @@ def test_deterministic_algorithms_are_asked_for_and_put_back(monkeypatch):
             assert torch.are_deterministic_algorithms_enabled() == wanted
             assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == wanted
         assert not torch.are_deterministic_algorithms_enabled()
-
-
-# --- processes ---
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-@pytest.mark.parametrize("size", [256, 7, 1])
-def test_shares_make_up_the_batch_and_are_nearly_equal(size, count):
-    shares = [Ranks(rank, count).share(size) for rank in range(count)]
-    assert shares == [Ranks(0, count).share(size, rank) for rank in range(count)]
-    assert [i for share in shares for i in range(share.start, share.stop)] == list(range(size))
-    sizes = [share.stop - share.start for share in shares]
-    assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-@pytest.mark.parametrize("size", [256, 7, 1])
-def test_every_process_embeds_its_share_or_one_image(size, count):
-    for rank in range(count):
-        places = Ranks(rank, count).places(size).tolist()
-        share = Ranks(rank, count).share(size)
-        assert places == (list(range(size))[share] or [0])
-        assert Ranks(rank, count).share_size(size) == len(range(size)[share])
-
-
-def test_one_process_asks_itself_alone():
-    assert Ranks().any(True, CPU) and not Ranks().any(False, CPU)
-
-
-@pytest.mark.parametrize(
-    ("name", "taken"), [("cuda", "cuda:2"), ("cuda:0", "cuda:2"), ("auto", "cuda:2"), ("cpu", "cpu")]
-)
-def test_each_process_of_a_machine_takes_a_gpu_of_its_own_and_no_other(name, taken, monkeypatch):
-    for key, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "2", "RANK": "2"}.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    asked = []
-
-    def choose(device_name):
-        asked.append(device_name)
-        raise InputError("as far as this test goes")
-
-    monkeypatch.setattr(device, "choose_device", choose)
-    with pytest.raises(InputError, match="as far as"), join_ranks(name):
-        pass
-    assert asked == [taken]
-
-
-def test_without_torchrun_there_is_one_process(monkeypatch, capsys):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with join_ranks("cpu") as (chosen, ranks):
-        assert chosen == CPU
-        assert ranks == Ranks(0, 1)
-        assert ranks.first
-        embeddings = torch.rand(3, 2)
-        assert ranks.gather(embeddings, 3) is embeddings
-    ranks.say("heard")
-    Ranks(1, 2).say("not heard")
-    assert capsys.readouterr().out == "heard\n"

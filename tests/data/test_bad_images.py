@@ -1,11 +1,9 @@
 """Image files of every kind and state: the pixels that they mean, or one line that says what is wrong with which."""
 
 import io
-import json
 import os
 import shutil
 import struct
-import threading
 import time
 import tracemalloc
 import warnings
@@ -23,10 +21,15 @@ from PIL import Image, ImageCms
 from tally import tally
 from test_decoding import STORED
 
-from melanoma.data import cache as images
-from melanoma.data import decoding
 from melanoma.data.cache import build_cache, decode_photos, refuse_unreadable
-from melanoma.data.decoding import decode_image, decode_with_size, find_images, find_photos
+from melanoma.data.decoding import (
+    count_links,
+    decode_image,
+    decode_with_size,
+    find_images,
+    find_photos,
+    hidden_warnings,
+)
 
 KIND = "bad image"
 SIZE = 16
@@ -127,7 +130,8 @@ def test_every_kind_of_image_has_the_colours_and_the_orientation_that_it_means(t
         content += data.draw(st.sampled_from([b"", b"\0" * 20, b"trailing <html>"]))
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
-    pixels, size = decode_with_size(path, SIZE)
+    with hidden_warnings():
+        pixels, size = decode_with_size(path, SIZE)
     assert size == (stored.shape[1], stored.shape[0])
     tolerance = MODES[kind][mode] or 0
     if min(height, width) > 2:
@@ -524,24 +528,16 @@ def test_names_of_files_reach_no_terminal_as_they_are(photos, tmp_path):
     refusal(KIND, ["have one name"], find_images, photos)
 
 
-def test_warnings_are_kept_back_while_decoding_and_put_back_after(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(
-        with_segment(JPEG, 0xE2, b"MPF\0" + b"II*\0\x08\0\0\0\0\0")
-    )  # Pillow warns
+def test_warnings_are_hidden_while_decoding_and_shown_again_after(photos):
+    for i in range(60):
+        (photos / f"{i}.jpg").write_bytes(
+            with_segment(JPEG, 0xE2, b"MPF\0" + b"II*\0\x08\0\0\0\0\0")
+        )  # Pillow warns
     before = list(warnings.filters)
-
-    def work() -> None:
-        for _ in range(30):
-            decode_image(tmp_path / "a.jpg", SIZE)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert decode_photos(find_images(photos), SIZE, workers=4).errors == {}
+    decode_image(photos / "0.jpg", SIZE)
     assert list(warnings.filters) == before
-    assert decoding._SILENCE.within == 0
-    with pytest.warns(UserWarning), Image.open(tmp_path / "a.jpg"):  # as it does elsewhere
+    with pytest.warns(UserWarning), Image.open(photos / "0.jpg"):  # as it does elsewhere
         pass
 
 
@@ -550,7 +546,7 @@ def test_warnings_are_kept_back_while_decoding_and_put_back_after(tmp_path):
 
 @pytest.fixture
 def linked(photos: Path, tmp_path: Path) -> dict[str, Path]:
-    """Links in the folder of photos, by where they lead."""
+    """Where links in the folder of photos lead."""
     (tmp_path / "store").mkdir()
     shutil.copy(photos / "a.png", tmp_path / "store" / "x.png")
     (photos / "below").mkdir()
@@ -582,26 +578,20 @@ WAYS = [
 
 @pytest.mark.parametrize("way", [*WAYS, "out, to a system file"])
 @pytest.mark.parametrize("through", ["the folder", "a link to it"])
-def test_a_link_out_of_the_folder_is_followed_only_if_asked_for(photos, tmp_path, linked, way, through):
+def test_links_are_followed_and_their_number_is_printed(photos, tmp_path, linked, way, through, capsys):
     (photos / "link.png").symlink_to(linked[way])
     folder = photos
     if through == "a link to it":
         folder = tmp_path / "elsewhere"
         folder.symlink_to(photos)
-    for find in (find_images, lambda place, **more: find_photos([place], **more)):
-        if way.startswith("out"):
-            message = refusal(KIND, [folder / "link.png", "--follow-links"], find, folder)
-            assert (
-                os.path.realpath(linked[way] if linked[way].is_absolute() else photos / linked[way])
-                in message
-            )
-        else:
-            assert len(find(folder)) == 4
-            tally(KIND, "correct")
-        assert len(find(folder, follow_links=True)) == 4
-    assert find_photos([folder / "link.png"]) == [folder / "link.png"]  # as the user named it
-    cache = build_cache(find_images(folder, follow_links=True), SIZE, tmp_path / "cache")
+    paths = find_images(folder)
+    assert sorted(paths) == ["a", "b", "c", "link"]
+    assert count_links(paths.values()) == 1
+    assert find_photos([folder]) == list(paths.values())
+    assert find_photos([folder / "link.png"]) == [folder / "link.png"]
+    cache = build_cache(paths, SIZE, tmp_path / "cache")
     assert list(cache.errors) == (["link"] if way in ("out, to nothing", "out, to a system file") else [])
+    assert "; 1 of the images are links\n" in capsys.readouterr().out
     tally(KIND, "correct")
 
 
@@ -676,18 +666,6 @@ def test_an_index_of_several_wrong_bytes_or_lines_gives_the_right_pixels(built, 
         (folder / "pixels.bin").write_bytes(pixels)
         (folder / "index.jsonl").write_bytes(content)
         check_cache(built, tmp_path / "cache")
-
-
-def test_a_cache_of_before_the_checksums_is_taken_as_it_is(built, tmp_path, monkeypatch):
-    index = built[1] / "index.jsonl"
-    earlier = []
-    for line in index.read_text().splitlines():
-        entry = json.loads(line.partition("\t")[0])
-        entry.pop("row", None)
-        earlier.append(json.dumps(entry) + "\n")
-    index.write_text("".join(earlier))
-    monkeypatch.setattr(images, "decode_with_size", lambda *_: pytest.fail("decoded again"))
-    check_cache(built, tmp_path / "cache")
 
 
 def test_files_of_a_cache_cut_anywhere_give_the_right_pixels(built, tmp_path):

@@ -1,4 +1,4 @@
-"""check.py: damage of every kind is found, named and counted."""
+"""check.py: missing, unreadable and extra images are found, named and counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import random
 import signal
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from PIL import Image
 import dataset
 from melanoma.common.script import Stopped, run_script
 from melanoma.data import check
-from melanoma.data.archive import Recorded, read_record, unpack
-from melanoma.data.check import CONTENTS, MISSING, SIZE, UNREADABLE, check_images, describe_check, image_fault
+from melanoma.data.check import Findings, check_images, is_readable
 from melanoma.data.decoding import find_images
+from melanoma.data.download import unpack
 
 
 def picture(width: int = 64, kind: str = "JPEG", mode: str = "RGB", **how) -> bytes:
@@ -42,11 +41,11 @@ KINDS = {
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A downloaded set: train/*.jpg with their record, and its tables."""
+    """A downloaded set: train/*.jpg, test/*.jpg and its tables."""
     site = data_site(12, 4)
     for name, part in (("train_image", "train"), ("test_image", "test")):
         (tmp_path / "a.zip").write_bytes(site.files[name][1])
-        unpack(tmp_path / "a.zip", tmp_path / part)
+        unpack(tmp_path / "a.zip", tmp_path / part, site.files[name][2])
     (tmp_path / "a.zip").unlink()
     for name in ("train_labels", "duplicates", "test_labels"):
         path, body, _ = site.files[name]
@@ -54,44 +53,29 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def faults(folder: Path, recorded: bool = True) -> dict[str, list[str]]:
-    record = read_record(folder / "train") if recorded else {}
-    names = [f"ISIC_{i:07d}" for i in range(12)]
-    return check_images(names, find_images(folder / "train"), record).faults
+def check_train(folder: Path) -> Findings:
+    return check_images([f"ISIC_{i:07d}" for i in range(12)], find_images(folder / "train"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whole_images_have_no_fault(tmp_path, kind):
-    path = tmp_path / "a"
-    path.write_bytes(KINDS[kind])
-    assert image_fault(path, None) is None
-    assert image_fault(path, Recorded(len(KINDS[kind]), zlib.crc32(KINDS[kind]))) is None
+def test_complete_images_are_readable(tmp_path, kind):
+    (tmp_path / "a").write_bytes(KINDS[kind])
+    assert is_readable(tmp_path / "a")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_cut_anywhere_are_found_without_a_record(tmp_path, kind):
+def test_images_cut_anywhere_are_found(tmp_path, kind):
     data = KINDS[kind]
     ends = [0, 1, 10, len(data) // 2, len(data) - 100, *random.Random(0).sample(range(len(data)), 10)]
     if kind != "png":  # after the last pixel a PNG has a mark that the decoder can do without
         ends += [len(data) - 2, len(data) - 1]
     for end in ends:
         (tmp_path / "a").write_bytes(data[:end])
-        assert image_fault(tmp_path / "a", None) == UNREADABLE, end
+        assert not is_readable(tmp_path / "a"), end
 
 
-def test_other_bytes_of_the_same_number_are_found_by_the_record(tmp_path):
-    data = KINDS["jpeg"]
-    recorded = Recorded(len(data), zlib.crc32(data))
-    for at in random.Random(0).sample(range(len(data)), 20):
-        changed = bytearray(data)
-        changed[at] ^= 1
-        (tmp_path / "a").write_bytes(changed)
-        assert image_fault(tmp_path / "a", recorded) == CONTENTS
-
-
-def test_a_whole_folder_has_no_fault(folder):
-    assert faults(folder) == {}
-    assert faults(folder, recorded=False) == {}
+def test_a_complete_folder_has_no_fault(folder):
+    assert check_train(folder) == Findings([], [], [])
 
 
 def test_each_fault_is_found_and_named(folder):
@@ -101,31 +85,22 @@ def test_each_fault_is_found_and_named(folder):
     (train / "ISIC_0000003.jpg").write_bytes(whole[:-10])
     (train / "ISIC_0000005.jpg").write_bytes(bytes(len((train / "ISIC_0000005.jpg").read_bytes())))
     (train / "ISIC_0000007.jpg").write_bytes(b"")
-    assert faults(folder) == {
-        MISSING: ["ISIC_0000002"],
-        SIZE: ["ISIC_0000003", "ISIC_0000007"],
-        CONTENTS: ["ISIC_0000005"],
-    }
-    assert faults(folder, recorded=False) == {
-        MISSING: ["ISIC_0000002"],
-        UNREADABLE: ["ISIC_0000003", "ISIC_0000005", "ISIC_0000007"],
-    }
+    (train / "extra.jpg").write_bytes(KINDS["jpeg"])
+    assert check_train(folder) == Findings(
+        ["ISIC_0000002"], ["ISIC_0000003", "ISIC_0000005", "ISIC_0000007"], ["extra"]
+    )
 
 
-def test_what_the_csv_does_not_name_is_told_and_no_fault(folder):
-    (folder / "train" / "extra.jpg").write_bytes(KINDS["jpeg"])
-    findings = check_images([], find_images(folder / "train"), {})
-    assert findings.faults == {} and len(findings.unnamed) == 13 and findings.recorded == 0
-    lines = describe_check(Path("train"), Path("t.csv"), findings)
-    assert lines[0].startswith("train: 13 images, 0 of them with a recorded size (no manifest.csv")
-    assert lines[1].startswith("  13 not named by t.csv, and not used: ISIC_0000000, ISIC_0000001, ")
-    assert lines[1].endswith(" and 8 more")
-
-
-def test_a_recorded_image_that_no_csv_names_is_missed_too(folder):
-    (folder / "train" / "ISIC_0000002.jpg").unlink()
-    findings = check_images([], find_images(folder / "train"), read_record(folder / "train"))
-    assert findings.faults == {MISSING: ["ISIC_0000002"]}
+def test_images_that_the_csv_does_not_name_are_printed_and_no_fault(folder, monkeypatch, capsys):
+    for i in range(7):
+        (folder / "train" / f"extra{i}.jpg").symlink_to(folder / "train" / "ISIC_0000001.jpg")
+    assert run_check(folder, monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{folder}/train: 19 images, 7 of them links"
+    assert lines[1].startswith(
+        f"  7 not in {folder}/ISIC_2020_Training_GroundTruth.csv and not used: extra0, "
+    )
+    assert lines[1].endswith(" and 2 more")
 
 
 def test_ctrl_c_does_not_wait_for_the_rest(tmp_path, monkeypatch):
@@ -135,14 +110,15 @@ def test_ctrl_c_does_not_wait_for_the_rest(tmp_path, monkeypatch):
         yield next(found)
         raise Stopped(signal.SIGINT)
 
-    def note(path, recorded):
+    def note(path):
         read.append(path)
         time.sleep(0.001)
 
     monkeypatch.setattr(check, "tqdm", stop_after_one)
-    monkeypatch.setattr(check, "image_fault", note)
+    monkeypatch.setattr(check, "is_readable", note)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(Stopped):
-        check_images([], {str(i): tmp_path / str(i) for i in range(2_000)}, {}, workers=2)
+        check_images([], {str(i): tmp_path / str(i) for i in range(2_000)})
     assert len(read) < 1_000
 
 
@@ -160,14 +136,14 @@ def run_check(folder: Path, *extra: str, monkeypatch: pytest.MonkeyPatch) -> obj
     return stop.value.code
 
 
-def test_the_script_says_that_all_is_whole(folder, monkeypatch, capsys):
+def test_the_script_says_that_all_is_complete(folder, monkeypatch, capsys):
     assert run_check(folder, monkeypatch=monkeypatch) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [
-        f"{folder}/train: 12 images, 12 of them with a recorded size",
-        f"{folder}/test: 4 images, 4 of them with a recorded size",
+        f"{folder}/train: 12 images, 0 of them links",
+        f"{folder}/test: 4 images, 0 of them links",
         f"{folder}/ISIC_2020_Training_Duplicates.csv: 2 pairs, 0 of their images without a label",
-        "all whole",
+        "all images are complete",
     ]
     assert err == ""
 
@@ -179,9 +155,9 @@ def test_the_script_counts_faults_of_both_folders(folder, monkeypatch, capsys):
         file.write("ISIC_0000001,ISIC_7777777\r\n")
     assert run_check(folder, monkeypatch=monkeypatch) == 2
     out, err = capsys.readouterr()
-    assert "  1 missing: ISIC_0000002\n" in out and f"  1 {SIZE}: ISIC_9000001\n" in out
+    assert "  1 missing: ISIC_0000002\n" in out and "  1 unreadable: ISIC_9000001\n" in out
     assert err.count("\n") == 1
-    assert f"error: {folder}/train: 1 missing; {folder}/test: 1 {SIZE}; " in err
+    assert f"error: {folder}/train: 1 missing; {folder}/test: 1 unreadable; " in err
     assert "1 images that" in err
 
 
@@ -194,4 +170,4 @@ def test_without_test_images_the_training_ones_are_checked(folder, monkeypatch, 
 @pytest.mark.skipif("LESION_DATA" not in os.environ, reason="LESION_DATA names no folder of photographs")
 def test_real_photographs_are_whole():
     paths = find_images(Path(os.environ["LESION_DATA"], "originals"))
-    assert check_images(list(paths), paths, {}).faults == {}
+    assert check_images(list(paths), paths) == Findings([], [], [])

@@ -1,7 +1,8 @@
-"""download.py: the set lies where config.py looks, whatever stops it on the way."""
+"""download.py: the data set ends up where config.py expects it, whatever stops the download."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,18 +21,17 @@ from filelock import FileLock
 
 import config
 import dataset
-from config import DOWNLOADS, RemoteFile
 from melanoma.common.errors import InputError
 from melanoma.common.script import run_script
-from melanoma.data import download, transfer
-from melanoma.data.download import download_isic, room_needed
+from melanoma.data import download
+from melanoma.data.download import DOWNLOADS, RemoteFile, download_isic
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def site(server, monkeypatch) -> DataSite:
-    """ISIC 2020 in small, served, with config.py's addresses pointing at it."""
+    """ISIC 2020 in small, served, with DOWNLOADS pointing at it."""
     site = data_site()
     for name, (path, body, entries) in site.files.items():
         server.files[path] = Served(body)
@@ -44,7 +44,7 @@ def whole(folder: Path, site: DataSite, with_test: bool = False) -> None:
     expected = {"train": site.train, **({"test": site.test} if with_test else {})}
     for part, images in expected.items():
         assert {path.name: path.read_bytes() for path in (folder / part).glob("*.jpg")} == images
-        assert names(folder / part) == sorted([*images, "manifest.csv"])
+        assert names(folder / part) == sorted(images)
     tables = ["ISIC_2020_Training_GroundTruth.csv", "ISIC_2020_Training_Duplicates.csv"]
     tables += ["ISIC_2020_Test_Metadata.csv"] if with_test else []
     hidden = {".download.lock"}
@@ -66,11 +66,10 @@ def test_the_whole_set_lies_where_config_looks(site, tmp_path, monkeypatch, caps
     whole(Path("data"), site, with_test)
     assert names(tmp_path) == ["data"]
     out = capsys.readouterr().out
-    assert "GB are needed in data (archive and images)" in out
     assert "--duplicates data/ISIC_2020_Training_Duplicates.csv" in out
     duplicates = "data/ISIC_2020_Training_Duplicates.csv"
     assert run_dataset("--check", "--duplicates", duplicates, monkeypatch=monkeypatch) == 0
-    assert "all whole" in capsys.readouterr().out
+    assert "all images are complete" in capsys.readouterr().out
 
 
 def test_a_second_download_fetches_nothing(site, server, tmp_path, capsys):
@@ -80,7 +79,7 @@ def test_a_second_download_fetches_nothing(site, server, tmp_path, capsys):
     download_isic(tmp_path / "data")
     assert server.requests == []
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "images are there and left alone" in capsys.readouterr().out
+    assert "images are there already" in capsys.readouterr().out
 
 
 def test_the_test_set_can_come_later(site, server, tmp_path):
@@ -100,16 +99,15 @@ def test_images_got_in_another_way_are_left_alone(site, server, tmp_path):
     assert (tmp_path / "data" / "train" / min(site.train)).read_bytes() == b"resized"
 
 
-def test_an_image_of_another_size_is_never_overwritten(site, server, tmp_path):
+def test_a_missing_image_is_fetched_again_and_another_of_its_name_never_overwritten(site, tmp_path):
     download_isic(tmp_path / "data")
-    image = tmp_path / "data" / "train" / min(site.train)
-    image.write_bytes(b"mine")
-    server.requests.clear()
-    with pytest.raises(InputError, match=r"has 1 images of another size than the published ones \(ISIC_"):
+    images = sorted((tmp_path / "data" / "train").iterdir())
+    images[0].write_bytes(b"mine")
+    images[1].unlink()
+    with pytest.raises(InputError, match=r"has 1 images of another size .* \(ISIC_"):
         download_isic(tmp_path / "data")
-    assert image.read_bytes() == b"mine"
-    assert server.requests == []  # said before 23 GB are fetched
-    image.unlink()
+    assert images[0].read_bytes() == b"mine" and not images[1].exists()
+    images[0].unlink()
     download_isic(tmp_path / "data")
     whole(tmp_path / "data", site)
 
@@ -146,7 +144,7 @@ def test_two_downloads_into_one_folder(site, server, tmp_path):
     (tmp_path / "data").mkdir()
     with (
         FileLock(tmp_path / "data" / ".download.lock"),
-        pytest.raises(InputError, match=r"another download into .* is under way"),
+        pytest.raises(InputError, match=r"another download into .* is running"),
     ):
         download_isic(tmp_path / "data")
     assert server.requests == []
@@ -161,22 +159,25 @@ def test_too_little_room_is_said_before_anything_is_fetched(site, server, tmp_pa
     assert {request.method for request in server.requests} == {"HEAD"}
 
 
-def test_room_needed_at_once():
-    assert room_needed([]) == 0
-    assert room_needed([(0, 23, 23)]) == 46
-    assert room_needed([(0, 23, 23), (0, 7, 7)]) == 46  # the first archive is gone when the second comes
-    assert room_needed([(0, 7, 7), (0, 23, 23)]) == 53
-    assert room_needed([(20, 23, 23)]) == 26  # 20 have come
-    assert room_needed([(23, 23, 3)]) == 3  # unpacking was stopped
-    assert room_needed([(20, 23, 23), (0, 23, 23)]) == 49
+@pytest.mark.parametrize(
+    ("free", "enough"), [(9_999, False), (10_000, True)], ids=["a byte too few", "just enough"]
+)
+def test_room_is_counted_for_what_is_still_missing(server, tmp_path, monkeypatch, free, enough):
+    server.files["/a.zip"] = Served(bytes(8_000))
+    (tmp_path / "a.zip.part").write_bytes(bytes(3_000))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.jpg").write_bytes(bytes(3_000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with contextlib.nullcontext() if enough else pytest.raises(InputError, match="are needed"):
+        download._check_room(tmp_path / "a.zip", RemoteFile(server.address("/a.zip"), 1), tmp_path / "train")
 
 
 @pytest.mark.parametrize("how", [{"head": False}, {"no_length": True}])
-def test_a_server_that_tells_no_size(site, server, tmp_path, how, capsys):
+def test_a_server_that_tells_no_size(site, server, tmp_path, how):
     path, body, _ = site.files["train_image"]
     server.files[path] = Served(body, **how)
     download_isic(tmp_path / "data")
-    assert "the server does not say how large" in capsys.readouterr().out
     whole(tmp_path / "data", site)
 
 
@@ -206,7 +207,8 @@ def test_the_addresses_are_the_challenges_own():
     defaults = config.Config()
     for name, remote in DOWNLOADS.items():
         if name != "duplicates":
-            assert Path("data", download._local_name(name, remote)) == getattr(defaults, name)
+            local = download.IMAGE_FOLDERS.get(name, remote.file_name)
+            assert Path(getattr(defaults, name)).parts[-2:] == ("data", local)
 
 
 @pytest.mark.skipif(
@@ -215,7 +217,7 @@ def test_the_addresses_are_the_challenges_own():
 @pytest.mark.parametrize("name", ["train_labels", "duplicates", "test_labels"])
 def test_the_real_tables_have_the_published_rows(name):
     remote = DOWNLOADS[name]
-    path = Path(os.environ["LESION_DATA"], "isic2020", download._file_name(remote))
+    path = Path(os.environ["LESION_DATA"], "isic2020", remote.file_name)
     download._check_rows(remote, path)
     with pytest.raises(InputError, match="rows, 1 are published"):
         download._check_rows(dataclasses.replace(remote, entries=1), path)
@@ -225,11 +227,11 @@ def test_the_real_tables_have_the_published_rows(name):
 
 DRIVER = """
 import json, sys
-import config, download
 from pathlib import Path
 from melanoma.common.script import run_script
+from melanoma.data import download
 for name, values in json.loads(sys.argv[2]).items():
-    config.DOWNLOADS[name] = config.RemoteFile(*values)
+    download.DOWNLOADS[name] = download.RemoteFile(*values)
 run_script(lambda: download.download_isic(Path(sys.argv[1])))
 """
 
@@ -262,13 +264,13 @@ def test_stopped_while_bytes_come(site, server, tmp_path, number, code):
     archive = tmp_path / "data" / path.rpartition("/")[2]
     server.files[path].rate = 0.02
     process = start(tmp_path / "data")
-    wait_for(lambda: transfer.arrived(archive) > 65_536)
+    wait_for(lambda: download.arrived(archive) > 65_536)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == code
     if number != signal.SIGKILL:
         assert err.endswith(f"stopped by {number.name}: run the same command again to go on\n")
-    came = transfer.arrived(archive)
+    came = download.arrived(archive)
     assert 0 < came < len(body)
     server.files[path].rate = 0
     download_isic(tmp_path / "data")
@@ -277,14 +279,14 @@ def test_stopped_while_bytes_come(site, server, tmp_path, number, code):
 
 
 SLOW_COPY = """
-import archive, time
-copy = archive.shutil.copyfileobj
-def slow_copy(source, target, n):
+import shutil, time
+copy = shutil.copyfileobj
+def slow_copy(source, target):
     target.write(source.read(10))
     target.flush()
-    time.sleep(0.03)
-    copy(source, target, n)
-archive.shutil.copyfileobj = slow_copy
+    time.sleep(0.06)
+    copy(source, target)
+shutil.copyfileobj = slow_copy
 """
 
 

@@ -14,6 +14,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from melanoma.common.errors import InputError
 from melanoma.data import synthetic as demo
 
 N = 60
@@ -162,20 +163,21 @@ def test_the_class_shows_in_the_lesion_but_not_in_the_mean_colour():
     assert auc(changes) > 0.75
 
 
-@pytest.mark.parametrize("images", ["59", "0", "-5", "many"])
-def test_a_bad_number_of_images_is_one_line_and_exit_code_2(images, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        demo.main(["--out", str(tmp_path / "demo"), f"--images={images}"])
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    assert "--images" in error.splitlines()[-1]
-    assert images in error.splitlines()[-1]
+@pytest.mark.parametrize("images", [59, 0, -5])
+def test_a_bad_number_of_images_is_an_input_error(images, tmp_path):
+    with pytest.raises(InputError, match=f"--images is {images}: it must be 60 or more"):
+        demo.write_demo(tmp_path / "demo", images, 0)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_negative_seed_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="--seed is -1: it must be 0 or more"):
+        demo.write_demo(tmp_path / "demo", N, -1)
     assert not (tmp_path / "demo").exists()
 
 
 def test_another_seed_gives_another_data_set(folder, tmp_path, capsys):
-    demo.main(["--out", str(tmp_path), "--images", "60", "--seed", "4"])
+    demo.write_demo(tmp_path, N, seed=4)
     assert "60 training images (6 melanomas" in capsys.readouterr().out
     assert not set(contents(tmp_path).values()) & set(contents(folder).values())
 
@@ -192,10 +194,8 @@ def test_a_known_folder_is_mended_and_right_files_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["thesis.txt", TRUTH])
-def test_a_folder_with_other_things_is_left_alone(name, tmp_path, capsys):
+def test_a_folder_with_other_things_is_left_alone(name, tmp_path):
     (tmp_path / name).write_text("years of work")
-    with pytest.raises(SystemExit) as stopped:
-        demo.main(["--out", str(tmp_path)])
-    assert stopped.value.code == 2
-    assert str(tmp_path) in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(InputError, match=f"^{tmp_path} is not an empty folder"):
+        demo.write_demo(tmp_path, 900, 0)
     assert contents(tmp_path) == {name: b"years of work"}

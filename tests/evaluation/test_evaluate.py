@@ -1,4 +1,4 @@
-"""A whole evaluation: what measure.py and draw.py make of judged lesions, and what predict.py leaves behind."""
+"""A whole evaluation: metrics, figures, tables and the files that predict.py writes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import predict
 from config import Config
 from melanoma.common.errors import InputError
 from melanoma.evaluation.bootstrap import compare
-from melanoma.report import figures as draw
+from melanoma.report.figures import tsne_subset
 from melanoma.report.page import PICTURES
 from melanoma.scoring import ensemble as panel
 from melanoma.scoring.ensemble import Choices
@@ -73,7 +74,7 @@ def test_a_control_sees_the_training_part_alone_and_is_compared_on_the_test_part
     controls = {row["name"]: row for row in metrics["controls"]}
     assert controls["always benign"]["auc"] == controls["metadata"]["auc"] == 0.5
     assert controls["image size"]["auc"] == 0.5 and controls["metadata"]["beaten"]
-    assert "beats metadata" in controls["metadata"]["verdict"]
+    assert "better than metadata alone: AUC" in controls["metadata"]["verdict"]
 
 
 def test_figures_that_cannot_be_drawn_are_removed_and_the_reason_is_told(
@@ -101,7 +102,7 @@ def test_figures_that_cannot_be_drawn_are_removed_and_the_reason_is_told(
 def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     trained: Config, lesion_folder: Path, tmp_path: Path
 ) -> None:
-    panels = panel.load_panels(trained, [trained.run_dir])
+    panels = predict.load_ensembles(trained, [trained.run_dir])
     table = panels[0].table
     known = table[table["part"] != "test"]
     new = table[table["part"] == "test"]
@@ -116,7 +117,9 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     assert panel.new_to_all(panels, new)[1] == []
     known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
     with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
-        panel.score_folder(panels, lesion_folder / "train", tmp_path / "known.csv")
+        panel.score_folder(
+            panels, lesion_folder / "train", tmp_path / "known.csv", partial(predict.decode, trained)
+        )
 
 
 def test_without_the_label_file_age_sex_and_site_are_unknown(
@@ -126,7 +129,7 @@ def test_without_the_label_file_age_sex_and_site_are_unknown(
     machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "gone.csv")
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
     assert {row["attribute"] for row in metrics["subgroups"]} == {"image size", "skin tone (estimate)"}
-    assert "gone.csv is not there" in metrics["not_computed"]["metadata"]
+    assert "gone.csv does not exist" in metrics["not_computed"]["metadata"]
     notes = {row["name"]: row["note"] for row in metrics["controls"]}
     assert notes["metadata"] == "not computed: needs age, sex, site"
 
@@ -138,7 +141,7 @@ def test_labels_without_age_sex_and_site_are_enough(trained: Config, tmp_path: P
     machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "bare.csv")
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
     notes = {row["name"]: row["note"] for row in metrics["controls"]}
-    assert notes["metadata"] == "metadata is one for all images"
+    assert notes["metadata"] == "metadata gives all images the same score"
     assert metrics["notes"] == []
 
 
@@ -149,22 +152,22 @@ def test_labels_that_lack_images_of_the_run_are_told(trained: Config, tmp_path: 
     machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "few.csv")
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
     [note] = metrics["notes"]
-    assert note.startswith("Age, sex and site of 10 of the runs' 60 images are unknown, since ")
-    assert "few.csv does not name them (ISIC_0000050 is one)" in note
+    assert note.startswith("Age, sex and site of 10 of the runs' 60 images are unknown: ")
+    assert "few.csv lacks them (for example ISIC_0000050)" in note
 
 
 def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path, monkeypatch) -> None:
     titles = {}
-    monkeypatch.setattr(
-        predict,
-        "save_drawn",
-        lambda drawn, _: titles.update({name: own.axes[0].get_title() for name, own in drawn.items() if own}),
-    )
-    monkeypatch.setattr(predict, "write_report", lambda *_: None)
+
+    def save_drawn(drawn, _):
+        titles.update({name: own.axes[0].get_title() for name, own in drawn.items() if own})
+        return {}
+
+    monkeypatch.setattr(predict, "save_drawn", save_drawn)
     twin = Path(shutil.copytree(trained.run_dir, tmp_path / "twin"))
     predict.main(dataclasses.replace(trained, graph_dir=tmp_path), [twin, trained.run_dir])
     for name in ("t_SNE.png", "Pair_distances.png", "Train_average_loss.png"):
-        assert f"{twin} alone".replace("\n", "") in titles[name].replace("\n", ""), name
+        assert f"{twin}alone" in "".join(titles[name].split()), name
     assert "alone" not in titles["ROC_curve.png"]
 
 
@@ -172,7 +175,7 @@ def test_a_bad_label_file_is_told_before_anything_is_scored(
     trained: Config, tmp_path: Path, monkeypatch
 ) -> None:
     (tmp_path / "bad.csv").write_text("name,target\n")
-    monkeypatch.setattr(predict, "load_panels", lambda *_: pytest.fail("scored first"))
+    monkeypatch.setattr(predict, "load_ensembles", lambda *_: pytest.fail("scored first"))
     machine = dataclasses.replace(trained, train_labels=tmp_path / "bad.csv")
     with pytest.raises(InputError, match="has no column image_name"):
         predict.main(machine)
@@ -192,12 +195,12 @@ def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, mo
 def test_a_run_and_a_panel_are_compared_on_the_same_images(
     trained: Config, tmp_path: Path, monkeypatch
 ) -> None:
-    tables = [panel.score_tests(panel.load_panels(trained, [trained.run_dir])).table for _ in range(2)]
+    tables = [panel.score_part(predict.load_ensembles(trained, [trained.run_dir])).table for _ in range(2)]
     rng = np.random.default_rng(0)
     tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
     no_images = cache_of(np.empty((0, 1, 1, 3), np.uint8))
     given = iter([panel.Scored(table, np.empty((0, 2)), no_images) for table in tables])
-    monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
+    monkeypatch.setattr(predict, "score_part", lambda _: next(given))
     machine = dataclasses.replace(trained, graph_dir=tmp_path)
     found = predict.compare(machine, [], [trained.run_dir, trained.run_dir])
     first, second = (table.sort_values("image_name") for table in tables)
@@ -214,9 +217,9 @@ def test_a_run_and_a_panel_are_compared_on_the_same_images(
 
 
 def test_runs_of_different_images_are_not_compared(trained: Config, tmp_path: Path, monkeypatch) -> None:
-    scored = panel.score_tests(panel.load_panels(trained, [trained.run_dir]))
+    scored = panel.score_part(predict.load_ensembles(trained, [trained.run_dir]))
     given = iter([scored, dataclasses.replace(scored, table=scored.table.iloc[1:])])
-    monkeypatch.setattr(predict, "score_tests", lambda _: next(given))
+    monkeypatch.setattr(predict, "score_part", lambda _: next(given))
     with pytest.raises(InputError, match="--compare: the two have not judged the same images"):
         predict.compare(trained, [trained.run_dir], [trained.run_dir])
 
@@ -228,7 +231,8 @@ def test_the_runs_to_compare_with_come_from_the_command_line(trained: Config, mo
         sys, "argv", ["predict.py", "--run-dir", "a", "--compare", "b", "c", "--test-views", "8"]
     )
     predict.run()
-    assert asked == [([Path("a")], [Path("b"), Path("c")], Choices(views=8))]
+    a, b, c = (Path(name).absolute() for name in "abc")
+    assert asked == [([a], [b, c], Choices(views=8))]
     file = str(trained.run_dir / "best.pt")
     monkeypatch.setattr(sys, "argv", ["predict.py", "--compare", file])
     with pytest.raises(SystemExit):
@@ -238,7 +242,7 @@ def test_the_runs_to_compare_with_come_from_the_command_line(trained: Config, mo
 
 def test_tsne_subset_keeps_every_melanoma() -> None:
     labels = (np.arange(1000) % 50 == 0).astype(int)
-    kept = draw.tsne_subset(labels, 100, np.random.default_rng(0))
+    kept = tsne_subset(labels, 100, np.random.default_rng(0))
     assert len(kept) == 100 and np.all(np.diff(kept) > 0)
     assert labels[kept].sum() == labels.sum()
-    assert len(draw.tsne_subset(labels, 5000, np.random.default_rng(0))) == 1000
+    assert len(tsne_subset(labels, 5000, np.random.default_rng(0))) == 1000

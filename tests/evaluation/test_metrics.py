@@ -332,7 +332,7 @@ def test_probabilities_that_are_right_have_a_slope_of_1():
 def test_where_nothing_limits_the_slope_there_is_none(labels, scores):
     figures = evaluate(np.array(labels), np.array(scores), 0.25)
     assert figures["calibration_slope"] is None
-    reason = "the scores are all alike, or tell the classes apart"
+    reason = "the scores are all equal, or separate the classes"
     assert figures["not_computed"]["calibration_slope"] == reason
 
 
@@ -370,7 +370,7 @@ def test_figures_of_weights_are_those_of_a_set_that_holds_each_lesion_as_often(s
     probabilities, threshold = 1 / (1 + np.exp(-scores)), np.linspace(0.3, 0.7, 50)
     weights = np.random.default_rng(seed).integers(0, 4, (6, 50))
     weights[1] *= labels == 0  # one draw without a melanoma
-    figures = metrics.weighted_figures(labels, probabilities, threshold, weights.astype(float))
+    figures = metrics.weighted_metrics(labels, probabilities, threshold, weights.astype(float))
     for draw, row in enumerate(weights):
         rows = np.repeat(np.arange(50), row)
         slow = evaluate(labels[rows], probabilities[rows], threshold[rows])

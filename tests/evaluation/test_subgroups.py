@@ -8,7 +8,7 @@ import pytest
 from conftest import cache_of
 
 from melanoma.evaluation import subgroups
-from melanoma.evaluation.bootstrap import brief_figures
+from melanoma.evaluation.bootstrap import brief_metrics
 from melanoma.evaluation.subgroups import (
     band_of,
     memberships,
@@ -49,10 +49,7 @@ def test_a_row_has_the_figures_of_its_group_alone():
     rows = subgroup_table(table, np.random.default_rng(0), 50)
     assert (rows[0]["attribute"], rows[0]["group"]) == ("sex", "female")
     own = table[table["sex"] == "female"]
-    labels, probabilities, thresholds, patients = (
-        own[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
-    )
-    expected = brief_figures(labels, probabilities, thresholds, patients, np.random.default_rng(0), 50)
+    expected = brief_metrics(own, np.random.default_rng(0), 50)
     assert rows[0] == {"attribute": "sex", "group": "female", **expected, "note": ""}
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 

@@ -1,4 +1,4 @@
-"""Curves of labels and probabilities show the numbers that the metrics have."""
+"""Curves and charts show the numbers of the metrics, of the log and of the subgroups."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,63 @@ from conftest import points_of, save
 from matplotlib.collections import LineCollection
 from matplotlib.colors import same_color
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, precision_recall_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from melanoma.evaluation.metrics import calibration_error, evaluate
-from melanoma.report import curves
+from melanoma.report import curves, embeddings
 from melanoma.report import style as figures
 
 LABELS = np.array([0, 0, 1, 0, 1, 1, 0, 0])
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.02])
 WHAT = "test: 8 images, 3 melanoma"
+LOG = [
+    {
+        "epoch": 1,
+        "train_loss": 0.3,
+        "val_loss": 0.4,
+        "val_auc": 0.6,
+        "like_distance": 0.5,
+        "unlike_distance": 0.6,
+    },
+    {
+        "epoch": 2,
+        "train_loss": 0.2,
+        "val_loss": 0.25,
+        "val_auc": 0.8,
+        "like_distance": 0.4,
+        "unlike_distance": 0.7,
+    },
+    {
+        "epoch": 3,
+        "train_loss": 0.1,
+        "val_loss": 0.3,
+        "val_auc": 0.7,
+        "like_distance": 0.3,
+        "unlike_distance": 0.8,
+    },
+]
+BAND = np.array([0, 0.5, 1]), np.array([0, 0.6, 1]), np.array([0.3, 0.9, 1])
+ROWS = [
+    {
+        "attribute": "sex",
+        "group": "female",
+        "n": 1200,
+        "n_melanoma": 80,
+        "auc": 0.81,
+        "auc_interval": [0.75, 0.86],
+    },
+    {"attribute": "sex", "group": "male", "n": 1300, "n_melanoma": 90, "auc": 0.79, "auc_interval": None},
+    {
+        "attribute": "site",
+        "group": "soles $x",
+        "n": 40,
+        "n_melanoma": 2,
+        "auc": None,
+        "auc_interval": None,
+        "note": "2 melanomas: too few",
+    },
+    {"attribute": "site", "group": "oral", "n": 3, "n_melanoma": 0, "auc": None},
+]
 
 FIGURES = {
     "Precision and recall": lambda y, p: curves.precision_recall(y, p, 0.5, (0.5, 0.5), WHAT),
@@ -23,7 +71,7 @@ FIGURES = {
     ),
     "Probabilities by class": lambda y, p: curves.score_histogram(y, p, 0.5, WHAT),
     "Calibration": lambda y, p: curves.calibration(y, p, 0.01, WHAT),
-    "Distances of like and unlike pairs": lambda y, p: curves.pair_distances(p, y == 1, 0.5, WHAT),
+    "Distances of pairs": lambda y, p: embeddings.pair_distances(p, y == 1, 0.5, WHAT),
 }
 NEED_BOTH = ["Precision and recall", "Sensitivity and specificity by threshold"]
 ONE_CLASS_WILL_DO = [name for name in FIGURES if name not in NEED_BOTH]
@@ -76,7 +124,9 @@ def test_a_class_may_be_absent(name, labels):
 @pytest.mark.parametrize("name", NEED_BOTH)
 @pytest.mark.parametrize("label", [0, 1])
 def test_what_needs_both_classes_refuses_one(name, label):
-    with pytest.raises(ValueError, match=f"needs melanomas and benign lesions, got {8 * label} of 8"):
+    with pytest.raises(
+        ValueError, match=f"needs melanomas and benign lesions, got {8 * label} melanomas in 8"
+    ):
         FIGURES[name](np.full(8, label), SCORES)
 
 
@@ -186,28 +236,161 @@ def test_calibration_shows_shares_counts_and_wilson_intervals():
     np.testing.assert_allclose(bars.get_segments()[0][:, 1], [wilson.low, wilson.high])
 
 
-def test_pair_distances_are_shares_of_their_kind_with_the_margin():
-    same = np.array([True, True, True, False, False])
-    axes = curves.pair_distances(np.array([0.1, 0.2, 0.3, 0.6, 0.8]), same, 0.5, WHAT).axes[0]
-    for patch, values, colour in zip(
-        bars_of(axes), ([0.1, 0.2, 0.3], [0.6, 0.8]), (figures.LIKE, figures.UNLIKE), strict=True
+# --- training ---
+
+
+def test_learning_curves_show_losses_auc_distances_and_the_best_epoch():
+    figure = curves.learning_curves(LOG, 2, WHAT)
+    upper, middle, lower = figure.axes
+    assert (middle.get_ylabel(), lower.get_ylabel(), lower.get_xlabel()) == (
+        "validation AUC",
+        "mean distance",
+        "epoch",
+    )
+    for axes, expected in (
+        (
+            upper,
+            {
+                "training pairs (augmented)": [[1, 0.3], [2, 0.2], [3, 0.1]],
+                "validation pairs": [[1, 0.4], [2, 0.25], [3, 0.3]],
+            },
+        ),
+        (
+            lower,
+            {
+                "same-class training pairs": [[1, 0.5], [2, 0.4], [3, 0.3]],
+                "different-class training pairs": [[1, 0.6], [2, 0.7], [3, 0.8]],
+            },
+        ),
     ):
-        corners = patch.get_xy()
-        assert corners[:, 1].max() == pytest.approx(1 / len(values))
-        high = corners[corners[:, 1] > 0][:, 0]
-        assert all(np.abs(high - value).min() < 0.02 for value in values)
-        assert same_color(patch.get_edgecolor(), colour)
-    [margin] = axes.lines
-    assert points_of(margin)[:, 0].tolist() == [0.5, 0.5]
+        assert {line.get_label(): points_of(line).tolist() for line in axes.lines} == expected
+        assert axes.get_ylim()[0] == 0
+    auc, best = middle.lines
+    assert points_of(auc).tolist() == [[1, 0.6], [2, 0.8], [3, 0.7]]
+    assert points_of(best)[:, 0].tolist() == [2, 2]
+    assert legend_texts(middle) == ["best: epoch 2"]
+
+
+def test_a_log_without_distances_has_learning_curves():
+    log = [{key: entry[key] for key in ("epoch", "train_loss", "val_loss", "val_auc")} for entry in LOG]
+    axes = curves.learning_curves(log, 2, WHAT).axes
+    assert [one.get_ylabel() for one in axes] == ["average loss", "validation AUC"]
+    assert axes[-1].get_xlabel() == "epoch"
+
+
+def test_a_run_of_one_epoch_has_learning_curves(tmp_path):
+    save(curves.learning_curves(LOG[:1], 1, WHAT), tmp_path / "one.png")
+
+
+# --- confusion matrix and ROC curve ---
+
+
+def test_confusion_matrix_shows_count_and_share_of_each_cell():
+    axes = curves.confusion_matrix({"tp": 90, "fp": 1509, "tn": 5000, "fn": 27}, WHAT).axes[0]
+    cells = {text.get_position(): text.get_text() for text in axes.texts}
+    columns = [label.get_text() for label in axes.get_xticklabels()]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert columns == rows == ["benign", "melanoma"]
+    assert cells == {  # (predicted, true)
+        (0.5, 0.5): "5,000\n76.8%",
+        (1.5, 0.5): "1,509\n23.2%",
+        (0.5, 1.5): "27\n23.1%",
+        (1.5, 1.5): "90\n76.9%",
+    }
+    assert axes.yaxis_inverted()  # benign on top
+
+
+def test_confusion_matrix_of_one_class_has_no_share_of_nothing():
+    axes = curves.confusion_matrix({"tp": 0, "fp": 1, "tn": 3, "fn": 0}, "benign alone").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["3\n75.0%", "1\n25.0%", "0\n0.0%", "0\n0.0%"]
+
+
+def test_roc_shows_the_curve_its_auc_and_the_operating_point():
+    auc, at = roc_auc_score(LABELS, SCORES), evaluate(LABELS, SCORES, 0.5)
+    point = (1 - at["specificity"], at["sensitivity"])
+    axes = curves.roc(LABELS, SCORES, auc, point, WHAT, BAND).axes[0]
+    chance, curve, drawn = axes.lines
+    assert points_of(chance).tolist() == [[0, 0], [1, 1]]
+    false_rate, true_rate, _ = roc_curve(LABELS, SCORES, drop_intermediate=False)
+    np.testing.assert_array_equal(curve.get_xydata(), np.stack([false_rate, true_rate], axis=1))
+    np.testing.assert_allclose(points_of(drawn), [[1 / 5, 2 / 3]])
+    assert np.isclose(points_of(curve), points_of(drawn)).all(axis=1).any()  # it lies on the curve
     assert legend_texts(axes) == [
-        "like pairs (3, median 0.200)",
-        "unlike pairs (2, median 0.700)",
-        "margin 0.5",
+        "chance",
+        "95 % of bootstrap samples",
+        "AUC 0.800",
+        "threshold: sensitivity 66.7%, specificity 80.0%",
+    ]
+    [band] = axes.collections
+    corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices).tolist()}
+    assert corners >= {(0, 0), (0.5, 0.6), (1, 1), (0.5, 0.9), (0, 0.3)}
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_roc_of_one_class_is_refused(label):
+    with pytest.raises(ValueError, match=rf"a ROC curve needs .*, got {8 * label} melanomas in 8 images"):
+        curves.roc(np.full(8, label), SCORES, 0.8, (0.2, 0.6), WHAT, BAND)
+
+
+# --- forest ---
+
+
+def texts_of(axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+def test_forest_shows_each_group_with_its_interval_and_counts():
+    figure = curves.forest(ROWS, 0.8, WHAT)
+    axes, table = figure.axes
+    assert figure.get_suptitle() == f"AUC of subgroups\n{WHAT}"
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "sex",
+        "female",
+        "male",
+        "site",
+        "soles $x",
+        "oral",
+    ]
+    chance, overall, female, interval, male = axes.lines
+    assert (points_of(chance)[0, 0], points_of(overall)[0, 0]) == (0.5, 0.8)
+    assert points_of(female).tolist() == [[0.81, 1]]
+    assert points_of(interval).tolist() == [[0.75, 1], [0.86, 1]]
+    assert points_of(male).tolist() == [[0.79, 2]]
+    assert texts_of(table)[2:] == [
+        "1,200 / 80",
+        "0.810 (0.750 to 0.860)",
+        "1,300 / 90",
+        "0.790",
+        "40 / 2",
+        "not computed",
+        "3 / 0",
+        "not computed",
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chance", "all images: 0.800"]
+
+
+def test_groups_too_small_are_named_in_grey_with_the_reason():
+    axes, table = curves.forest(ROWS, 0.8, WHAT).axes
+    assert texts_of(axes) == ["2 melanomas: too few", "too few images"]
+    colours = [label.get_color() for label in axes.get_yticklabels()]
+    assert colours == ["black", "black", "black", "black", figures.GREY, figures.GREY]
+    assert [text.get_color() for text in table.texts if "/" in text.get_text()][1:] == [
+        "black",
+        "black",
+        figures.GREY,
+        figures.GREY,
     ]
 
 
-def test_pairs_without_a_margin_or_of_no_distance_are_drawn(tmp_path):
-    figure = curves.pair_distances(np.zeros(3), np.ones(3, bool), None, WHAT)
-    assert figure.axes[0].lines[:] == []
-    assert legend_texts(figure.axes[0]) == ["like pairs (3, median 0.000)", "unlike pairs (0)"]
-    save(figure, tmp_path / "figure.png")
+@pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS[2:], ROWS * 8])
+def test_forest_of_any_length_is_drawn(tmp_path, rows):
+    image = save(curves.forest(rows, None, WHAT), tmp_path / "forest.png")
+    assert image.width == 1440
+    assert image.height == pytest.approx(
+        150 * (1.9 + 0.3 * (len(rows) + len(rows) // 2 + len(rows) % 2)), abs=1
+    )
+
+
+def test_an_interval_below_chance_is_within_the_axes():
+    row = {**ROWS[0], "auc": 0.4, "auc_interval": [0.2, 0.6]}
+    assert curves.forest([row], None, WHAT).axes[0].get_xlim()[0] < 0.2

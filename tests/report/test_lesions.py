@@ -1,15 +1,17 @@
-"""cards.py: a card says what it was given, and draws any name."""
+"""Cards and the gallery of errors show what they were given, and draw any name."""
 
 import numpy as np
 import pytest
+from conftest import save
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color, to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
-from melanoma.report.lesions import Neighbour, lesion_card
+from melanoma.report.lesions import Neighbour, confident_errors, error_gallery, lesion_card
 from melanoma.report.style import BENIGN, MELANOMA, one_line, save_figure
 
+WHAT = "test: 8 images, 3 melanoma"
 VERDICT = ["called melanoma", "probability of melanoma 0.310"]
 
 
@@ -42,8 +44,8 @@ def test_a_card_names_the_lesion_the_verdict_and_all_neighbours_with_their_dista
         "nearest benign lesions of the training part",
     ]
     assert titles(figure) == [
-        "the lesion",
-        "what speaks for which (Grad-CAM)",
+        "lesion",
+        "evidence (Grad-CAM)",
         *(f"M{i}\ndistance {0.25 * i:.3f}" for i in range(5)),
         *(f"B{i}\ndistance {0.25 * i:.3f}" for i in range(5)),
     ]
@@ -119,3 +121,58 @@ def test_no_text_of_a_card_covers_another_or_leaves_it():
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
         assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+# --- errors ---
+
+
+def test_confident_errors_are_ordered_by_how_wrong_they_are():
+    labels = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+    probabilities = np.array([0.4, 0.1, 0.9, 0.2, 0.6, 0.95, 0.1, 0.7])
+    assert confident_errors(labels, probabilities, 0.5).tolist() == [1, 3, 0, 5, 7, 4]
+    assert confident_errors(labels, probabilities, 0.5, most=1).tolist() == [1, 5]
+    thresholds = np.array([0.3, 0.5, 0.5, 0.5, 0.65, 0.5, 0.05, 0.5])
+    assert confident_errors(labels, probabilities, thresholds).tolist() == [1, 3, 5, 7, 6]
+
+
+def test_a_probability_at_the_threshold_is_called_melanoma():
+    assert confident_errors(np.array([0, 1]), np.array([0.5, 0.5]), 0.5).tolist() == [0]
+
+
+def test_error_gallery_shows_each_image_with_its_name_and_probability(tmp_path):
+    images = [np.full((4, 4, 3), shade, np.uint8) for shade in (10, 20, 30)]
+    figure = error_gallery(
+        images,
+        np.array([1, 1, 0]),
+        np.array([0.0123, 0.2, 0.987]),
+        ["ISIC_1", "a_name_that_is_far_too_long", "a$b$"],
+        {"fn": 14, "fp": 1},
+        WHAT,
+    )
+    assert figure.get_suptitle() == f"Most confident errors\n{WHAT}"
+    missed, alarms = figure.subfigs
+    assert (
+        missed.get_suptitle() == "14 false negatives (melanomas called benign); the 2 of lowest probability"
+    )
+    assert (
+        alarms.get_suptitle()
+        == "1 false positives (benign lesions called melanoma); the 1 of highest probability"
+    )
+    assert [axes.get_title() for axes in missed.axes[:3]] == [
+        "ISIC_1\np = 0.0123",
+        "a_name_t…too_long\np = 0.2",
+        "",
+    ]
+    assert alarms.axes[0].get_title() == "a$b$\np = 0.987"
+    shown = [np.asarray(axes.images[0].get_array())[0, 0, 0] for axes in figure.axes if axes.images]
+    assert shown == [10, 20, 30]
+    assert save(figure, tmp_path / "errors.png").width == 1440
+
+
+def test_a_set_without_errors_says_so(tmp_path):
+    figure = error_gallery([], np.array([], int), np.array([]), [], {"fn": 0, "fp": 0}, WHAT)
+    assert [row.get_suptitle() for row in figure.subfigs] == [
+        "0 false negatives (melanomas called benign)",
+        "0 false positives (benign lesions called melanoma)",
+    ]
+    save(figure, tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""unlabelled.py: photos are judged as the test part is, bad ones have their error, and a submission is complete."""
+"""new_lesions.py: photos are judged as the test part is, bad ones have their error, and a submission is complete."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from melanoma.common.errors import InputError
 from melanoma.common.script import run_script
 from melanoma.report import lesions as cards
 from melanoma.report import new_lesions as unlabelled
-from melanoma.report.new_lesions import judge_photos, unique_name, write_submission
+from melanoma.report.new_lesions import unique_name
 from melanoma.scoring import ensemble as panel
 from melanoma.scoring.ensemble import Choices
 from melanoma.training import run_folder as checkpoint
+from predict import judge_photos, write_submission
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "error"]
 
 
@@ -126,7 +126,7 @@ def test_several_runs_judge_a_photo_together_as_they_do_a_labelled_folder(machin
 
 def test_nearest_distance_and_familiarity_equal_a_slow_loop(machine, folder):
     table = judge_photos(machine, (), [folder], cards=False)
-    run = panel.load_run(machine)
+    run = predict.load_run(machine)
 
     def nearest(names: pd.Series, feed: panel.Feed) -> list[float]:
         _, embeddings = panel.score_images(run, feed, names)
@@ -282,7 +282,7 @@ def test_cards_are_drawn_for_few_photos_or_if_asked_for(
 def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monkeypatch):
     seen = shown_cards(monkeypatch)
     judge_photos(machine, (), [folder / "a.jpg", folder / "f.jpg"])
-    run = panel.load_run(machine)
+    run = predict.load_run(machine)
     names = run.table.loc[run.table["part"] == "train", "image_name"].tolist()
     for card, number in zip(seen, (8, 13), strict=True):
         original = sorted(machine.train_image.iterdir())[number].stem
@@ -311,10 +311,14 @@ def test_the_heat_map_explains_the_runs_own_score(machine, folder, monkeypatch):
     dark, bright = (card["heat"] for card in seen)  # the run has learnt that dark is melanoma
     assert dark.shape == (32, 32)
     assert np.abs(dark - bright).max() > 0
-    run = panel.load_run(machine)
+    run = predict.load_run(machine)
     [view] = run.feed.batches([run.feed.cache.rows([sorted(machine.train_image.iterdir())[8].stem])])
     by_hand = unlabelled.grad_cam(
-        run.network, view[0].numpy(), panel.make_panel([run]).scorers[0], run.references, run.reference_labels
+        run.network,
+        view[0].numpy(),
+        panel.make_ensemble([run]).scorers[0],
+        run.references,
+        run.reference_labels,
     )
     assert by_hand is not None
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)
@@ -398,7 +402,7 @@ def test_an_unreadable_test_image_stops_or_has_the_prevalence(challenge, capsys,
 def test_a_test_set_of_which_nothing_can_be_read_is_refused(challenge):
     for name in "abcdef":
         (challenge.test_image / f"{name}.jpg").write_bytes(b"x")
-    with pytest.raises(InputError, match="has no image that can be read"):
+    with pytest.raises(InputError, match="none of the 6 test images can be read"):
         write_submission(dataclasses.replace(challenge, skip_unreadable=True), ())
 
 
@@ -448,11 +452,11 @@ def test_flags_reach_what_they_are_for(monkeypatch):
     photos, one, submission, evaluation = calls
     assert photos == (
         "judge_photos",
-        [Path("r"), Path("s")],
+        [Path("r").absolute(), Path("s").absolute()],
         [Path("a.jpg"), Path("b")],
         Choices(views=8),
         False,
     )
-    assert one == ("judge_photos", (), [Path("a.jpg")], Choices(), None)
-    assert submission == ("write_submission", (), Choices(prevalence=0.02))
-    assert evaluation == ("main", (), None, None, Choices(), None)
+    assert one == ("judge_photos", [], [Path("a.jpg")], Choices(), None)
+    assert submission == ("write_submission", [], Choices(prevalence=0.02))
+    assert evaluation == ("main", [], None, None, Choices(), None)

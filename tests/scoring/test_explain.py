@@ -12,8 +12,6 @@ from melanoma.scoring.explain import grad_cam, scoring
 from melanoma.scoring.scores import SCORERS, score_all
 from modules import Backbone, SiameseNetwork, build_network
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BENIGN, MELANOMA = np.array([0.0, 0.0]), np.array([1.0, 0.0])
 LABELS = np.array([0, 1])
 
@@ -97,15 +95,15 @@ def test_where_features_are_pooled_to_their_mean_it_is_captums_grad_cam(backbone
     np.testing.assert_allclose(heat, expected, atol=1e-4 * np.abs(heat).max())
 
 
-@pytest.mark.parametrize("settings", [{"backbone": "conv3"}, {"backbone": "conv3_norm", "grid": 3}])
+@pytest.mark.parametrize("settings", [{"backbone": "conv3"}, {"backbone": "resnet18", "grid": 2}])
 def test_a_turned_image_has_the_turned_map_in_eight_views(settings):
     torch.manual_seed(0)
-    network = build_network(image_size=32, embedding_dim=8, normalize=True, **settings)
+    network = build_network(image_size=64, embedding_dim=8, normalize=True, **settings)
     prototypes = np.random.default_rng(0).normal(size=(2, 8))
-    heat = heat_of(network, noise(32), *prototypes, views=8)
+    heat = heat_of(network, noise(64), *prototypes, views=8)
     for turned, expected in (
-        (np.rot90(noise(32)), np.rot90(heat)),
-        (noise(32)[:, ::-1], heat[:, ::-1]),
+        (np.rot90(noise(64)), np.rot90(heat)),
+        (noise(64)[:, ::-1], heat[:, ::-1]),
     ):
         again = heat_of(network, turned, *prototypes, views=8)
         np.testing.assert_allclose(again, expected, atol=1e-4 * np.abs(heat).max())
@@ -138,7 +136,7 @@ def test_the_map_of_a_linear_head_adds_up_to_its_logit(views):
 
 
 def test_the_network_and_the_image_are_left_as_they_were():
-    network = build_network("conv3_norm", 32, 2, dropout=0.5).train()
+    network = build_network("resnet18", 32, 2, dropout=0.5).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     pixels = noise(32)
     first, second = (heat_of(network, pixels, BENIGN, MELANOMA) for _ in range(2))

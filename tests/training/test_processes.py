@@ -13,10 +13,12 @@ import pytest
 import torch
 
 import train
-from config import Config, to_dict
+from config import Config
 from dataset import load_lesions, summarise
+from melanoma.common.settings import to_dict
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 
 def torchrun_command(config: Config, processes: int) -> tuple[list[str], dict[str, str]]:
@@ -57,20 +59,16 @@ def losses(config: Config) -> list[list[float]]:
             "hardest": 0.5,
             "ema": 0.5,
             "schedule": "cosine",
-            "view_hair": 0.5,
+            "views": "wider",
         },
-        {"pairs": "batch", "head": "bce", "dropout": 0.5},
         {
             "pairs": "batch",
             "head": "bce",
             "normalize": True,
-            "backbone": "conv3_norm",
             "frozen_blocks": 1,
-            "frozen_epochs": 1,
-            "frozen_norm": True,
         },
     ],
-    ids=["independent", "batch", "everything", "dropout", "frozen"],
+    ids=["independent", "batch", "everything", "frozen"],
 )
 def test_two_processes_reach_the_losses_of_one(quick: Config, settings: dict) -> None:
     n = summarise(load_lesions(quick), quick)["pairs_per_epoch"]
@@ -100,4 +98,4 @@ def test_two_processes_reach_the_losses_of_one(quick: Config, settings: dict) ->
 def test_bad_input_is_said_once_by_several_processes(quick: Config) -> None:
     done = torchrun(dataclasses.replace(quick, train_labels=Path("nowhere.csv")), 2)
     assert done.returncode != 0
-    assert done.stderr.count("error: train_labels nowhere.csv does not exist") == 1
+    assert done.stderr.count("/nowhere.csv does not exist") == 1

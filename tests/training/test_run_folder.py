@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from config import Config, experiment, from_dict
+from config import Config
 from melanoma.common.errors import InputError
+from melanoma.common.settings import experiment, from_dict, to_dict
 from melanoma.training import run_folder as checkpoint
 from melanoma.training.run_folder import (
-    check_run_dir,
     load_checkpoint,
     load_optimizer,
     load_weights,
@@ -29,13 +29,12 @@ from melanoma.training.run_folder import (
     resume_run,
     save_checkpoint,
     write_log,
-    write_start,
 )
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(run_dir=tmp_path / "runs" / "one", epochs=3)
+    return Config(run_dir=tmp_path / "runs" / "one", recipe="baseline", epochs=3)
 
 
 @pytest.fixture
@@ -59,6 +58,14 @@ def save_run(config: Config, epoch: int = 1, **contents: object) -> None:
     save_checkpoint(config.run_dir / "last.pt", contents)
 
 
+def start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
+    checkpoint.write_start(config.run_dir, to_dict(config), table, device, resumed)
+
+
+def check(config: Config, resume: bool, overwrite: bool) -> None:
+    checkpoint.check_run_dir(config.run_dir, experiment(config), resume, overwrite)
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -78,7 +85,7 @@ def refusal(function, *arguments) -> str:
 def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     contents: dict[str, Any] = {
         "model": {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(7)},
-        "config": {"margin": 0.5, "backbone": "conv3", "augment": True, "duplicates": None},
+        "config": {"margin": 0.5, "backbone": "conv3", "normalize": True, "duplicates": None},
         "losses": [0.25, 0.125],
     }
     save_checkpoint(tmp_path / "a.pt", contents)
@@ -200,31 +207,29 @@ def test_an_optimizer_goes_on_as_the_device_computes_it(fused):
 
 
 def test_a_new_run_starts_in_a_folder_that_is_not_there_yet(config):
-    check_run_dir(config, resume=False, overwrite=False)
+    check(config, resume=False, overwrite=False)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(config, table):
-    write_start(config, table, "CPU", resumed=False)
-    check_run_dir(config, resume=False, overwrite=False)
+    start(config, table, "CPU", resumed=False)
+    check(config, resume=False, overwrite=False)
 
 
 def test_resuming_needs_a_run(config):
-    assert "last.pt" in refusal(check_run_dir, config, True, False)
+    assert "last.pt" in refusal(check, config, True, False)
 
 
 def test_a_run_is_not_replaced_unasked(config):
     save_run(config)
-    message = refusal(check_run_dir, config, False, False)
+    message = refusal(check, config, False, False)
     assert all(flag in message for flag in (str(config.run_dir), "--resume", "--overwrite", "--run-dir"))
-    check_run_dir(config, resume=False, overwrite=True)
+    check(config, resume=False, overwrite=True)
 
 
 def test_a_run_is_resumed_as_the_same_experiment(config):
     save_run(config)
-    check_run_dir(config, resume=True, overwrite=False)
-    check_run_dir(
-        dataclasses.replace(config, epochs=30, device="cpu", workers=2), resume=True, overwrite=False
-    )
+    check(config, resume=True, overwrite=False)
+    check(dataclasses.replace(config, epochs=30, device="cpu", workers=2), resume=True, overwrite=False)
 
 
 def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(config):
@@ -232,42 +237,41 @@ def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(config):
     last = config.run_dir / "last.pt"
     log = [{"epoch": i, "train_loss": 1.0, "val_loss": 1.0, "val_auc": 0.5} for i in (1, 2, 3)]
     save_checkpoint(last, {**load_checkpoint(last), "log": log})
-    message = refusal(check_run_dir, dataclasses.replace(config, epochs=2), True, False)
+    message = refusal(check, dataclasses.replace(config, epochs=2), True, False)
     assert message.endswith("has been trained for 3 epochs, 2 asked for: pass --epochs 3 or more")
-    check_run_dir(dataclasses.replace(config, epochs=3), resume=True, overwrite=False)
+    check(dataclasses.replace(config, epochs=3), resume=True, overwrite=False)
 
 
 def test_another_experiment_is_not_resumed_and_the_message_names_what_differs(config):
     save_run(config)
     other = dataclasses.replace(config, margin=0.75, batch_size=64, epochs=30, workers=2)
-    message = refusal(check_run_dir, other, True, False)
+    message = refusal(check, other, True, False)
     assert "margin 0.5 there, 0.75 asked for" in message
     assert "batch_size 256 there, 64 asked for" in message
     assert not any(name in message for name in ("epochs", "workers", "learning_rate"))
 
 
-@pytest.mark.parametrize(
-    "course", [{"schedule": "cosine"}, {"warmup": 0.1}, {"schedule": "cosine", "warmup": 0.1}], ids=str
-)
-def test_epochs_may_not_grow_where_the_learning_rates_course_depends_on_them(config, course):
-    config = dataclasses.replace(config, **course)
+def test_epochs_may_not_grow_where_the_learning_rate_depends_on_their_number(config):
+    config = dataclasses.replace(config, schedule="cosine")
     save_run(config)
-    check_run_dir(config, resume=True, overwrite=False)
-    message = refusal(check_run_dir, dataclasses.replace(config, epochs=30), True, False)
+    check(config, resume=True, overwrite=False)
+    message = refusal(check, dataclasses.replace(config, epochs=30), True, False)
     assert "another experiment: epochs 3 there, 30 asked for" in message
 
 
 def test_a_broken_checkpoint_is_not_resumed(config):
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "last.pt").write_text("half")
-    assert "last.pt" in refusal(check_run_dir, config, True, False)
+    assert "last.pt" in refusal(check, config, True, False)
 
 
 def test_a_start_writes_what_explains_the_run(config, table, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])
-    write_start(config, table, "CPU (2 threads), float32", resumed=False)
+    start(config, table, "CPU (2 threads), float32", resumed=False)
     assert files(config.run_dir) == ["config.json", "run.json", "split.csv"]
-    assert from_dict(json.loads((config.run_dir / "config.json").read_text()), "config.json") == config
+    assert (
+        from_dict(Config, json.loads((config.run_dir / "config.json").read_text()), "config.json") == config
+    )
     [run] = json.loads((config.run_dir / "run.json").read_text())
     assert run["command"] == "train.py --epochs 3"
     assert run["device"] == "CPU (2 threads), float32"
@@ -292,16 +296,16 @@ def test_a_start_clears_what_an_earlier_run_left(config, table, name):
     config.run_dir.mkdir(parents=True)
     (config.run_dir / name).write_text("of an earlier run")
     (config.run_dir / "notes.txt").write_text("mine")
-    write_start(config, table, "CPU", resumed=False)
+    start(config, table, "CPU", resumed=False)
     assert files(config.run_dir) == ["config.json", "notes.txt", "run.json", "split.csv"]
 
 
 def test_resume_gives_the_last_checkpoint_and_takes_the_new_number_of_epochs(config, table):
-    write_start(config, table, "CPU", resumed=False)
+    start(config, table, "CPU", resumed=False)
     save_run(config, epoch=2)
     longer = dataclasses.replace(config, epochs=9)
-    assert resume_run(longer, table)["epoch"] == 2
-    write_start(longer, table, "GPU", resumed=True)
+    assert resume_run(longer.run_dir, table)["epoch"] == 2
+    start(longer, table, "GPU", resumed=True)
     assert (config.run_dir / "last.pt").is_file()
     runs = json.loads((config.run_dir / "run.json").read_text())
     assert [run["device"] for run in runs] == ["CPU", "GPU"]
@@ -321,16 +325,16 @@ def test_resume_gives_the_last_checkpoint_and_takes_the_new_number_of_epochs(con
     ids=["image gone", "label", "part", "patient", "name", "order"],
 )
 def test_resume_refuses_changed_data(config, table, change):
-    write_start(config, table, "CPU", resumed=False)
+    start(config, table, "CPU", resumed=False)
     save_run(config)
-    assert "split.csv" in refusal(resume_run, config, change(table))
+    assert "split.csv" in refusal(resume_run, config.run_dir, change(table))
 
 
 # --- split and log ---
 
 
 def test_split_comes_back_as_it_was_stored(config, table):
-    write_start(config, table, "CPU", resumed=False)
+    start(config, table, "CPU", resumed=False)
     stored = read_split(config.run_dir)
     columns = ["image_name", "patient_id", "label", "part"]
     assert stored.columns.tolist() == columns
@@ -359,7 +363,7 @@ def test_log_has_one_json_object_a_line(tmp_path):
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_stored_and_marked_where_the_work_tree_differs(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "melanoma" / "training" / "run_folder.py"))
 
     def git(*arguments: str) -> str:
         identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
@@ -369,9 +373,12 @@ def test_the_commit_is_stored_and_marked_where_the_work_tree_differs(tmp_path, m
     assert checkpoint._commit() is None
     git("init")
     (tmp_path / "checkpoint.py").write_text("# first\n")
+    (tmp_path / "config.py").write_text("# first\n")
     git("add", ".")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD")
+    assert checkpoint._commit() == commit
+    (tmp_path / "config.py").write_text("# second\n")  # the settings are recorded by themselves
     assert checkpoint._commit() == commit
     (tmp_path / "checkpoint.py").write_text("# second\n")
     assert checkpoint._commit() == commit + "+dirty"

@@ -1,0 +1,240 @@
+"""Pretrained backbones: any classifier of torchvision without its last layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from melanoma.common.errors import InputError, shown
+from melanoma.common.files import is_file
+
+# Mean and standard deviation of the colour channels of ImageNet, torchvision's convention
+CHANNEL_MEAN = (0.485, 0.456, 0.406)
+CHANNEL_STD = (0.229, 0.224, 0.225)
+_DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # declares operators, see import_torchvision
+
+
+class Normalize(nn.Module):
+    """Shift and scale the colour channels of images in 0..1, by default to about zero mean and unit spread."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: tuple[float, ...] | list[float] = CHANNEL_MEAN,
+        std: tuple[float, ...] | list[float] = CHANNEL_STD,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return images, float (B, 3, S, S), normalised."""
+        return (images - self.mean) / self.std
+
+
+class Backbone(nn.Module):
+    """What every backbone has: images, float (B, 3, S, S) in 0..1, become features (B, `features`)."""
+
+    features: int
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts from input to output, so that the first of them can be frozen."""
+        raise NotImplementedError
+
+    def last_map(self) -> nn.Module | None:
+        """Return the part whose output is the last map of features, (B, C, height, width); None: there is no map."""
+        raise NotImplementedError
+
+
+def field_means(features: Tensor, grid: int) -> Tensor:
+    """Return the means of grid × grid fields of a map, (B, C grid²), of features (B, C, height, width)."""
+    height, width = features.shape[2:]
+    if height % grid == 0 and width % grid == 0:
+        return F.avg_pool2d(features, (height // grid, width // grid)).flatten(1)
+    # adaptive pooling, whose own gradient is not deterministic on CUDA and which MPS has not
+    rows = torch.stack([features[:, :, field].mean(dim=2) for field in _fields(height, grid)], dim=2)
+    return torch.stack([rows[..., field].mean(dim=3) for field in _fields(width, grid)], dim=3).flatten(1)
+
+
+def _fields(side: int, grid: int) -> list[slice]:
+    """Return where the fields of a side lie; of sides that do not divide, neighbours share a pixel."""
+    return [slice(side * i // grid, -(-side * (i + 1) // grid)) for i in range(grid)]
+
+
+class TorchvisionBackbone(Backbone):
+    """A classifier of torchvision without its last linear layer.
+
+    Parameters
+    ----------
+    name : as torchvision.models.list_models() has it
+    image_size : side S of the input; vision transformers are built for it
+    weights : imagenet, none, or the path of a state dict in torchvision's names, with or without the classifier
+    grid : 1 keeps the model's own pooling; above, the features are the means of grid × grid fields of its last
+        convolution, so that an embedding knows what is in the lesion's middle and what around it
+
+    Raises
+    ------
+    InputError : no such model or weights; weights that cannot be fetched, read, or do not fit; no convolutions
+        for a grid; images of this size are not for this model
+    """
+
+    def __init__(self, name: str, image_size: int, weights: str, grid: int = 1) -> None:
+        super().__init__()
+        models = import_torchvision().models
+        names = models.list_models(module=models)
+        if name not in names:
+            raise InputError(
+                f"backbone is {shown(name)}: it must be conv3 or one of torchvision's {', '.join(names)}"
+            )
+        published = models.get_model_weights(name).DEFAULT
+        options: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False, "init_weights": True}
+        try:
+            model = models.get_model(name, weights=None, **options)
+        except AssertionError as error:
+            raise _wrong_size(name, image_size, error) from error
+        _cut_classifier(model, name)
+        self.grid = grid
+        if weights != "none":
+            state = _published_state(published, name) if weights == "imagenet" else _read_state(Path(weights))
+            _fill(model, state, f"backbone_weights {weights}", name)
+        transforms = published.transforms()
+        self.normalize = Normalize(transforms.mean, transforms.std)
+        self.model = model if grid == 1 else _convolutions(model, name)
+        try:
+            with torch.no_grad():
+                self.features = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
+        except (AssertionError, RuntimeError) as error:
+            raise _wrong_size(name, image_size, error) from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the features, (B, F), of images, float (B, 3, S, S) in 0..1."""
+        features = self.model(self.normalize(images))
+        return features if self.grid == 1 else field_means(features, self.grid)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the parts from input to output."""
+        parts = getattr(self.model, "features", self.model)
+        return list(parts.children())
+
+    def last_map(self) -> nn.Module | None:
+        """Return what stands before the pooling; None for a vision transformer, which keeps a list of patches."""
+        if self.grid > 1:
+            return self.model
+        children = dict(self.model.named_children())
+        if "encoder" in children:
+            return None
+        names = list(children)
+        before = names[: names.index("avgpool") if "avgpool" in names else -1]
+        last = children[before[-1]]
+        return last[-1] if isinstance(last, nn.ModuleList) else last
+
+
+def import_torchvision() -> ModuleType:
+    """Import torchvision, which conv3 does without.
+
+    Its compiled operators are built for one build of torch; with another (the CPU build beside PyPI's wheel) they do
+    not load, which torchvision tolerates but for two lines that name nms and qnms. The backbones need neither, so
+    the two are declared and the import is tried again.
+    """
+    try:
+        import torchvision
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in ("nms", "qnms"):
+            _DECLARED.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+    return torchvision
+
+
+def _wrong_size(name: str, image_size: int, error: Exception) -> InputError:
+    reason = str(error).splitlines()[0]
+    return InputError(
+        f"backbone {name} takes no images of {image_size} px ({reason}): choose another --image-size or backbone"
+    )
+
+
+def _cut_classifier(model: nn.Module, name: str) -> None:
+    """Replace a classifier's last linear layer by nothing, and switch its dropout off."""
+    path, last = next(
+        ((p, m) for p, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), ("", None)
+    )
+    top = path.partition(".")[0]
+    if last is None or top != list(dict(model.named_children()))[-1]:
+        raise InputError(f"backbone {name} does not end in a linear layer: choose another")
+    model.set_submodule(path, nn.Identity())
+    for inner_path, inner in list(model.named_modules()):
+        if inner_path.partition(".")[0] in (top, "dropout") and isinstance(inner, nn.Dropout):
+            model.set_submodule(inner_path, nn.Identity())
+
+
+def _convolutions(model: nn.Module, name: str) -> nn.Module:
+    """Return the part of a model that ends in a map of features (B, C, height, width)."""
+    children = dict(model.named_children())
+    features = children.get("features")
+    if isinstance(features, nn.Sequential) and "permute" not in children:  # swin's have the channels last
+        return features
+    if "avgpool" not in children:
+        raise InputError(f"backbone {name} has no convolutions to lay a grid over: pass --grid 1")
+    before = list(children)[: list(children).index("avgpool")]
+    return nn.Sequential(OrderedDict((part, children[part]) for part in before))
+
+
+def _published_state(published: Any, name: str) -> dict[str, Tensor]:
+    """Return the ImageNet weights that torchvision publishes, from its cache or the network."""
+    try:
+        return published.get_state_dict(check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network; a download that broke off
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise InputError(
+            f"the ImageNet weights of {name} could not be fetched ({error}): download {published.url} to {folder} "
+            "or pass --backbone-weights FILE, or none to start without"
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Return the state dict in a file; nothing in the file can run code."""
+    if not is_file(path):
+        raise InputError(
+            f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not its own
+        raise InputError(f"backbone_weights {path} is damaged or no state dict: pass another") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(
+            f"backbone_weights {path} is no state dict: it must map names to tensors, pass another"
+        )
+    return state
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Load a state dict; its classifier may be there or not, everything else must."""
+    classifier = list(dict(model.named_children()))[-1]
+    own = model.state_dict()
+    missing = [key for key in own if key not in state and key.partition(".")[0] != classifier]
+    odd = [
+        key
+        for key in own
+        if key in state and (state[key].shape, state[key].is_complex()) != (own[key].shape, False)
+    ]
+    if missing or odd:
+        what = f"lacks {missing[0]}" if missing else f"has another shape of {odd[0]}"
+        raise InputError(
+            f"{source} does not fit {name}: it {what} ({len(missing)} missing, {len(odd)} of another shape)"
+        )
+    model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)

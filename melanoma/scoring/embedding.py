@@ -1,0 +1,55 @@
+"""Images become embeddings and logits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from melanoma.common.device import autocast, free_memory, is_out_of_memory
+from melanoma.common.errors import InputError
+from melanoma.data.augment import flips_and_turns, to_float
+from melanoma.data.feed import Feed
+
+
+@torch.inference_mode()
+def embed_images(
+    network: nn.Module,
+    feed: Feed,
+    rows: np.ndarray,
+    dtype: torch.dtype,
+    views: int = 1,
+    batch_size: int = 256,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return embeddings, float32 (N, D), and the head's logits, float32 (N,), of images by cache row.
+
+    If the device's memory is too small for a batch, it is tried with half of it, and so on.
+
+    With several `views` (see `augment.flips_and_turns`) they are the means over an image's views; a mean of unit-length
+    embeddings is scaled to length 1 again.
+    """
+    try:
+        return _embed(network, feed, rows, dtype, views, batch_size)
+    except RuntimeError as error:  # out of its block, so that it holds no activations any more
+        if not is_out_of_memory(error):
+            raise
+    if batch_size == 1:
+        raise InputError(f"the memory of {feed.device} is too small for one image: pass --device cpu")
+    free_memory(feed.device)
+    return embed_images(network, feed, rows, dtype, views, batch_size // 2)
+
+
+def _embed(
+    network: nn.Module, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Do what `embed_images` does, without a way out of a small memory."""
+    network.eval()
+    embeddings, logits = [], []
+    for images in feed.batches(np.split(rows, range(batch_size, len(rows), batch_size))):
+        with autocast(feed.device, dtype):
+            seen = [network(view) for view in flips_and_turns(to_float(images), views)]
+        mean = torch.stack([embedding for embedding, _ in seen]).mean(dim=0)
+        embeddings.append(F.normalize(mean, dim=1) if network.unit_length and views > 1 else mean)
+        logits.append(torch.stack([logit for _, logit in seen]).mean(dim=0))
+    return torch.cat(embeddings).cpu().numpy(), torch.cat(logits).cpu().numpy()

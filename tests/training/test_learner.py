@@ -1,0 +1,89 @@
+"""learner.py: the learning rate, the first step, weight decay, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from melanoma.training.learner import Learner
+from modules import SiameseNetwork, build_network
+
+
+def small(backbone: str = "conv3") -> SiameseNetwork:
+    torch.manual_seed(0)
+    return build_network(backbone, 32, 4)
+
+
+def noise(n: int, seed: int) -> Tensor:
+    return torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def walk(learner: Learner, steps: int, start: int = 0) -> list[float]:
+    """Take steps on arbitrary images; return the learning rates of the optimizer's steps."""
+    rates = []
+    for step in range(start, start + steps):
+        images = (noise(4, step).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+        learner.take_step(images, 4, None, lambda embeddings, _: (embeddings.square().mean(), torch.zeros(2)))
+        rates.append(learner.optimizer.param_groups[-1]["lr"])
+    return rates
+
+
+def test_the_learning_rate_is_constant_unless_asked_otherwise() -> None:
+    assert walk(Learner(small(), 5, 4, 0.01), 5) == [0.01] * 5
+
+
+def test_the_learning_rate_rises_from_0_in_5_percent_of_the_steps_and_falls_along_a_cosine() -> None:
+    learner, rates = Learner(small(), 60, 4, 0.01, "cosine"), []
+    for learner.taken in range(60):
+        rates.append(learner.rate)
+    rising = [0.25, 0.5, 0.75]  # a quarter of the way at each of three steps, the peak at the fourth
+    falling = [(1 + math.cos(math.pi * step / 57)) / 2 for step in range(57)]
+    assert rates == pytest.approx([0.01 * share for share in rising + falling])
+    assert rates[3] == 0.01 and rates[-1] < 0.00001
+    learner.taken = 1
+    assert walk(learner, 1) == [rates[1]]
+
+
+def test_the_first_step_is_the_learning_rate_of_each_part_and_decay_is_for_matrices() -> None:
+    network = small()
+    learner = Learner(network, 1, 4, 0.01, backbone_rate=0.1, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    walk(learner, 1)
+    assert any(name.startswith("backbone") and p.ndim == 1 for name, p in network.named_parameters())
+    for name, p in network.named_parameters():
+        rate = 0.001 if name.startswith("backbone") else 0.01
+        kept = 1 - rate * 0.5 if p.ndim > 1 else 1.0
+        assert p.grad is not None
+        sure = p.grad.abs() > 1e-5  # Adam's first step is the rate, whatever the gradient's size
+        expected = kept * before[name] - rate * p.grad.sign()
+        torch.testing.assert_close(p.detach()[sure], expected[sure], rtol=0, atol=3e-3 * rate)
+        assert sure.float().mean() > 0.4, name
+
+
+def test_the_moving_average_is_that_of_a_slow_loop_and_is_what_is_kept() -> None:
+    decay, learner = 0.3, Learner(small("mobilenet_v2"), 9, 4, 0.01, ema=0.3)
+    mean: dict[str, Tensor] = {}
+    for step in range(9):
+        walk(learner, 1, start=step)
+        for name, value in learner.network.state_dict().items():
+            share = min(decay, (1 + step) / (10 + step))
+            if step == 0 or not value.is_floating_point():
+                mean[name] = value.clone()
+            else:
+                mean[name] = share * mean[name] + (1 - share) * value
+        kept = learner.kept.state_dict()
+        assert set(kept) == set(mean)
+        for name, value in mean.items():
+            torch.testing.assert_close(kept[name], value, rtol=1e-4, atol=1e-6)
+    assert learner.kept is not learner.network
+    weight = "fc_embedding.weight"
+    assert (kept[weight] - learner.network.state_dict()[weight]).abs().max() > 1e-4
+
+
+def test_without_a_moving_average_the_network_itself_is_kept() -> None:
+    learner = Learner(small(), 1, 4, 0.01)
+    assert learner.kept is learner.network
+    assert set(learner.state()) == {"optimizer"}

@@ -1,0 +1,66 @@
+"""ranks.py: how processes share a batch, and which device each takes."""
+
+import pytest
+import torch
+
+from melanoma.common.errors import InputError
+from melanoma.training import ranks
+from melanoma.training.ranks import Ranks, join_ranks
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [256, 7, 1])
+def test_shares_make_up_the_batch_and_are_nearly_equal(size, count):
+    shares = [Ranks(rank, count).share(size) for rank in range(count)]
+    assert shares == [Ranks(0, count).share(size, rank) for rank in range(count)]
+    assert [i for share in shares for i in range(share.start, share.stop)] == list(range(size))
+    sizes = [share.stop - share.start for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("size", [256, 7, 1])
+def test_every_process_embeds_its_share_or_one_image(size, count):
+    for rank in range(count):
+        places = Ranks(rank, count).places(size).tolist()
+        share = Ranks(rank, count).share(size)
+        assert places == (list(range(size))[share] or [0])
+        assert Ranks(rank, count).share_size(size) == len(range(size)[share])
+
+
+def test_one_process_asks_itself_alone():
+    assert Ranks().any(True, CPU) and not Ranks().any(False, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"), [("cuda", "cuda:2"), ("cuda:0", "cuda:2"), ("auto", "cuda:2"), ("cpu", "cpu")]
+)
+def test_each_process_of_a_machine_takes_a_gpu_of_its_own_and_no_other(name, taken, monkeypatch):
+    for key, value in {"WORLD_SIZE": "4", "LOCAL_RANK": "2", "RANK": "2"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    asked = []
+
+    def choose(device_name):
+        asked.append(device_name)
+        raise InputError("as far as this test goes")
+
+    monkeypatch.setattr(ranks, "choose_device", choose)
+    with pytest.raises(InputError, match="as far as"), join_ranks(name):
+        pass
+    assert asked == [taken]
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch, capsys):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with join_ranks("cpu") as (chosen, ranks):
+        assert chosen == CPU
+        assert ranks == Ranks(0, 1)
+        assert ranks.first
+        embeddings = torch.rand(3, 2)
+        assert ranks.gather(embeddings, 3) is embeddings
+    ranks.say("heard")
+    Ranks(1, 2).say("not heard")
+    assert capsys.readouterr().out == "heard\n"

@@ -465,7 +465,7 @@ def run(arguments: argparse.Namespace | None = None) -> None:
     """Train as the command line asks."""
     arguments = arguments or make_parser().parse_args()
     config = from_flags(Config, RECIPES, arguments)
-    replaced = replaced_lines(Config, RECIPES, arguments)
+    replaced = replaced_lines(config, RECIPES[config.recipe], arguments)
     main(config, arguments.resume, arguments.overwrite, replaced)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from test_modules import images, refusal
+from torch import nn
 
 from config import Config
 from melanoma.backbones import (
@@ -15,27 +16,7 @@ from melanoma.backbones import (
     TorchvisionBackbone,
     import_torchvision,
 )
-from melanoma.common.errors import InputError
-from modules import SiameseNetwork, build_network, network_of
-
-
-def images(n: int = 4, side: int = 32) -> Tensor:
-    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0))
-
-
-def head_of(network: SiameseNetwork) -> nn.Linear:
-    assert network.head is not None
-    return network.head
-
-
-def refusal(function: Callable, *arguments, **settings) -> str:
-    """The message of an InputError, which must be one line."""
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **settings)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
+from modules import build_network, network_of
 
 # --- torchvision ---
 

@@ -396,7 +396,7 @@ SHOW = (
     "from melanoma.common.settings import Parser, add_flags, from_flags, replaced_lines, to_dict\n"
     "parser = Parser('', ''); add_flags(parser, Config, RECIPES); arguments = parser.parse_args()\n"
     "try:\n config = from_flags(Config, RECIPES, arguments)\n"
-    " print(json.dumps([to_dict(config), replaced_lines(Config, RECIPES, arguments)]))\n"
+    " print(json.dumps([to_dict(config), replaced_lines(config, RECIPES[config.recipe], arguments)]))\n"
     "except InputError as error: sys.exit(str(error))"
 )
 
@@ -466,3 +466,11 @@ def test_an_edit_beside_a_recipe_of_config_py_wins(tmp_path):
     values, replaced = settings_in(edited(tmp_path, 'recipe = "strong"', "epochs = 30"))
     assert (values["recipe"], values["epochs"], values["grid"]) == ("strong", 30, 4)
     assert replaced == []
+
+
+def test_a_config_file_replaces_the_lines_that_it_names_and_no_others(tmp_path):
+    folder = edited(tmp_path, "epochs = 30", "margin = 0.9")
+    (folder / "part.json").write_text('{"epochs": 5}')
+    values, replaced = settings_in(folder, "--config", "part.json")
+    assert (values["epochs"], values["margin"]) == (5, 0.9)
+    assert replaced == ["epochs = 30"]

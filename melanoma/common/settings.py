@@ -238,16 +238,19 @@ def from_flags(
     return settings(**base | flags)
 
 
-def replaced_lines(
-    settings: type, recipes: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace
-) -> list[str]:
-    """Return which lines of the file `--config` or `--recipe` replaces, as text: 'epochs = 30'."""
-    weaker = getattr(arguments, "config", None) is not None or "recipe" in vars(arguments)
-    names = set().union(*recipes.values()) - set(vars(arguments))
+def replaced_lines(settings: Any, recipe: Mapping[str, Any], arguments: argparse.Namespace) -> list[str]:
+    """Return the lines of the file that `--config` or `--recipe` has replaced, as text: 'epochs = 30'.
+
+    Parameters
+    ----------
+    settings : as `from_flags` returned them
+    recipe : any recipe, for the names that recipes set
+    """
+    names = set(recipe) - set(vars(arguments))
     return [
         f"{item.name} = {shown(item.default)}"
         for item in dataclasses.fields(settings)
-        if weaker and item.name in names and item.default is not None
+        if item.name in names and item.default not in (None, getattr(settings, item.name))
     ]
 
 

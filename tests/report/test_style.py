@@ -6,41 +6,13 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
+from test_curves import BAND, LABELS, LOG, WHAT
 
 from melanoma.report import curves, embeddings
 from melanoma.report.style import save_figure
 
-LABELS = np.array([0, 0, 1, 0, 1, 1, 0, 0])
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.0])
 POINTS = np.arange(16.0).reshape(8, 2)
-WHAT = "test: 8 images, 3 melanoma"
-BAND = np.array([0, 0.5, 1]), np.array([0, 0.6, 1]), np.array([0.3, 0.9, 1])
-LOG = [
-    {
-        "epoch": 1,
-        "train_loss": 0.3,
-        "val_loss": 0.4,
-        "val_auc": 0.6,
-        "like_distance": 0.5,
-        "unlike_distance": 0.6,
-    },
-    {
-        "epoch": 2,
-        "train_loss": 0.2,
-        "val_loss": 0.25,
-        "val_auc": 0.8,
-        "like_distance": 0.4,
-        "unlike_distance": 0.7,
-    },
-    {
-        "epoch": 3,
-        "train_loss": 0.1,
-        "val_loss": 0.3,
-        "val_auc": 0.7,
-        "like_distance": 0.3,
-        "unlike_distance": 0.8,
-    },
-]
 
 FIGURES = {
     "learning": lambda: curves.learning_curves(LOG, 2, WHAT),

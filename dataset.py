@@ -62,9 +62,7 @@ class Lesions:
 
     table: pd.DataFrame  # as read_labels, plus part
     paths: dict[str, Path]  # image file of each name; empty when only the CSV was looked at
-    counts: dict[
-        str, int | None
-    ]  # labels, images without a label, labels without an image, duplicates dropped
+    counts: dict[str, int | None]  # labels, images without a label, labels without an image, duplicates dropped
 
 
 def load_lesions(config: Config, need_images: bool = True) -> Lesions:
@@ -163,8 +161,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"duplicates dropped: {summary['duplicates_dropped']:,}{unused}",
         "image folder not there: files not checked"
         if missing is None
-        else f"labels without an image: {missing:,}; images without a label: "
-        f"{summary['images_without_label']:,}",
+        else f"labels without an image: {missing:,}; images without a label: {summary['images_without_label']:,}",
     ]
     if alone:
         lines.append(f"images without a patient_id, each taken for a patient of its own: {alone:,}")
@@ -178,9 +175,7 @@ def describe(summary: dict[str, Any]) -> str:
             f"{c['patients']:>6,} patients"
             for part, c in parts.items()
         ]
-    lines.append(
-        f"oversampling factor {summary['oversampling_factor']:.1f} (benign : melanoma in train), {epoch}"
-    )
+    lines.append(f"oversampling factor {summary['oversampling_factor']:.1f} (benign : melanoma in train), {epoch}")
     return "\n".join(lines)
 
 
@@ -307,9 +302,7 @@ class PairDataset:
             part = slice(start, start + batch_size)
             images = self.pairs[part].T.ravel()
             first = np.arange(len(images) // 2)
-            batches.append(
-                Batch(self.rows[images], self.labels[images], first, len(first) + first, self.same[part])
-            )
+            batches.append(Batch(self.rows[images], self.labels[images], first, len(first) + first, self.same[part]))
         return batches
 
 
@@ -338,9 +331,7 @@ def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, ba
 
 def make_parser() -> Parser:
     """Return the parser of the command line."""
-    parser = Parser(
-        "Print a summary of the data, fetch, check or decode them.", "python dataset.py [--FLAG VALUE ...]"
-    )
+    parser = Parser("Print a summary of the data, fetch, check or decode them.", "python dataset.py [--FLAG VALUE ...]")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     other = parser.add_mutually_exclusive_group()
     other.add_argument(
@@ -350,9 +341,7 @@ def make_parser() -> Parser:
         help="fetch ISIC 2020's training images, labels and duplicates into this folder (needs 46 GB); the "
         "same command resumes a download that was stopped",
     )
-    parser.add_argument(
-        "--with-test", action="store_true", help="download the test images and metadata too (6.7 GB)"
-    )
+    parser.add_argument("--with-test", action="store_true", help="download the test images and metadata too (6.7 GB)")
     other.add_argument(
         "--check", action="store_true", help="read every image file and compare the folders with the CSVs"
     )
@@ -383,13 +372,9 @@ def main() -> None:
     elif arguments.generate:
         write_demo(arguments.generate, arguments.images, config.seed)
     elif arguments.check:
-        check_files(
-            config.train_image, config.train_labels, config.duplicates, config.test_image, config.test_labels
-        )
+        check_files(config.train_image, config.train_labels, config.duplicates, config.test_image, config.test_labels)
     elif arguments.cache:
-        cache = build_cache(
-            find_images(config.train_image), config.image_size, config.cache_dir, config.workers
-        )
+        cache = build_cache(find_images(config.train_image), config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
         print(f"{len(cache.pixels):,} images of {config.image_size} px in {config.cache_dir}")
     else:

@@ -15,9 +15,7 @@ from melanoma.backbones import Backbone, Normalize, TorchvisionBackbone, import_
 
 HEAD_SCALE = 16.0  # of a unit-length embedding before the head: else its logit could hardly leave -1..1
 FOCUS = 2.0  # gamma of the focal loss: the value that Lin et al. 2017 found best
-COLLAPSED = (
-    0.01  # unlike pairs nearer than this share of the margin, on average: nothing is told apart any more
-)
+COLLAPSED = 0.01  # unlike pairs nearer than this share of the margin, on average: nothing is told apart any more
 MEASURES = ("like_distance", "unlike_distance", "active_share", "spread")
 
 

@@ -290,9 +290,7 @@ def judge_photos(
     keep_freed_memory()
     paths = find_photos(photos)
     ensembles = load_ensembles(machine, run_dirs, choices)
-    return new_lesions.judge_photos(
-        ensembles, paths, machine.train_image, machine.graph_dir, machine.workers, cards
-    )
+    return new_lesions.judge_photos(ensembles, paths, machine.train_image, machine.graph_dir, machine.workers, cards)
 
 
 def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:

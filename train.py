@@ -201,9 +201,7 @@ def train_epochs(
             if ranks.first:
                 save_state(config, learner, log, progress.state(views_generator, device))
             ranks.wait()
-            raise stopped(
-                f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there"
-            )
+            raise stopped(f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there")
         trained, measured = time.perf_counter(), progress.means()
         if ranks.first:
             validated = validate(learner.kept, loss, feed, data.validation, learner.dtype)
@@ -417,9 +415,7 @@ def validate(
     embeddings, logits = embed_images(network, feed, images.rows, dtype)
     first, second = torch.from_numpy(validation.pairs.T)
     labels, shown_images = torch.from_numpy(images.labels), torch.cat([first, second])
-    of_pairs, _ = loss.of_pairs(
-        torch.from_numpy(embeddings), labels, first, second, torch.from_numpy(validation.same)
-    )
+    of_pairs, _ = loss.of_pairs(torch.from_numpy(embeddings), labels, first, second, torch.from_numpy(validation.same))
     of_head = loss.of_head(torch.from_numpy(logits)[shown_images], labels[shown_images])
     reference_embeddings, _ = embed_images(network, feed, references.rows, dtype)
     head = logits if loss.head != "none" else None

@@ -50,16 +50,12 @@ def seconds(decode: Callable[[Path, int], np.ndarray], paths: list[Path], size: 
 
 def psnr(paths: list[Path], size: int) -> float:
     """Return the peak signal-to-noise ratio in dB between the two ways to decode."""
-    errors = [
-        np.square(decode_plain(path, size).astype(float) - decode_image(path, size)).mean() for path in paths
-    ]
+    errors = [np.square(decode_plain(path, size).astype(float) - decode_image(path, size)).mean() for path in paths]
     return float(10 * np.log10(255**2 / np.mean(errors))) if np.mean(errors) else float("inf")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of image files (default: generated)")
     parser.add_argument("--size", type=int, default=128, help="side in pixels")
     arguments = parser.parse_args()
@@ -68,9 +64,7 @@ def main() -> None:
         folders = [arguments.images] if arguments.images else []
         for shape in GENERATED if not folders else ():
             folders.append(write_photos(Path(scratch) / f"photos{shape[0]}", 4, shape))
-        paths = {
-            f"{folder.name}-{name}": path for folder in folders for name, path in find_images(folder).items()
-        }
+        paths = {f"{folder.name}-{name}": path for folder in folders for name, path in find_images(folder).items()}
         groups: defaultdict[tuple[int, int], list[Path]] = defaultdict(list)
         for path in paths.values():
             with Image.open(path) as image:

@@ -101,9 +101,7 @@ def plain_epoch(folder: Path, n_pairs: int, batch_size: int, workers: int) -> fl
     return time.perf_counter() - start
 
 
-def own_epoch(
-    folder: Path, n_pairs: int, batch_size: int, cache_dir: Path
-) -> tuple[float, float, float, str]:
+def own_epoch(folder: Path, n_pairs: int, batch_size: int, cache_dir: Path) -> tuple[float, float, float, str]:
     """Return seconds of one epoch of train.py's loop, of its forward, backward and step alone, memory, device."""
     keep_freed_memory()
     device = choose_device("auto")
@@ -122,9 +120,7 @@ def own_epoch(
         views = partial(draw_views, generator=torch.Generator().manual_seed(0), ranges=ViewRanges())
         batches = part.batches(batch_size)
         meter = Meter("", len(batches), 0, 0, quiet=True)
-        train.train_epoch(
-            learner, batches, feed, views, loss_function, 1.0, train.Progress.start(device), meter
-        )
+        train.train_epoch(learner, batches, feed, views, loss_function, 1.0, train.Progress.start(device), meter)
         return time.perf_counter() - start
 
     whole_batch = pairs.batches(batch_size)[0]
@@ -154,24 +150,18 @@ def own_epoch(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of image files (default: generated, 6000×4000)")
     parser.add_argument("--pairs", type=int, default=512, help="pairs of train.py's epoch, a multiple of 256")
     parser.add_argument("--plain-pairs", type=int, default=128, help="pairs of the baseline's epoch")
-    parser.add_argument(
-        "--workers", type=int, default=torch.get_num_threads(), help="the baseline's processes"
-    )
+    parser.add_argument("--workers", type=int, default=torch.get_num_threads(), help="the baseline's processes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.images or write_photos(Path(scratch) / "photos", 20, (6000, 4000))
         batch_size = BASELINE["batch_size"]
         n_files, plain_pairs = len(find_images(folder)), arguments.plain_pairs
         plain = alone(plain_epoch, folder, plain_pairs, min(batch_size, plain_pairs), arguments.workers)
-        own, compute, memory, device = alone(
-            own_epoch, folder, arguments.pairs, batch_size, Path(scratch) / "cache"
-        )
+        own, compute, memory, device = alone(own_epoch, folder, arguments.pairs, batch_size, Path(scratch) / "cache")
     plain_rate, own_rate = 2 * arguments.plain_pairs / plain, 2 * arguments.pairs / own
     print(f"{n_files:,} files, {SIZE} px, {device}")
     print(f"  plain DataLoader, {arguments.workers} workers, float32  {plain_rate:9,.1f} images/s")

@@ -41,9 +41,7 @@ def run(folder: Path, processes: int, epochs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=900)
     parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()

@@ -78,9 +78,7 @@ def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 4000, 16000, 33126])
     parser.add_argument("--steps", type=int, default=40, help="steps of the epoch to time (0: all)")
     arguments = parser.parse_args()

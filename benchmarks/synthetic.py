@@ -46,9 +46,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def peak_memory() -> float:
     """Return the most memory that this process has held so far, in GB (10⁹ bytes); NaN where it is not known."""
     status = Path("/proc/self/status")
-    if (
-        status.is_file()
-    ):  # Linux, where ru_maxrss also counts what the parent held when this process was forked
+    if status.is_file():  # Linux, where ru_maxrss also counts what the parent held when this process was forked
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / 1e9

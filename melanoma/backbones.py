@@ -92,9 +92,7 @@ class TorchvisionBackbone(Backbone):
         models = import_torchvision().models
         names = models.list_models(module=models)
         if name not in names:
-            raise InputError(
-                f"backbone is {shown(name)}: it must be conv3 or one of torchvision's {', '.join(names)}"
-            )
+            raise InputError(f"backbone is {shown(name)}: it must be conv3 or one of torchvision's {', '.join(names)}")
         published = models.get_model_weights(name).DEFAULT
         options: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):
@@ -206,9 +204,7 @@ def _published_state(published: Any, name: str) -> dict[str, Tensor]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Return the state dict in a file; nothing in the file can run code."""
     if not is_file(path):
-        raise InputError(
-            f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file"
-        )
+        raise InputError(f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -216,9 +212,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds for a file that is not its own
         raise InputError(f"backbone_weights {path} is damaged or no state dict: pass another") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(
-            f"backbone_weights {path} is no state dict: it must map names to tensors, pass another"
-        )
+        raise InputError(f"backbone_weights {path} is no state dict: it must map names to tensors, pass another")
     return state
 
 
@@ -228,9 +222,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: str, name: str) ->
     own = model.state_dict()
     missing = [key for key in own if key not in state and key.partition(".")[0] != classifier]
     odd = [
-        key
-        for key in own
-        if key in state and (state[key].shape, state[key].is_complex()) != (own[key].shape, False)
+        key for key in own if key in state and (state[key].shape, state[key].is_complex()) != (own[key].shape, False)
     ]
     if missing or odd:
         what = f"lacks {missing[0]}" if missing else f"has another shape of {odd[0]}"

@@ -31,9 +31,7 @@ from melanoma.data import download
 from melanoma.data.cache import ImageCache
 from melanoma.report import style as figures
 
-HEADER = (
-    "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
-)
+HEADER = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
 
 
 torch.set_num_threads(1)

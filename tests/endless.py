@@ -10,6 +10,4 @@ from melanoma.training.run_folder import save_checkpoint
 def write_checkpoints(path: Path) -> None:
     """Write checkpoint after checkpoint over each other; each is full of its own number."""
     for number in range(10**6):
-        save_checkpoint(
-            path, {"config": {}, "number": number, "weights": torch.full((2**20,), float(number))}
-        )
+        save_checkpoint(path, {"config": {}, "number": number, "weights": torch.full((2**20,), float(number))})

@@ -83,9 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         headers = self.headers
-        self.server.requests.append(
-            Request(self.command, self.path, headers.get("Range"), headers.get("If-Range"))
-        )
+        self.server.requests.append(Request(self.command, self.path, headers.get("Range"), headers.get("If-Range")))
         self.close_connection = True
         served = self.server.files.get(self.path)
         if served is None:

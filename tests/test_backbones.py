@@ -200,9 +200,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
 @pytest.mark.parametrize(
     "error", [urllib.error.URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("slow")]
 )
-def test_published_weights_that_cannot_be_fetched_name_where_from_and_where_to(
-    published, error, tmp_path, monkeypatch
-):
+def test_published_weights_that_cannot_be_fetched_name_where_from_and_where_to(published, error, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def fail(**settings):

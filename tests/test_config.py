@@ -426,9 +426,7 @@ def test_whatever_line_of_config_py_is_edited_is_used(line, name, value, tmp_pat
     if line.startswith("import"):
         folder = edited(tmp_path)
         text = (folder / "config.py").read_text()
-        (folder / "config.py").write_text(
-            re.sub(r"^train_image = .*$", lambda _: line, text, flags=re.MULTILINE)
-        )
+        (folder / "config.py").write_text(re.sub(r"^train_image = .*$", lambda _: line, text, flags=re.MULTILINE))
     else:
         folder = edited(tmp_path, line)
     values, replaced = settings_in(folder)

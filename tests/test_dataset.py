@@ -88,9 +88,7 @@ def test_another_fold_can_validate_for_the_same_test_part(all_folds, validation)
 
 
 @pytest.mark.parametrize("fold, setting, validation", [(1, 4, 4), (1, None, 2), (4, None, 0), (4, 0, 0)])
-def test_the_fold_after_the_one_that_tests_validates_unless_another_is_set(
-    tmp_path, fold, setting, validation
-):
+def test_the_fold_after_the_one_that_tests_validates_unless_another_is_set(tmp_path, fold, setting, validation):
     TABLE.rename(columns={"label": "target"}).to_csv(tmp_path / "labels.csv", index=False)
     config = Config(train_labels=tmp_path / "labels.csv", fold=fold, validation_fold=setting)
     parts = load_lesions(config, need_images=False).table["part"]
@@ -217,9 +215,7 @@ def test_the_second_image_is_uniform_over_its_class_without_the_first():
 def test_which_melanomas_are_shown_once_more_is_drawn_anew():
     labels = make_labels(12, 5)
     rng = np.random.default_rng(0)
-    firsts = np.bincount(
-        np.concatenate([sample_pairs(labels, rng)[0][:, 0] for _ in range(1_000)]), minlength=17
-    )
+    firsts = np.bincount(np.concatenate([sample_pairs(labels, rng)[0][:, 0] for _ in range(1_000)]), minlength=17)
     np.testing.assert_array_equal(firsts[labels == 0], 1_000)
     np.testing.assert_allclose(firsts[labels == 1], 2_400, atol=100)  # 12 / 5 in the mean
 
@@ -411,9 +407,7 @@ def test_the_summary_gives_the_published_counts(tmp_path, monkeypatch, capsys):
     assert published_counts(monkeypatch, capsys, Path("labels.csv")) == PUBLISHED
 
 
-@pytest.mark.skipif(
-    "LESION_DATA" not in os.environ, reason="LESION_DATA names no folder with the real tables"
-)
+@pytest.mark.skipif("LESION_DATA" not in os.environ, reason="LESION_DATA names no folder with the real tables")
 def test_the_real_table_gives_the_published_counts(tmp_path, monkeypatch, capsys):
     labels = Path(os.environ["LESION_DATA"], "isic2020", "ISIC_2020_Training_GroundTruth.csv").resolve()
     monkeypatch.chdir(tmp_path)
@@ -497,9 +491,7 @@ def test_a_share_of_an_epoch_shows_so_much_of_the_larger_class_each_once(sizes, 
     shown = np.bincount(order, minlength=len(labels))
     assert shown[labels == larger].max() == 1
     assert np.ptp(shown[labels == smaller]) <= 1
-    assert not np.array_equal(
-        np.sort(order), np.sort(sample_balanced(labels, np.random.default_rng(1), share))
-    )
+    assert not np.array_equal(np.sort(order), np.sort(sample_balanced(labels, np.random.default_rng(1), share)))
 
 
 def test_in_batch_pairs_are_all_pairs_but_those_of_one_picture():

@@ -85,9 +85,7 @@ def test_a_signal_ends_the_step_and_the_run_goes_on_from_there(
         epoch, step = divmod(moment - 1, steps)
         where = f"after step {step + 1} of {steps} of epoch" if step + 1 < steps else "after epoch"
         assert where in one_line(stopped.value) and "--resume goes on from there" in str(stopped.value)
-        assert len(run_folder.load_checkpoint(config.run_dir / "last.pt")["log"]) == epoch + (
-            step + 1 == steps
-        )
+        assert len(run_folder.load_checkpoint(config.run_dir / "last.pt")["log"]) == epoch + (step + 1 == steps)
         tally("signal in a training step", "resumed")
     train.main(config, resume=True)
     assert taken == 3 * steps
@@ -190,9 +188,7 @@ def test_a_second_training_in_one_folder_is_refused_until_the_first_is_gone(quic
         wait_for(process, "epoch   1/1000")
         ways: list[dict[str, Any]] = [{"resume": True}, {"overwrite": True}, {}]
         for settings in ways:
-            with pytest.raises(
-                InputError, match=r"is being written to by another training: wait for"
-            ) as caught:
+            with pytest.raises(InputError, match=r"is being written to by another training: wait for") as caught:
                 train.main(config, **settings)
             one_line(caught.value)
             tally("second run in a folder", "refused")
@@ -264,9 +260,7 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize(
-    "what", ["log", *(pytest.param(w, marks=pytest.mark.slow) for w in WRITES if w != "log")]
-)
+@pytest.mark.parametrize("what", ["log", *(pytest.param(w, marks=pytest.mark.slow) for w in WRITES if w != "log")])
 def test_a_training_on_a_full_disk_keeps_what_it_has_and_goes_on(
     quick: Config, tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -359,9 +353,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
         return loss * float("nan"), measures
 
     monkeypatch.setattr(SiameseLoss, "__call__", call)
-    with pytest.raises(
-        InputError, match=r"not finite in epoch 2/3, step \d+, learning rate 0\.001: "
-    ) as caught:
+    with pytest.raises(InputError, match=r"not finite in epoch 2/3, step \d+, learning rate 0\.001: ") as caught:
         train.main(config, resume=True)
     one_line(caught.value)
     assert good == {name: (config.run_dir / name).read_bytes() for name in good}
@@ -389,9 +381,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize(("size", "advice"), [(16, "--batch-size 8"), (1, "a smaller --image-size")])
-def test_too_large_a_batch_says_what_to_try(
-    quick: Config, small_memory: Callable, size: int, advice: str
-) -> None:
+def test_too_large_a_batch_says_what_to_try(quick: Config, small_memory: Callable, size: int, advice: str) -> None:
     small_memory(2 * size - 1)
     with pytest.raises(InputError) as caught:
         train.main(dataclasses.replace(quick, batch_size=size))
@@ -402,23 +392,17 @@ def test_too_large_a_batch_says_what_to_try(
     tally("out of memory", "clean error")
 
 
-def test_an_optimizer_that_does_not_fit_is_a_small_memory_too(
-    quick: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_optimizer_that_does_not_fit_is_a_small_memory_too(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def step(self, *arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(
-        InputError, match=r"too small for batch_size 16 .* in step 1: try --batch-size 8; the"
-    ):
+    with pytest.raises(InputError, match=r"too small for batch_size 16 .* in step 1: try --batch-size 8; the"):
         train.main(quick)
     tally("out of memory", "clean error")
 
 
-def test_other_errors_of_torch_are_not_taken_for_a_small_memory(
-    quick: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_errors_of_torch_are_not_taken_for_a_small_memory(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def embed(self, images):
         raise RuntimeError("a bug")
 
@@ -427,9 +411,7 @@ def test_other_errors_of_torch_are_not_taken_for_a_small_memory(
         train.main(quick)
 
 
-def test_images_that_do_not_fit_at_once_are_embedded_in_smaller_batches(
-    quick: Config, small_memory: Callable
-) -> None:
+def test_images_that_do_not_fit_at_once_are_embedded_in_smaller_batches(quick: Config, small_memory: Callable) -> None:
     cache = build_cache(find_images(quick.train_image), 32, quick.cache_dir)
     network = build_network("conv3", 32, 8)
     rows = np.arange(60)
@@ -505,9 +487,7 @@ def test_when_one_of_two_processes_dies_the_training_ends_and_can_be_resumed(
     """SIGKILL takes one of the processes, SIGTERM goes to torchrun, which hands it on to all."""
     config = dataclasses.replace(quick, epochs=400, batch_size=4, ema=0.5)
     command, environment = torchrun_command(config, 2)
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     wait_for(process, "epoch   2/400")
     if number == signal.SIGKILL:
         os.kill(children(process.pid)[1], number)

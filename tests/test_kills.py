@@ -100,9 +100,7 @@ def test_a_killed_cache_build_goes_on_and_hands_out_only_whole_images(server: An
     assert resumed.sources == straight.sources
 
 
-def test_a_training_killed_again_and_again_equals_one_that_was_not(
-    server: Any, quick: Config, tmp_path: Path
-) -> None:
+def test_a_training_killed_again_and_again_equals_one_that_was_not(server: Any, quick: Config, tmp_path: Path) -> None:
     config, moments = everything(quick), random.Random(1)
     straight = dataclasses.replace(config, run_dir=tmp_path / "whole", graph_dir=tmp_path / "whole_graph")
     whole = run(server, train.main, straight)
@@ -149,9 +147,7 @@ def results(config: Config) -> dict[str, Any]:
         if path.suffix == ".csv":
             found[path.name] = pd.read_csv(path)
         else:
-            found[path.name] = {
-                key: value for key, value in json.loads(path.read_text()).items() if key != "runs"
-            }
+            found[path.name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "runs"}
     for path in config.graph_dir.glob("*.png"):
         with Image.open(path) as image:
             image.load()
@@ -159,9 +155,7 @@ def results(config: Config) -> dict[str, Any]:
     return found
 
 
-def test_a_killed_prediction_leaves_whole_files_and_is_done_again(
-    server: Any, trained: Config, tmp_path: Path
-) -> None:
+def test_a_killed_prediction_leaves_whole_files_and_is_done_again(server: Any, trained: Config, tmp_path: Path) -> None:
     moments = random.Random(3)
     straight, config = (
         dataclasses.replace(

@@ -86,9 +86,7 @@ def test_contrastive_loss_equals_a_slow_loop(margin, positive_margin):
 
 def test_contrastive_loss_is_symmetric_in_the_pair():
     first, second, same = random_pairs(50)
-    terms = [
-        contrastive_terms(pair_distance(*pair), same, 0.5) for pair in ((first, second), (second, first))
-    ]
+    terms = [contrastive_terms(pair_distance(*pair), same, 0.5) for pair in ((first, second), (second, first))]
     assert torch.equal(*terms)
 
 
@@ -256,9 +254,7 @@ def test_measures_say_what_the_embedding_looks_like():
     embeddings = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0], [3.0, 4.0]])
     labels, first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 3])
     # like: 0-1 at 0.5 and 2-3 at 0; unlike: 0-2 at 5 and 1-2 at 4.5, of margin 4.8
-    _, measures = SiameseLoss(4.8)(
-        embeddings, torch.zeros(4), labels, first, second, labels[first] == labels[second]
-    )
+    _, measures = SiameseLoss(4.8)(embeddings, torch.zeros(4), labels, first, second, labels[first] == labels[second])
     spread = math.sqrt(np.var([0, 0.3, 3, 3]) + np.var([0, 0.4, 4, 4]))
     assert dict(zip(MEASURES, measures.tolist(), strict=True)) == pytest.approx(
         {"like_distance": 0.25, "unlike_distance": 4.75, "active_share": 2 / 4, "spread": spread}

@@ -227,9 +227,7 @@ def test_frozen_blocks_keep_their_weights_and_all_statistics(blocks):
     network = build_network("resnet18", 64, 4)
     network.freeze(blocks)
     children = ("conv1", "bn1", "relu", "maxpool", "layer1")[:blocks]
-    frozen = {
-        n for n in network.state_dict() if n.startswith(tuple(f"backbone.model.{c}." for c in children))
-    }
+    frozen = {n for n in network.state_dict() if n.startswith(tuple(f"backbone.model.{c}." for c in children))}
     before = step_on(network)
     statistics = {name for name in before if name.endswith(STATISTICS)}
     assert len(statistics) == 3 * 20

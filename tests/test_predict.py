@@ -129,9 +129,7 @@ def test_another_labelled_folder_is_judged_with_the_runs_threshold(
     assert (machine.run_dir / "predictions.csv").read_bytes() == before
 
 
-def test_scores_that_are_not_finite_name_their_images(
-    machine: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scores_that_are_not_finite_name_their_images(machine: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     table = run_folder.read_split(machine.run_dir)
     first = table.loc[table["part"] == "validation", "image_name"].iloc[0]
     real = ensemble.embed_images
@@ -211,9 +209,7 @@ def scores_by_hand(config: Config, part: str, views: int = 1) -> tuple[np.ndarra
         for table, count in ((own, views), (references, 1))
     )
     head = logits if config.head != "none" else None
-    return own["label"].to_numpy(), score_all(
-        embeddings, head, reference_embeddings, references["label"].to_numpy()
-    )
+    return own["label"].to_numpy(), score_all(embeddings, head, reference_embeddings, references["label"].to_numpy())
 
 
 def best_by_hand(config: Config) -> tuple[str, Platt]:
@@ -250,9 +246,7 @@ def test_two_runs_of_one_split_judge_by_the_mean_of_their_log_odds(runs, here):
     assert metrics["threshold"] == pytest.approx(threshold)
     np.testing.assert_allclose(predictions["threshold"], threshold)
     assert [run["run_dir"] for run in metrics["runs"]] == list(map(str, dirs(runs, "first", "second")))
-    assert [run["scorer"] for run in metrics["runs"]] == [
-        best_by_hand(runs[name])[0] for name in ("first", "second")
-    ]
+    assert [run["scorer"] for run in metrics["runs"]] == [best_by_hand(runs[name])[0] for name in ("first", "second")]
     alone = [predict.main(here, dirs(runs, name))["auc"] for name in ("first", "second")]
     assert metrics["auc"] not in alone
 
@@ -350,9 +344,7 @@ def test_splits_whose_test_parts_overlap_are_not_pooled(runs, here, tmp_path):
     table.loc[names[0], "part"] = "train"
     table.to_csv(moved / "split.csv", index=False)
     shared = int((table["part"] == "test").sum())
-    with pytest.raises(
-        InputError, match=rf"different splits, whose test parts share {shared} images: pool the folds"
-    ):
+    with pytest.raises(InputError, match=rf"different splits, whose test parts share {shared} images: pool the folds"):
         predict.main(here, [runs["first"].run_dir, moved])
 
 
@@ -383,9 +375,7 @@ def test_how_an_evaluation_was_made_stands_with_its_figures(runs, here):
     metrics = predict.main(here, dirs(runs, "first", "second"), choices=Choices(scorer="distance"))
     assert metrics["notes"] == []
     page = html.unescape((here.graph_dir / "report.html").read_text(encoding="utf-8"))
-    assert (
-        "judged by where it lies among the training lesions, and of several runs' log odds the mean" in page
-    )
+    assert "judged by where it lies among the training lesions, and of several runs' log odds the mean" in page
     assert "a logistic curve fitted on validation makes the score a probability." in page
 
 
@@ -449,9 +439,7 @@ def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here, tmp_path)
     assert both["predicted"].tolist() == (both["probability"] >= both["threshold"]).astype(int).tolist()
 
 
-def test_it_says_what_it_does_and_that_a_training_has_not_finished(
-    machine: Config, tmp_path: Path, capsys
-) -> None:
+def test_it_says_what_it_does_and_that_a_training_has_not_finished(machine: Config, tmp_path: Path, capsys) -> None:
     predict.main(machine)
     out = capsys.readouterr().out
     for text in (

@@ -40,9 +40,7 @@ def test_one_worker_and_four_train_the_same_network(straight: Config, tmp_path: 
     assert_same_run(straight, four)
 
 
-def test_the_stored_settings_repeat_a_run(
-    straight: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stored_settings_repeat_a_run(straight: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = elsewhere(straight, tmp_path)
     command = ["--config", str(straight.run_dir / "config.json")]
     command += [f"--{name}-dir={tmp_path}/{name}_dir" for name in ("cache", "run", "graph")]

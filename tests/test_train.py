@@ -136,9 +136,7 @@ def test_same_seed_same_weights_other_seed_other_weights(quick: Config, tmp_path
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train.main(dataclasses.replace(quick, seed=seed, run_dir=tmp_path / name))
-        weights.append(
-            torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]["backbone.fc1.weight"]
-        )
+        weights.append(torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]["backbone.fc1.weight"])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -217,9 +215,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
         assert torch.equal(same, labels[first] == labels[second])
         if loss.requires_grad:
             like = int(same.sum())
-            seen.append(
-                Step(len(labels), len(first), like, mined_share, float(loss.detach()), measures.tolist())
-            )
+            seen.append(Step(len(labels), len(first), like, mined_share, float(loss.detach()), measures.tolist()))
         return loss, measures
 
     monkeypatch.setattr(SiameseLoss, "__call__", call)
@@ -227,9 +223,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
 
 
 @pytest.mark.parametrize(("pairs", "images"), [("independent", 50), ("batch", 25)])
-def test_last_batch_may_be_short_and_counts_by_its_images(
-    quick: Config, steps: list, pairs: str, images: int
-) -> None:
+def test_last_batch_may_be_short_and_counts_by_its_images(quick: Config, steps: list, pairs: str, images: int) -> None:
     train.main(dataclasses.replace(quick, batch_size=25, pairs=pairs))
     sizes = [step.images for step in steps]
     assert sizes[-1] < images and set(sizes[:-1]) == {images}
@@ -314,8 +308,7 @@ def test_validation_scores_each_way_against_references_of_training(trained: Conf
 
     own, train_part = (table[table["part"] == part] for part in ("validation", "train"))
     (embeddings, logits), (references, _) = (
-        embed_images(network, feed, cache.rows(part["image_name"]), torch.float32)
-        for part in (own, train_part)
+        embed_images(network, feed, cache.rows(part["image_name"]), torch.float32) for part in (own, train_part)
     )
     scores = score_all(embeddings, logits, references, train_part["label"].to_numpy())
     expected = {name: roc_auc_score(own["label"], values) for name, values in scores.items()}
@@ -378,16 +371,12 @@ def test_frozen_blocks_and_all_statistics_are_left_alone(quick: Config) -> None:
 def test_the_first_lines_say_the_recipe_what_differs_and_what_is_replaced(quick: Config, capsys) -> None:
     train.main(quick, replaced=["margin = 0.9"])
     first, second = capsys.readouterr().out.splitlines()[:2]
-    assert first.startswith(
-        "recipe baseline; changed: image_size 32 (recipe: 128), batch_size 16 (recipe: 256)"
-    )
+    assert first.startswith("recipe baseline; changed: image_size 32 (recipe: 128), batch_size 16 (recipe: 256)")
     assert "margin" not in first
     assert second == "the command line replaces these lines of config.py: margin = 0.9"
 
 
-def test_the_last_line_names_the_next_command_and_a_failed_start_leaves_nothing(
-    quick: Config, capsys
-) -> None:
+def test_the_last_line_names_the_next_command_and_a_failed_start_leaves_nothing(quick: Config, capsys) -> None:
     with pytest.raises(InputError):
         train.main(dataclasses.replace(quick, train_labels=quick.train_image / "none.csv"))
     assert not quick.run_dir.exists()
@@ -401,9 +390,7 @@ def test_the_last_line_names_the_next_command_and_a_failed_start_leaves_nothing(
 def test_a_collapsed_embedding_stops_the_training_with_what_to_do(quick: Config) -> None:
     # so large a decay leaves nothing of any weight but the biases, which are the same for all images
     config = dataclasses.replace(quick, epochs=9, weight_decay=900.0)
-    with pytest.raises(
-        InputError, match=r"the embedding has collapsed in epoch \d: unlike images lie"
-    ) as caught:
+    with pytest.raises(InputError, match=r"the embedding has collapsed in epoch \d: unlike images lie") as caught:
         train.main(config)
     log = log_of(config)
     assert 1 <= len(log) < 9

@@ -129,9 +129,7 @@ def need_room(folder: Path, need: int, what: str, advice: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise InputError(
-            f"{what} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: free some or {advice}"
-        )
+        raise InputError(f"{what} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: free some or {advice}")
 
 
 def make_folder(folder: Path) -> None:
@@ -144,9 +142,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"folder {folder} cannot be made: {error.strerror or error}: choose another"
-        ) from error
+        raise InputError(f"folder {folder} cannot be made: {error.strerror or error}: choose another") from error
 
 
 def cannot_write(path: Path, error: OSError) -> InputError:

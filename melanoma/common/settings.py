@@ -217,9 +217,7 @@ def add_flags(
             action.rare = help.replace("%", "%%")
 
 
-def from_flags(
-    settings: type, recipes: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace
-) -> Any:
+def from_flags(settings: type, recipes: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace) -> Any:
     """Return the settings that the command line asks for.
 
     Precedence, weakest first: the lines of the file, --config, --recipe, the other flags.

@@ -11,9 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
-) -> Iterator[Result]:
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
     """Yield function(item) in the order of the items; at most `ahead` results wait or are being computed."""
     window: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:

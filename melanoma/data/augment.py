@@ -56,9 +56,7 @@ VIEWS: dict[str, ViewRanges | None] = {
     "none": None,
     "mild": ViewRanges(),
     "wide": ViewRanges(share=0.7, scale=1.3, light=0.2, colour=0.05, cutout=0.5),
-    "wider": ViewRanges(
-        share=0.8, scale=1.4, light=0.25, colour=0.08, blur=0.2, noise=0.2, hair=0.2, cutout=0.5
-    ),
+    "wider": ViewRanges(share=0.8, scale=1.4, light=0.25, colour=0.08, blur=0.2, noise=0.2, hair=0.2, cutout=0.5),
 }
 
 
@@ -118,9 +116,7 @@ def draw_views(n: int, generator: torch.Generator, ranges: ViewRanges = ViewRang
     # the range is -1..1, two units wide: a shift by a share of the side is twice that
     shift = warped[:, None] * uniform(-2 * ranges.shift, 2 * ranges.shift, 2)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    affine = torch.stack([mirror * cos, -mirror * sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(
-        n, 2, 3
-    )
+    affine = torch.stack([mirror * cos, -mirror * sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(n, 2, 3)
 
     brightness = 1 + coloured[:, None] * uniform(-ranges.light, ranges.light, 1)
     gain = brightness * (1 + coloured[:, None] * uniform(-ranges.colour, ranges.colour, 3))
@@ -217,9 +213,7 @@ def _blur(images: Tensor, deviation: Tensor) -> Tensor:
     kernel = torch.exp(-0.5 * (offset / sigma).square())
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)[:, None]
     planes = images.reshape(1, n * channels, side, side)
-    planes = F.conv2d(
-        F.pad(planes, (reach, reach, 0, 0), "reflect"), kernel[:, :, None, :], groups=n * channels
-    )
+    planes = F.conv2d(F.pad(planes, (reach, reach, 0, 0), "reflect"), kernel[:, :, None, :], groups=n * channels)
     planes = F.conv2d(F.pad(planes, (0, 0, reach, reach), "reflect"), kernel[..., None], groups=n * channels)
     return planes.view(n, channels, side, side)
 
@@ -239,9 +233,7 @@ def _quantise_blocks(images: Tensor, quantum: Tensor) -> Tensor:
     step = quantum.clamp(min=1e-6)[:, None, None, None, None, None]
     rounded = torch.round(cosine @ blocks @ cosine.T / step) * step
     result = images.clone()
-    result[:, :, :whole, :whole] = (
-        (cosine.T @ rounded @ cosine).transpose(3, 4).reshape(n, channels, whole, whole)
-    )
+    result[:, :, :whole, :whole] = (cosine.T @ rounded @ cosine).transpose(3, 4).reshape(n, channels, whole, whole)
     return result.clamp(0, 1)
 
 

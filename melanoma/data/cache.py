@@ -114,9 +114,7 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
     errors = {name: entry["error"] for name, entry in entries.items() if "error" in entry}
     readable = {name: entry for name, entry in entries.items() if "error" not in entry}
     row_of = {name: entry["row"] for name, entry in readable.items()}
-    sources = {
-        name: Source(entry["bytes"], entry["width"], entry["height"]) for name, entry in readable.items()
-    }
+    sources = {name: Source(entry["bytes"], entry["width"], entry["height"]) for name, entry in readable.items()}
     with (where / "pixels.bin").open("rb") as file:
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     pixels = np.frombuffer(memory, np.uint8, state.rows * size * size * 3)
@@ -136,9 +134,7 @@ def refuse_unreadable(errors: Mapping[str, str], skip: bool) -> None:
     """Raise InputError if images could not be decoded, unless they are to be skipped."""
     if errors and not skip:
         listed = "; ".join(f"{brief(name)}: {error}" for name, error in sorted(errors.items()))
-        raise InputError(
-            f"{len(errors)} images cannot be read, replace them or pass --skip-unreadable: {listed}"
-        )
+        raise InputError(f"{len(errors)} images cannot be read, replace them or pass --skip-unreadable: {listed}")
 
 
 @dataclass
@@ -203,9 +199,7 @@ def _append(
         header = b"" if state.index_bytes else _line({"format": FORMAT, "size": size})
         index_end = _commit(index, header, state.index_bytes)
         pixels_end, row = state.rows * size * size * 3, state.rows
-        bar = tqdm(
-            _decode_all(paths, size, workers), "decoding", total=len(paths), unit="image", disable=None
-        )
+        bar = tqdm(_decode_all(paths, size, workers), "decoding", total=len(paths), unit="image", disable=None)
         decoded = iter(bar)
         while batch := list(islice(decoded, COMMIT_ROWS)):
             lines = []
@@ -223,9 +217,7 @@ def _append(
     )
 
 
-def _decode_all(
-    paths: Mapping[str, Path], size: int, workers: int
-) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+def _decode_all(paths: Mapping[str, Path], size: int, workers: int) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
     """Yield (name, pixels, {width, height} or {error}) in the order of `paths`, few images in memory at a time."""
     workers = workers or os.cpu_count() or 1
     black = np.zeros((size, size, 3), np.uint8)  # the row of an unreadable file; never used

@@ -92,7 +92,5 @@ def check_files(
         if unknown:
             problems.append(f"{duplicates}: {len(unknown):,} images that {train_labels} lacks")
     if problems:
-        raise InputError(
-            f"{'; '.join(problems)}: delete what is unreadable, then get what is missing with --download"
-        )
+        raise InputError(f"{'; '.join(problems)}: delete what is unreadable, then get what is missing with --download")
     print("all images are complete")

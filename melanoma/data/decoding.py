@@ -124,9 +124,7 @@ def decode_with_size(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own, beyond 179 million
-        reason = (
-            f"{type(error).__name__}: it is too large, at most {MAX_PIXELS:,} pixels are decoded: {error}"
-        )
+        reason = f"{type(error).__name__}: it is too large, at most {MAX_PIXELS:,} pixels are decoded: {error}"
         raise UnreadableImage(path, reason) from error
     except UnidentifiedImageError as error:
         reason = f"{type(error).__name__}: it is no image, or not in {', '.join(FORMATS)}"

@@ -115,9 +115,7 @@ def _check_rows(remote: RemoteFile, path: Path) -> None:
     with path.open("rb") as file:
         rows = sum(bool(line.strip()) for line in file) - 1
     if rows != remote.entries:
-        raise InputError(
-            f"{path} has {rows:,} rows, {remote.entries:,} are published: delete or move it and {AGAIN}"
-        )
+        raise InputError(f"{path} has {rows:,} rows, {remote.entries:,} are published: delete or move it and {AGAIN}")
 
 
 def _check_room(archive: Path, remote: RemoteFile, target: Path) -> None:
@@ -192,9 +190,7 @@ def _receive(remote: RemoteFile, part: Path) -> None:
                 print(f"{part.stem}: the server sends the file from its start", file=sys.stderr)
             here = 0
         size = None if length is None else here + length
-        bar = tqdm(
-            desc=part.stem, total=size, initial=here, unit="B", unit_scale=True, leave=False, disable=None
-        )
+        bar = tqdm(desc=part.stem, total=size, initial=here, unit="B", unit_scale=True, leave=False, disable=None)
         with bar, part.open("ab") as file:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
@@ -206,9 +202,7 @@ def _receive(remote: RemoteFile, part: Path) -> None:
 def _is_temporary(error: requests.RequestException) -> bool:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code in TEMPORARY or error.response.status_code >= 500
-    return isinstance(
-        error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-    )
+    return isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError))
 
 
 def _reason(error: BaseException) -> str:

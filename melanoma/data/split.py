@@ -52,9 +52,7 @@ def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
     """
     fewest = int(min((table["label"] == 0).sum(), (table["label"] == 1).sum()))
     if fewest < PUBLISHED_LEAST:
-        raise InputError(
-            f"one class has {fewest} images: a split by image needs {PUBLISHED_LEAST} of each class"
-        )
+        raise InputError(f"one class has {fewest} images: a split by image needs {PUBLISHED_LEAST} of each class")
     rows = np.arange(len(table))
     labels = table["label"].to_numpy()
     train, test = train_test_split(rows, test_size=PUBLISHED_TEST_SHARE, stratify=labels, random_state=seed)

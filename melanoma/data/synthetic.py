@@ -43,9 +43,7 @@ RED = np.array([0.15, 0.95, 0.75], np.float32)[:, None, None]  # blood
 
 SITES = ("torso", "lower extremity", "upper extremity", "head/neck", "palms/soles", "oral/genital")
 SITE_SHARE = (0.52, 0.26, 0.15, 0.05, 0.01, 0.01)
-TRUTH_HEADER = (
-    "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
-)
+TRUTH_HEADER = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
 DUPLICATES_HEADER = "image_name_1,image_name_2"
 TEST_HEADER = "image,patient,age_approx,anatom_site_general,sex"
 

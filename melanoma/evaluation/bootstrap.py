@@ -51,9 +51,7 @@ def intervals(
     draws : number of bootstrap samples
     """
     check_scores(labels, scores)
-    blocks = [
-        weighted_metrics(labels, scores, threshold, weights) for weights in weightings(groups, rng, draws)
-    ]
+    blocks = [weighted_metrics(labels, scores, threshold, weights) for weights in weightings(groups, rng, draws)]
     return nested({name: percentiles(np.concatenate([own[name] for own in blocks])) for name in blocks[0]})
 
 
@@ -196,8 +194,6 @@ def percentiles(values: np.ndarray) -> list[float] | None:
     return [float(low), float(high)]
 
 
-def _draw(
-    metric: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, rng: Generator, draws: int
-) -> np.ndarray:
+def _draw(metric: Callable[[np.ndarray], np.ndarray], groups: np.ndarray, rng: Generator, draws: int) -> np.ndarray:
     """Return a metric of weights (B, N) in every draw: (draws, ...)."""
     return np.concatenate([metric(weights) for weights in weightings(groups, rng, draws)])

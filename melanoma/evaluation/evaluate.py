@@ -37,9 +37,7 @@ def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
     return metrics
 
 
-def compare_runs(
-    tables: Sequence[pd.DataFrame], names: Sequence[str], rng: np.random.Generator
-) -> dict[str, Any]:
+def compare_runs(tables: Sequence[pd.DataFrame], names: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
     """Compare two runs or ensembles, from their judgements of the same lesions, by AUC.
 
     Parameters

@@ -44,9 +44,7 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
     if np.isnan(threshold).any():
         raise ValueError("the threshold is not a number")
     weighted = weighted_metrics(labels, scores, threshold, np.ones((1, len(labels))))
-    metrics = nested(
-        {name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()}
-    )
+    metrics = nested({name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()})
     counts = count_outcomes(labels, scores, threshold)
     tp, fp, tn, fn = counts.values()
     n, n_melanoma = len(labels), tp + fn
@@ -286,10 +284,7 @@ def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 def _counts_at(rates: dict[str, float | None], of: int) -> dict[str, dict[str, int] | None]:
     """Return the counts behind rates at fixed levels: {"80%": {hits, of}}."""
-    return {
-        name: None if value is None else {"hits": round(value * of), "of": of}
-        for name, value in rates.items()
-    }
+    return {name: None if value is None else {"hits": round(value * of), "of": of} for name, value in rates.items()}
 
 
 def _reasons(metrics: dict[str, Any], counts: dict[str, int], absent: str | None) -> dict[str, str]:

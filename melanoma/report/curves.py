@@ -60,9 +60,7 @@ def learning_curves(log: Sequence[Mapping[str, Any]], best_epoch: int, what: str
 
 def describe_parts(parts: Mapping[str, np.ndarray]) -> str:
     """Return the numbers of images and melanomas of each part, a line each, from its labels (N,) by its name."""
-    return "\n".join(
-        f"{name}: {len(labels):,} images, {labels.sum():,} melanoma" for name, labels in parts.items()
-    )
+    return "\n".join(f"{name}: {len(labels):,} images, {labels.sum():,} melanoma" for name, labels in parts.items())
 
 
 @rc_context(style.NO_GRID)
@@ -195,9 +193,7 @@ def rates_by_threshold(
 
 
 @rc_context(style.STYLE)
-def score_histogram(
-    labels: np.ndarray, probabilities: np.ndarray, threshold: float | np.ndarray, what: str
-) -> Figure:
+def score_histogram(labels: np.ndarray, probabilities: np.ndarray, threshold: float | np.ndarray, what: str) -> Figure:
     """Draw a histogram of the probabilities of each class, and the threshold."""
     called = probabilities >= threshold
     figure = Figure(figsize=style.SIZE, layout="constrained")
@@ -220,9 +216,7 @@ def score_histogram(
 
 
 @rc_context(style.STYLE)
-def calibration(
-    labels: np.ndarray, probabilities: np.ndarray, ece: float, what: str, bins: int = 10
-) -> Figure:
+def calibration(labels: np.ndarray, probabilities: np.ndarray, ece: float, what: str, bins: int = 10) -> Figure:
     """Draw the reliability diagram: share of melanomas against mean probability in bins of equal width over 0..1.
 
     Bars are Wilson's 95 % intervals; the lower panel has the number of images of each bin. `ece` is the expected
@@ -239,9 +233,7 @@ def calibration(
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], "--", color=style.GREY, label="perfect")
     errors = np.abs(wilson - share[:, None]).T
-    upper.errorbar(
-        mean, share, errors, fmt="o-", color=style.BENIGN, capsize=3, label=f"observed, ECE {ece:.3f}"
-    )
+    upper.errorbar(mean, share, errors, fmt="o-", color=style.BENIGN, capsize=3, label=f"observed, ECE {ece:.3f}")
     upper.set(ylabel="share of melanomas", ylim=(-0.02, 1.02), xlim=(0, 1))
     upper.legend(loc="upper left")
     bars = lower.bar((np.arange(bins) + 0.5) / bins, images, 0.9 / bins, color=style.GREY)

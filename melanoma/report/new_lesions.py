@@ -191,9 +191,7 @@ class CardDrawer:
         self.files = find_images(train_image)
         self.names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
 
-    def draw(
-        self, path: Path, row: Mapping[str, float | str], pixels: np.ndarray, embedding: np.ndarray
-    ) -> None:
+    def draw(self, path: Path, row: Mapping[str, float | str], pixels: np.ndarray, embedding: np.ndarray) -> None:
         """Draw the card of one image.
 
         Parameters
@@ -204,9 +202,7 @@ class CardDrawer:
         embedding : float array of shape (D,), by the run
         """
         run = self.run
-        heat = grad_cam(
-            run.network, pixels, self.scorer, run.references, run.reference_labels, run.test_views
-        )
+        heat = grad_cam(run.network, pixels, self.scorer, run.references, run.reference_labels, run.test_views)
         benign, melanomas = (self.neighbours(embedding, label) for label in (0, 1))
         verdict = describe_verdict(row, self.alone)
         card = lesion_card(str(row["path"]), decode_image(path, SIDE), heat, verdict, melanomas, benign)

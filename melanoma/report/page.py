@@ -98,9 +98,7 @@ def model_card(
     learnt : fold and labels (N,) of each training part
     model : the method, in words
     """
-    sizes = "; ".join(
-        f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt
-    )
+    sizes = "; ".join(f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
     return ModelCard(
         training_data=f"The training parts of {training_data}: {sizes}.",
         evaluation_data=f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "

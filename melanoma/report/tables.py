@@ -128,8 +128,7 @@ def metric_table(metrics: Mapping[str, Any]) -> Table:
         lines += [(name.format(_percent(level)), (key, level), 3) for level in metrics.get(key) or {}]
     for share, own in (metrics.get("at_prevalence") or {}).items():
         lines += [
-            (f"{METRICS[key][0]} at {_percent(share)} prevalence", ("at_prevalence", share, key), 3)
-            for key in own
+            (f"{METRICS[key][0]} at {_percent(share)} prevalence", ("at_prevalence", share, key), 3) for key in own
         ]
     rows = []
     for name, path, digits in lines:

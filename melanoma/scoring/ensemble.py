@@ -272,9 +272,7 @@ def common_threshold(ensembles: list[Ensemble]) -> float:
     return float(expit(np.mean([logit(ensemble.judge.threshold) for ensemble in ensembles])))
 
 
-def judged(
-    lesions: pd.DataFrame, score: np.ndarray, probability: np.ndarray, threshold: float
-) -> pd.DataFrame:
+def judged(lesions: pd.DataFrame, score: np.ndarray, probability: np.ndarray, threshold: float) -> pd.DataFrame:
     """Return image_name, patient_id and label of lesions with what was found; scores, probabilities are (N,)."""
     return lesions[["image_name", "patient_id", "label"]].assign(
         score=score,
@@ -305,9 +303,7 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
     embeddings, logits = embed_images(run.network, feed, rows, run.dtype, run.test_views)
     bad = names[~np.isfinite(embeddings).all(axis=1)].tolist()
     if bad:
-        raise InputError(
-            f"{len(bad)} scores are not finite ({', '.join(bad[:5])}): the run is broken, train anew"
-        )
+        raise InputError(f"{len(bad)} scores are not finite ({', '.join(bad[:5])}): the run is broken, train anew")
     head = logits if run.head else None
     return score_all(embeddings, head, run.references, run.reference_labels), embeddings
 
@@ -360,9 +356,5 @@ def describe_method(ensembles: Sequence[Ensemble], choices: Choices) -> str:
 
 def describe_ensemble(ensemble: Ensemble) -> str:
     """Return what was chosen on validation as a line."""
-    runs = ", ".join(
-        f"{run.run_dir} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True)
-    )
-    return (
-        f"fold {ensemble.runs[0].fold}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"
-    )
+    runs = ", ".join(f"{run.run_dir} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True))
+    return f"fold {ensemble.runs[0].fold}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"

@@ -54,8 +54,7 @@ def reference_score(
     float tensor of shape (N,): mean distance to the benign references minus mean distance to the melanomas
     """
     benign, melanoma = (
-        mean_distance(embeddings, own, min(max(1, round(share * len(own))), most or len(own)))
-        for own in references
+        mean_distance(embeddings, own, min(max(1, round(share * len(own))), most or len(own))) for own in references
     )
     return benign - melanoma
 
@@ -78,9 +77,7 @@ def references_of(scorer: str, references: np.ndarray, labels: np.ndarray) -> li
     return [torch.from_numpy(own) for own in classes]
 
 
-def nearest_references(
-    embeddings: np.ndarray, references: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest_references(embeddings: np.ndarray, references: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the nearest references of each image.
 
     Parameters

@@ -118,9 +118,7 @@ class Learner:
             shown = show(images, views)  # in float32: autocast would round what blur and noise compute
             with autocast(images.device, self.dtype):
                 own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
-            outputs = self.ranks.gather(
-                own[: self.ranks.share_size(size)], size
-            )  # embeddings, then the logit
+            outputs = self.ranks.gather(own[: self.ranks.share_size(size)], size)  # embeddings, then the logit
             loss, measures = loss_of(outputs[:, :-1], outputs[:, -1])
             self._update(loss * self.ranks.count)  # DDP averages over the processes: their sum is wanted
         except RuntimeError as error:

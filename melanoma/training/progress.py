@@ -27,9 +27,7 @@ class Meter:
         self.taken = first
         self.start = self.said = time.monotonic()
         on_terminal = sys.stderr.isatty() and not quiet
-        self.bar = tqdm(
-            desc=name, total=steps, initial=first, unit="step", leave=False, disable=not on_terminal
-        )
+        self.bar = tqdm(desc=name, total=steps, initial=first, unit="step", leave=False, disable=not on_terminal)
 
     def __enter__(self) -> Meter:
         return self

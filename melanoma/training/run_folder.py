@@ -111,9 +111,7 @@ def fitting(path: Path) -> Iterator[None]:
         ) from error
 
 
-def load_weights(
-    network: torch.nn.Module, contents: Mapping[str, Any], path: Path, key: str = "model"
-) -> None:
+def load_weights(network: torch.nn.Module, contents: Mapping[str, Any], path: Path, key: str = "model") -> None:
     """Put a checkpoint's weights, those of the model or of another `key`, into a network.
 
     Raises
@@ -145,9 +143,7 @@ def load_optimizer(optimizer: torch.optim.AdamW, contents: Mapping[str, Any], pa
                 raise ValueError("another shape")
 
 
-def write_start(
-    run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame, device: str, resumed: bool
-) -> None:
+def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame, device: str, resumed: bool) -> None:
     """Write what explains a run: settings, split, commit, versions, device; a new run first clears an earlier one's.
 
     settings : JSON values

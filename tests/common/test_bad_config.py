@@ -276,12 +276,9 @@ def test_what_is_no_config_file_is_refused_and_not_waited_for(tmp_path):
 
 def stored_as(values: dict[str, Any]) -> dict[str, Any]:
     """Return how settings of a JSON file are stored."""
-    settings = {
-        name: RECIPES["scratch"].get(name) if value is None else value for name, value in values.items()
-    }
+    settings = {name: RECIPES["scratch"].get(name) if value is None else value for name, value in values.items()}
     return {
-        name: str(path_of(value)) if name in PATHS and value is not None else value
-        for name, value in settings.items()
+        name: str(path_of(value)) if name in PATHS and value is not None else value for name, value in settings.items()
     }
 
 
@@ -289,9 +286,7 @@ def test_a_config_file_cut_or_changed_anywhere_is_read_as_what_it_says_or_refuse
     path = tmp_path / "c.json"
     whole = json.dumps({"epochs": 3, "margin": 0.25, "run_dir": "r", "normalize": False}).encode()
     changed = [whole[:cut] for cut in range(len(whole))]
-    changed += [
-        whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :] for i in range(len(whole)) for bit in (1, 4, 128)
-    ]
+    changed += [whole[:i] + bytes([whole[i] ^ bit]) + whole[i + 1 :] for i in range(len(whole)) for bit in (1, 4, 128)]
     for content in changed:
         path.write_bytes(content)
         config = attempt(KIND, [path], parse, "--config", str(path))
@@ -406,13 +401,9 @@ def test_a_device_that_is_not_here_is_refused(name):
     refusal(KIND, ["--device"], choose_device, name)
 
 
-@pytest.mark.parametrize(
-    "flag", ["run-dir", "train-image", "train-labels", "cache-dir", "duplicates", "test-labels"]
-)
+@pytest.mark.parametrize("flag", ["run-dir", "train-image", "train-labels", "cache-dir", "duplicates", "test-labels"])
 @pytest.mark.parametrize("script", ["train", "predict", "dataset", "dataset --cache", "controls"])
-def test_a_path_that_no_file_can_have_ends_every_script_in_one_line(
-    flag, script, monkeypatch, capsys, tmp_path
-):
+def test_a_path_that_no_file_can_have_ends_every_script_in_one_line(flag, script, monkeypatch, capsys, tmp_path):
     work = {
         "train": lambda: train.run(train.make_parser().parse_args()),
         "predict": predict.run,

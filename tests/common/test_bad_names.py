@@ -99,9 +99,7 @@ def test_a_name_in_the_report_is_text_and_makes_no_element_or_attribute(name):
     page = page_of(name)
     assert skeleton(page) == skeleton(page_of("x" * len(name)))
     seen = "".join(Page(page).texts)
-    assert (
-        re.sub(r"\s", "", name.replace("\0", "")) in re.sub(r"\s", "", seen.replace("\0", "")) or "\0" in name
-    )
+    assert re.sub(r"\s", "", name.replace("\0", "")) in re.sub(r"\s", "", seen.replace("\0", "")) or "\0" in name
     tally(KIND, "correct")
 
 
@@ -109,9 +107,7 @@ def test_a_name_in_the_report_is_text_and_makes_no_element_or_attribute(name):
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), error=NAMES)
 def test_names_of_photos_and_their_errors_are_shown_and_not_obeyed(names, error):
     rows = [
-        [0.5, 0.4, "melanoma", 0.1, 0.5, ""]
-        if i % 2
-        else ["", "", "", "", "", printable(f"OSError: {error}")]
+        [0.5, 0.4, "melanoma", 0.1, 0.5, ""] if i % 2 else ["", "", "", "", "", printable(f"OSError: {error}")]
         for i in range(len(names))
     ]
     table = pd.DataFrame([[name, *row] for name, row in zip(names, rows, strict=True)], columns=COLUMNS)

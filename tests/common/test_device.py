@@ -87,9 +87,7 @@ def test_precision_asked_for_by_name_is_taken(type_, dtype):
 def test_auto_precision_is_bfloat16_where_there_are_units_for_it(monkeypatch, type_, units, expected):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: units == "AMX")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units == "AVX-512 BF16")
-    monkeypatch.setattr(
-        torch.cuda, "get_device_capability", lambda _: (8, 0) if units == "Ampere" else (7, 5)
-    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0) if units == "Ampere" else (7, 5))
     assert choose_precision("auto", torch.device(type_)) == expected
 
 

@@ -43,9 +43,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(
-        InputError, match=r"a\.txt cannot be written: No space left on device; what was there"
-    ):
+    with pytest.raises(InputError, match=r"a\.txt cannot be written: No space left on device; what was there"):
         replace_file(path, write)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
@@ -76,9 +74,7 @@ def test_json_has_no_nan(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        InputError, match=r"folder .*file/inside cannot be made: Not a directory: choose another"
-    ):
+    with pytest.raises(InputError, match=r"folder .*file/inside cannot be made: Not a directory: choose another"):
         make_folder(tmp_path / "file" / "inside")
 
 

@@ -36,9 +36,7 @@ def random_images(n: int, seed: int = 0) -> torch.Tensor:
 
 def same_view(n: int, affine=IDENTITY, gain=(1.0, 1.0, 1.0), contrast=1.0) -> Views:
     """The same view for n images."""
-    return Views(
-        torch.tensor(affine).repeat(n, 1, 1), torch.tensor(gain).repeat(n, 1), torch.full((n,), contrast)
-    )
+    return Views(torch.tensor(affine).repeat(n, 1, 1), torch.tensor(gain).repeat(n, 1), torch.full((n,), contrast))
 
 
 def parts(views: Views) -> list[torch.Tensor]:
@@ -285,9 +283,7 @@ def test_half_of_the_views_only_move_pixels_and_half_keep_their_colours():
     keep = (exact & plain).nonzero()[:20, 0]
     images = torch.rand(len(keep), 3, SIZE, SIZE, generator=generator)
     shown = apply_views(images, Views(views.affine[keep], views.gain[keep], views.contrast[keep]))
-    torch.testing.assert_close(
-        shown.flatten(2).sort().values, images.flatten(2).sort().values, atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(shown.flatten(2).sort().values, images.flatten(2).sort().values, atol=1e-5, rtol=0)
 
 
 # --- hair, squares, blur and block noise ---
@@ -321,9 +317,7 @@ def test_each_change_is_drawn_evenly_over_its_range():
     assert views.hair.shape == (4000, augment.HAIRS, 5)
     for column, (low, high) in enumerate([(-1, 1), (-1, 1), (0, math.pi), (-0.5, 0.5)]):
         assert_uniform(views.hair[:, :, column], low, high)
-    assert_uniform(
-        views.hair[:, :, 4], 2 * augment.HAIR_WIDTH[0], 2 * augment.HAIR_WIDTH[1]
-    )  # a side is 2 long
+    assert_uniform(views.hair[:, :, 4], 2 * augment.HAIR_WIDTH[0], 2 * augment.HAIR_WIDTH[1])  # a side is 2 long
     assert_uniform(views.square[:, :2], -1, 1)
     assert_uniform(views.square[:, 2], *augment.CUTOUT)  # half of a side of 2 × share
     assert_uniform(views.blur, *augment.BLUR)
@@ -393,9 +387,7 @@ def test_blur_is_scipys_gaussian(side):
         expected = gaussian_filter(image, (0, sigma, sigma), mode="mirror", radius=(0, reach, reach))
         np.testing.assert_allclose(result, expected, atol=1e-5)
         inside = (slice(None), slice(reach, -reach), slice(reach, -reach))
-        np.testing.assert_allclose(
-            result[inside], gaussian_filter(image, (0, sigma, sigma))[inside], atol=1e-2
-        )
+        np.testing.assert_allclose(result[inside], gaussian_filter(image, (0, sigma, sigma))[inside], atol=1e-2)
     assert torch.equal(shown[1], images[1])
     assert shown[2:].std() < images[2:].std()
 

@@ -21,9 +21,7 @@ FIELDS = ("image_name", "patient_id", "sex", "age_approx", "anatom_site_general_
 
 # --- good tables, however they are dressed ---
 
-NAME = st.text(
-    st.characters(exclude_categories=["C", "Z"], exclude_characters='/\\,"'), min_size=1, max_size=12
-)
+NAME = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters='/\\,"'), min_size=1, max_size=12)
 PATIENT = st.sampled_from(["", "IP_1", "IP_2", "NA", "ü, 'quoted'", 'say "x"', "007", "-1"])
 AGES = {"": np.nan, "45": 45.0, "45.0": 45.0, " 7 ": 7.0, "120": 120.0, "0": 0.0, "12.5": 12.5}
 ODD_AGES = dict.fromkeys(
@@ -68,9 +66,7 @@ class Lesion(NamedTuple):
 
 @st.composite
 def lesions(draw: st.DrawFn, least: int = 1) -> list[Lesion]:
-    names = draw(
-        st.lists(NAME.filter(lambda name: name not in (".", "..")), min_size=least, max_size=6, unique=True)
-    )
+    names = draw(st.lists(NAME.filter(lambda name: name not in (".", "..")), min_size=least, max_size=6, unique=True))
     rows = []
     for name in names:
         target = draw(st.sampled_from(list(TARGETS)))
@@ -199,10 +195,7 @@ def test_a_bad_cell_is_refused_with_its_line(tmp_path, rows, dress, place, data)
             [
                 *(("target", value, "target is neither 0 nor 1") for value in BAD_TARGETS),
                 *(("image_name", value, "image_name is not a plain file name") for value in BAD_NAMES),
-                *(
-                    ("patient_id", value, "patient_id has a control character")
-                    for value in ("a\x1bb", "a\nb")
-                ),
+                *(("patient_id", value, "patient_id has a control character") for value in ("a\x1bb", "a\nb")),
                 ("sex", "ma\x00le".replace("\0", "\x07"), "sex has a control character"),
                 ("anatom_site_general_challenge", "tor\rso", "site has a control character"),
             ]
@@ -293,9 +286,7 @@ def test_a_table_without_permission_is_refused(tmp_path, read, monkeypatch):
         raise PermissionError(13, "Permission denied")  # root may read everything: chmod would not do
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert "cannot be read: Permission denied" in refusal(
-        KIND, [tmp_path / "a.csv"], read, tmp_path / "a.csv"
-    )
+    assert "cannot be read: Permission denied" in refusal(KIND, [tmp_path / "a.csv"], read, tmp_path / "a.csv")
 
 
 ALIKE = [
@@ -345,10 +336,7 @@ def meaning(text: str) -> list[tuple[str, int]] | None:
     """Return names and labels of a CSV without quotes, None where it has no meaning; told by another way to read."""
     if "\0" in text:
         return None
-    rows = [
-        [cell.strip() for cell in line.split(",")]
-        for line in re.split("\r\n|\r|\n", text.removeprefix("\ufeff"))
-    ]
+    rows = [[cell.strip() for cell in line.split(",")] for line in re.split("\r\n|\r|\n", text.removeprefix("\ufeff"))]
     rows = [row for row in rows if "".join(row)]
     if not rows or not {"image_name", "target"} <= set(rows[0]):
         return None
@@ -359,9 +347,7 @@ def meaning(text: str) -> list[tuple[str, int]] | None:
     for row in rows[1:]:
         cells = dict(zip(rows[0], row, strict=True))
         name, target = cells["image_name"], cells["target"]
-        odd = name in ("", ".", "..") or any(
-            c in "/\\" or not (c.isprintable() or c == "\ufeff") for c in name
-        )
+        odd = name in ("", ".", "..") or any(c in "/\\" or not (c.isprintable() or c == "\ufeff") for c in name)
         if odd or target not in ("0", "1", "0.0", "1.0", "0.00", "1.00"):
             return None
         if found.get(name, int(target[0])) != int(target[0]):

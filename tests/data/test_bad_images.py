@@ -87,9 +87,7 @@ def test_every_kind_of_image_has_the_colours_and_the_orientation_that_it_means(t
     kind = data.draw(st.sampled_from(list(MODES)))
     mode = data.draw(st.sampled_from(list(MODES[kind])))
     height, width = data.draw(st.sampled_from(SHAPES))
-    orientation = (
-        data.draw(st.sampled_from([None, 0, 9, 65535, *STORED])) if kind in ("JPEG", "PNG") else None
-    )
+    orientation = data.draw(st.sampled_from([None, 0, 9, 65535, *STORED])) if kind in ("JPEG", "PNG") else None
     suffix = data.draw(st.sampled_from([".jpg", ".png", ".JPEG", ".txt", ""]))
     upright = picture(height, width)
     stored = STORED[orientation if orientation in STORED else 1](upright)
@@ -162,9 +160,7 @@ def test_of_several_pictures_the_first_counts_and_a_gif_is_refused(tmp_path, kin
     path = tmp_path / f"a{ANIMATED[kind]}"
     path.write_bytes(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
     if kind == "GIF":
-        assert "it is no image, or not in JPEG, PNG, WEBP, BMP" in refusal(
-            KIND, [path], decode_image, path, SIZE
-        )
+        assert "it is no image, or not in JPEG, PNG, WEBP, BMP" in refusal(KIND, [path], decode_image, path, SIZE)
         return
     assert np.abs(decode_image(path, SIZE).astype(int) - RED).max() <= 6
     tally(KIND, "correct")
@@ -274,8 +270,7 @@ def test_any_further_chunk_leaves_the_pixels_or_is_refused(tmp_path, kind, data)
     pixels = attempt(KIND, [path], decode_image, path, SIZE)
     if pixels is not REFUSED:
         assert any(
-            np.array_equal(middles(pixels), STORED[way](CORNERS))
-            for way in (STORED if kind == b"eXIf" else [1])
+            np.array_equal(middles(pixels), STORED[way](CORNERS)) for way in (STORED if kind == b"eXIf" else [1])
         )
         tally(KIND, "correct")
 
@@ -377,9 +372,7 @@ def test_what_is_no_image_is_refused(tmp_path, content, name):
 
 @cases(80)
 @given(
-    head=st.sampled_from(
-        [b"", JPEG[:20], JPEG[:200], PNG[:16], PNG[:33], PNG[:41], b"BM", b"RIFF\0\0\0\0WEBPVP8 "]
-    ),
+    head=st.sampled_from([b"", JPEG[:20], JPEG[:200], PNG[:16], PNG[:33], PNG[:41], b"BM", b"RIFF\0\0\0\0WEBPVP8 "]),
     data=st.binary(max_size=80),
 )
 def test_noise_is_refused(tmp_path, head, data):
@@ -530,9 +523,7 @@ def test_names_of_files_reach_no_terminal_as_they_are(photos, tmp_path):
 
 def test_warnings_are_hidden_while_decoding_and_shown_again_after(photos):
     for i in range(60):
-        (photos / f"{i}.jpg").write_bytes(
-            with_segment(JPEG, 0xE2, b"MPF\0" + b"II*\0\x08\0\0\0\0\0")
-        )  # Pillow warns
+        (photos / f"{i}.jpg").write_bytes(with_segment(JPEG, 0xE2, b"MPF\0" + b"II*\0\x08\0\0\0\0\0"))  # Pillow warns
     before = list(warnings.filters)
     assert decode_photos(find_images(photos), SIZE, workers=4).errors == {}
     decode_image(photos / "0.jpg", SIZE)
@@ -607,9 +598,7 @@ def built(photos: Path, tmp_path: Path) -> tuple[dict[str, Path], Path, dict[str
     for i, name in enumerate(("bad", "i1", "i3", "i5")):
         path = photos / f"{name}.bmp"
         path.write_bytes(
-            encoded(Image.new("RGB", (8, 8), (10 * i, 100, 200)), "BMP")
-            if name != "bad"
-            else b"BM".ljust(246)
+            encoded(Image.new("RGB", (8, 8), (10 * i, 100, 200)), "BMP") if name != "bad" else b"BM".ljust(246)
         )
         os.utime(path, ns=(10**18, 10**18))
         paths[name] = path
@@ -658,9 +647,7 @@ def test_an_index_of_several_wrong_bytes_or_lines_gives_the_right_pixels(built, 
     rng = np.random.default_rng(0)
     wrong = [b"".join(lines[:i] + lines[i + 1 :]) for i in range(len(lines))]  # a line gone
     wrong += [b"".join([*lines[:i], b"[" * 100_000 + b"\n", *lines[i:]]) for i in range(len(lines))]
-    wrong += [
-        b"".join([*lines[:2], line]) for line in (b"7\n", b"null\n", b"{}\n", b'{"name": "i1", "error": 1}\n')
-    ]
+    wrong += [b"".join([*lines[:2], line]) for line in (b"7\n", b"null\n", b"{}\n", b'{"name": "i1", "error": 1}\n')]
     wrong += [bytes(rng.integers(0, 256, 300, dtype=np.uint8)), b"\0" * len(index), b"{}\n" * 5, index * 2]
     for content in wrong:
         (folder / "pixels.bin").write_bytes(pixels)

@@ -97,9 +97,7 @@ def test_images_that_the_csv_does_not_name_are_printed_and_no_fault(folder, monk
     assert run_check(folder, monkeypatch=monkeypatch) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{folder}/train: 19 images, 7 of them links"
-    assert lines[1].startswith(
-        f"  7 not in {folder}/ISIC_2020_Training_GroundTruth.csv and not used: extra0, "
-    )
+    assert lines[1].startswith(f"  7 not in {folder}/ISIC_2020_Training_GroundTruth.csv and not used: extra0, ")
     assert lines[1].endswith(" and 2 more")
 
 

@@ -16,9 +16,7 @@ def test_images_are_found_by_name_whatever_the_case_of_their_extension(tmp_path)
     files = ["d.JPG", "b.jpeg", "c.PnG", "a.jpg", "e.JPEG", "with.dot.png"]
     for file in [*files, "notes.txt", "labels.csv", "jpg", "f.jpg.part"]:
         (tmp_path / file).touch()
-    assert list(find_images(tmp_path).items()) == [
-        (Path(file).stem, tmp_path / file) for file in sorted(files)
-    ]
+    assert list(find_images(tmp_path).items()) == [(Path(file).stem, tmp_path / file) for file in sorted(files)]
 
 
 @pytest.mark.parametrize("argument", ["train_image", "evaluate_image"])
@@ -41,9 +39,7 @@ def test_photos_are_files_as_named_and_the_images_of_folders_each_once(tmp_path)
 
 def test_no_photo_at_all_is_an_input_error(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(
-        InputError, match=r"no image in \S+, \S+: name image files, or folders with \.jpg \.jpeg \.png"
-    ):
+    with pytest.raises(InputError, match=r"no image in \S+, \S+: name image files, or folders with \.jpg \.jpeg \.png"):
         find_photos([tmp_path, tmp_path])
 
 

@@ -159,9 +159,7 @@ def test_too_little_room_is_said_before_anything_is_fetched(site, server, tmp_pa
     assert {request.method for request in server.requests} == {"HEAD"}
 
 
-@pytest.mark.parametrize(
-    ("free", "enough"), [(9_999, False), (10_000, True)], ids=["a byte too few", "just enough"]
-)
+@pytest.mark.parametrize(("free", "enough"), [(9_999, False), (10_000, True)], ids=["a byte too few", "just enough"])
 def test_room_is_counted_for_what_is_still_missing(server, tmp_path, monkeypatch, free, enough):
     server.files["/a.zip"] = Served(bytes(8_000))
     (tmp_path / "a.zip.part").write_bytes(bytes(3_000))
@@ -211,9 +209,7 @@ def test_the_addresses_are_the_challenges_own():
             assert Path(getattr(defaults, name)).parts[-2:] == ("data", local)
 
 
-@pytest.mark.skipif(
-    "LESION_DATA" not in os.environ, reason="LESION_DATA names no folder with the real tables"
-)
+@pytest.mark.skipif("LESION_DATA" not in os.environ, reason="LESION_DATA names no folder with the real tables")
 @pytest.mark.parametrize("name", ["train_labels", "duplicates", "test_labels"])
 def test_the_real_tables_have_the_published_rows(name):
     remote = DOWNLOADS[name]
@@ -256,9 +252,7 @@ def wait_for(condition) -> None:
     raise AssertionError("waited too long")
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_while_bytes_come(site, server, tmp_path, number, code):
     path, body, _ = site.files["train_image"]
     archive = tmp_path / "data" / path.rpartition("/")[2]

@@ -160,9 +160,7 @@ def test_a_server_that_ignores_ranges_sends_it_from_the_start(server, tmp_path, 
 
 def test_a_server_that_ignores_ranges_and_always_breaks_is_given_up(server, tmp_path):
     error = refusal(serve(server, ranges=False, cut_all=70_000), tmp_path / "a.bin")
-    assert "70,000 bytes read, 30,000 more expected" in error.replace("70000", "70,000").replace(
-        "30000", "30,000"
-    )
+    assert "70,000 bytes read, 30,000 more expected" in error.replace("70000", "70,000").replace("30000", "30,000")
     assert "keeps the 0.1 MB that came" in error
     assert len(server.gets("/a.bin")) == download.TRIES
 
@@ -308,10 +306,7 @@ def lay(tmp_path: Path, data: bytes) -> tuple[Path, Path]:
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Return all that is below a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def unpack_refusal(tmp_path: Path, data: bytes, n: int = 1) -> str:
@@ -476,9 +471,7 @@ def test_an_image_of_another_size_is_in_the_way(tmp_path):
     folder.mkdir()
     (folder / min(IMAGES)).write_bytes(b"mine")
     before = tree(tmp_path)
-    with pytest.raises(
-        InputError, match=r"has 1 images of another size .*ISIC_0000000.jpg\): delete or move"
-    ):
+    with pytest.raises(InputError, match=r"has 1 images of another size .*ISIC_0000000.jpg\): delete or move"):
         unpack(where, folder, 12)
     assert tree(tmp_path) == before
 

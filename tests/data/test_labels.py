@@ -24,9 +24,7 @@ def refusal(tmp_path: Path, text: str) -> str:
 
 # --- label table ---
 
-TRUTH = (
-    "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n"
-)
+TRUTH = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target\n"
 LAYOUTS = {
     "ISIC 2020 ground truth": TRUTH
     + "a,IP_1,male,45,head/neck,melanoma,malignant,1\nb,IP_2,female,50,torso,unknown,benign,0\n",
@@ -59,9 +57,7 @@ def test_every_layout_gives_one_table(tmp_path, text, mark, ending):
     }
 
 
-@pytest.mark.parametrize(
-    "text", ["image_name,target\na,1\nb,0\n", "image_name,diagnosis\na,melanoma\nb,nevus\n"]
-)
+@pytest.mark.parametrize("text", ["image_name,target\na,1\nb,0\n", "image_name,diagnosis\na,melanoma\nb,nevus\n"])
 def test_name_and_label_are_enough(tmp_path, text):
     table = read(tmp_path, text)
     assert table["label"].tolist() == [1, 0]
@@ -93,9 +89,7 @@ def test_target_and_diagnosis_that_contradict_name_the_rows(tmp_path, row):
 
 def test_the_rows_of_a_problem_are_named_up_to_five(tmp_path):
     message = refusal(tmp_path, "image_name,target\n" + "".join(f"a{i},2\n" for i in range(8)))
-    assert message.endswith(
-        "line 2 ('a0'), line 3 ('a1'), line 4 ('a2'), line 5 ('a3'), line 6 ('a4') and 3 more"
-    )
+    assert message.endswith("line 2 ('a0'), line 3 ('a1'), line 4 ('a2'), line 5 ('a3'), line 6 ('a4') and 3 more")
 
 
 def test_blank_lines_do_not_shift_the_line_that_is_named(tmp_path):
@@ -112,9 +106,7 @@ def test_a_blank_diagnosis_without_a_target_is_refused(tmp_path):
     assert "diagnosis is blank in line 2 ('a')" in refusal(tmp_path, "image_name,diagnosis,sex\na,,male\n")
 
 
-@pytest.mark.parametrize(
-    "diagnosis", ["malignant melanoma", "Superficial Spreading Melanoma", "no melanoma", "MEL"]
-)
+@pytest.mark.parametrize("diagnosis", ["malignant melanoma", "Superficial Spreading Melanoma", "no melanoma", "MEL"])
 def test_a_diagnosis_that_may_be_melanoma_or_not_is_for_the_target_to_tell(tmp_path, diagnosis):
     message = refusal(tmp_path, f"image_name,diagnosis\na,melanoma in situ\nb,nevus\nc,{diagnosis}\n")
     assert "add a column target) in line 4 ('c')" in message

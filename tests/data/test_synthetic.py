@@ -51,8 +51,7 @@ def test_files_and_columns_are_those_of_isic_2020(folder):
     assert sorted(p.name for p in folder.iterdir()) == [META, DUPLICATES, TRUTH, "test", "train"]
     header = {name: (folder / name).read_text().split("\n")[0] for name in (TRUTH, DUPLICATES, META)}
     assert header == {
-        TRUTH: "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,"
-        "diagnosis,benign_malignant,target",
+        TRUTH: "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target",
         DUPLICATES: "image_name_1,image_name_2",
         META: "image,patient,age_approx,anatom_site_general,sex",
     }
@@ -95,9 +94,7 @@ def test_the_duplicate_is_one_picture_of_one_patient_under_two_names(folder):
     one, two = (rows[pair[name]] for name in ("image_name_1", "image_name_2"))
     assert one["image_name"] != two["image_name"]
     assert (one["patient_id"], one["target"]) == (two["patient_id"], two["target"])
-    first, second = (
-        np.asarray(Image.open(folder / "train" / f"{row['image_name']}.jpg")) for row in (one, two)
-    )
+    first, second = (np.asarray(Image.open(folder / "train" / f"{row['image_name']}.jpg")) for row in (one, two))
     assert np.array_equal(first, second)
     files = [p.read_bytes() for p in (folder / "train").iterdir()]
     assert len(set(files)) == N - 1  # all others are different pictures
@@ -137,10 +134,7 @@ def test_the_class_shows_in_the_lesion_but_not_in_the_mean_colour():
     photos = demo.draw_photos(np.random.default_rng(0), numbers, 60, (0, demo.TRAIN))
     # All lengths in a picture are fractions of its side, so a small one has the mean colour of a large one.
     pictures = np.stack(
-        [
-            demo.lesion_image(np.random.default_rng(p.stream), p.melanoma, 120, 90, p.tone) / 255
-            for p in photos
-        ]
+        [demo.lesion_image(np.random.default_rng(p.stream), p.melanoma, 120, 90, p.tone) / 255 for p in photos]
     )
     label = np.array([p.melanoma for p in photos])
     patient = np.array([p.patient for p in photos])
@@ -148,9 +142,7 @@ def test_the_class_shows_in_the_lesion_but_not_in_the_mean_colour():
     def auc(features: np.ndarray) -> float:
         model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
         folds = GroupKFold(5)
-        score = cross_val_predict(
-            model, features, label, groups=patient, cv=folds, method="decision_function"
-        )
+        score = cross_val_predict(model, features, label, groups=patient, cv=folds, method="decision_function")
         return roc_auc_score(label, score)
 
     # How much red/green and red/blue change from one tile of 6 x 6 pixels to the next.

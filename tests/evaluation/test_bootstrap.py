@@ -108,9 +108,7 @@ def test_the_band_holds_the_roc_curves_of_the_draws():
     grid, low, high = roc_band(labels, scores, patients, np.random.default_rng(1), 40)
     curves = []
     for weights in np.concatenate(list(weightings(patients, np.random.default_rng(1), 40))):
-        false_rate, true_rate, _ = sk.roc_curve(
-            labels, scores, sample_weight=weights, drop_intermediate=False
-        )
+        false_rate, true_rate, _ = sk.roc_curve(labels, scores, sample_weight=weights, drop_intermediate=False)
         curves.append(np.interp(grid, false_rate, true_rate))
     np.testing.assert_allclose(low, np.quantile(curves, 0.025, axis=0), atol=1e-12)
     np.testing.assert_allclose(high, np.quantile(curves, 0.975, axis=0), atol=1e-12)
@@ -226,9 +224,7 @@ def test_runs_on_one_class_cannot_be_compared():
 
 def test_each_fold_is_measured_by_itself():
     labels, scores, threshold, patients = judged(120)
-    table = pd.DataFrame(
-        {"label": labels, "probability": scores, "threshold": threshold, "patient_id": patients}
-    )
+    table = pd.DataFrame({"label": labels, "probability": scores, "threshold": threshold, "patient_id": patients})
     table["fold"] = np.arange(120) % 3 + 1
     table.loc[table["fold"] == 3, "label"] = 0
     rows = fold_metrics(table.sample(frac=1, random_state=0), np.random.default_rng(0), 50)

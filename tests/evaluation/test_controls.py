@@ -32,9 +32,7 @@ def lesions(n: int, seed: int) -> pd.DataFrame:
         {
             "label": label,
             "age": np.where(rng.random(n) < 0.1, np.nan, 45 + 15 * label + rng.normal(0, 15, n)),
-            "sex": np.where(
-                rng.random(n) < 0.1, "", np.where(rng.random(n) < 0.4 + 0.3 * label, "male", "female")
-            ),
+            "sex": np.where(rng.random(n) < 0.1, "", np.where(rng.random(n) < 0.4 + 0.3 * label, "male", "female")),
             "site": rng.choice(["torso", "head/neck", ""], n),
         }
     )
@@ -93,9 +91,7 @@ def test_every_lesion_is_scored_once_by_a_model_of_the_training_part(labels_file
         return real(train, test, columns)
 
     monkeypatch.setattr(controls, "fit_and_score", fit_and_score)
-    folds = [
-        dataset.load_lesions(config_of(labels_file, fold=fold), need_images=False).table for fold in range(5)
-    ]
+    folds = [dataset.load_lesions(config_of(labels_file, fold=fold), need_images=False).table for fold in range(5)]
     scores = controls.control_scores(folds)
     assert sorted(scores["image_name"]) == [f"L{i:03d}" for i in range(300)]
     assert seen == [({"train"}, {"test"})] * 10  # of two controls
@@ -134,9 +130,7 @@ def alone(name: str) -> str:
 
 def split_of_lesions(n: int = 600) -> tuple[list[pd.DataFrame], pd.DataFrame]:
     """Two folds of lesions, and features of which file size tells much of the label and the others nothing."""
-    table = lesions(n, 5).assign(
-        image_name=[f"i{i}" for i in range(n)], patient_id=[f"p{i // 2}" for i in range(n)]
-    )
+    table = lesions(n, 5).assign(image_name=[f"i{i}" for i in range(n)], patient_id=[f"p{i // 2}" for i in range(n)])
     rng = np.random.default_rng(6)
     features = pd.DataFrame(rng.normal(size=(n, 6)), columns=controls.COLOURS, index=table["image_name"])
     features = features.assign(width=640, height=480)
@@ -206,8 +200,7 @@ def test_a_set_of_one_class_has_no_figures():
     for row in controls.beaten(judged, benign, np.random.default_rng(0), 20):
         assert row["beaten"] is row["auc_a"] is None
         assert (
-            row["verdict"]
-            == f"not compared with {alone(row['name'])}: there is no melanoma among {len(benign)} images"
+            row["verdict"] == f"not compared with {alone(row['name'])}: there is no melanoma among {len(benign)} images"
         )
 
 
@@ -230,9 +223,7 @@ def test_a_network_beats_what_it_is_surely_better_than_and_nothing_else():
         assert row["auc_a"] == pytest.approx(roc_auc_score(judged["label"], judged["probability"]))
         assert row["difference"] == pytest.approx(row["auc_a"] - row["auc_b"])
         assert row["interval"][0] < row["difference"] < row["interval"][1]
-        assert row["verdict"].startswith(
-            f"{'better' if row['beaten'] else 'not better'} than {alone(name)}: AUC 0."
-        )
+        assert row["verdict"].startswith(f"{'better' if row['beaten'] else 'not better'} than {alone(name)}: AUC 0.")
 
     same = scores[["image_name"]].assign(probability=scores["metadata"])
     row = next(row for row in controls.beaten(same, scores, rng, 50) if row["name"] == "metadata")
@@ -269,9 +260,7 @@ def test_the_command_prints_what_the_csv_alone_gives(labels_file, monkeypatch, c
     }
 
 
-def test_the_command_prints_every_control_where_there_are_images(
-    lesion_folder, tmp_path, monkeypatch, capsys
-):
+def test_the_command_prints_every_control_where_there_are_images(lesion_folder, tmp_path, monkeypatch, capsys):
     flags = {
         "train-labels": lesion_folder / "train.csv",
         "train-image": lesion_folder / "train",

@@ -110,21 +110,15 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     lesions = pd.concat([table, stranger], ignore_index=True)
     left, notes = panel.new_to_all(panels, lesions)
     assert left["image_name"].tolist() == [*new["image_name"], "x"]
-    assert (
-        notes[0].startswith(f"{len(known)} images are left out") and known["image_name"].iloc[0] in notes[0]
-    )
+    assert notes[0].startswith(f"{len(known)} images are left out") and known["image_name"].iloc[0] in notes[0]
     assert notes[1].startswith("1 images are of patients")
     assert panel.new_to_all(panels, new)[1] == []
     known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
     with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
-        panel.score_folder(
-            panels, lesion_folder / "train", tmp_path / "known.csv", partial(predict.decode, trained)
-        )
+        panel.score_folder(panels, lesion_folder / "train", tmp_path / "known.csv", partial(predict.decode, trained))
 
 
-def test_without_the_label_file_age_sex_and_site_are_unknown(
-    trained: Config, tmp_path: Path, monkeypatch
-) -> None:
+def test_without_the_label_file_age_sex_and_site_are_unknown(trained: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
     machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "gone.csv")
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
@@ -171,9 +165,7 @@ def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path,
     assert "alone" not in titles["ROC_curve.png"]
 
 
-def test_a_bad_label_file_is_told_before_anything_is_scored(
-    trained: Config, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_bad_label_file_is_told_before_anything_is_scored(trained: Config, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "bad.csv").write_text("name,target\n")
     monkeypatch.setattr(predict, "load_ensembles", lambda *_: pytest.fail("scored first"))
     machine = dataclasses.replace(trained, train_labels=tmp_path / "bad.csv")
@@ -192,9 +184,7 @@ def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, mo
     assert json.loads((tmp_path / "metrics.json").read_text())["auc"] > 0.5
 
 
-def test_a_run_and_a_panel_are_compared_on_the_same_images(
-    trained: Config, tmp_path: Path, monkeypatch
-) -> None:
+def test_a_run_and_a_panel_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
     tables = [panel.score_part(predict.load_ensembles(trained, [trained.run_dir])).table for _ in range(2)]
     rng = np.random.default_rng(0)
     tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
@@ -227,9 +217,7 @@ def test_runs_of_different_images_are_not_compared(trained: Config, tmp_path: Pa
 def test_the_runs_to_compare_with_come_from_the_command_line(trained: Config, monkeypatch, capsys) -> None:
     asked = []
     monkeypatch.setattr(predict, "compare", lambda machine, *others: asked.append(others))
-    monkeypatch.setattr(
-        sys, "argv", ["predict.py", "--run-dir", "a", "--compare", "b", "c", "--test-views", "8"]
-    )
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--run-dir", "a", "--compare", "b", "c", "--test-views", "8"])
     predict.run()
     a, b, c = (Path(name).absolute() for name in "abc")
     assert asked == [([a], [b, c], Choices(views=8))]

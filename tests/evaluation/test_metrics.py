@@ -28,9 +28,7 @@ def once(labels: np.ndarray) -> np.ndarray:
     return np.ones((1, len(labels)))
 
 
-def of_curve(
-    figure: Callable[..., np.ndarray], labels: np.ndarray, scores: np.ndarray, *level: float
-) -> float:
+def of_curve(figure: Callable[..., np.ndarray], labels: np.ndarray, scores: np.ndarray, *level: float) -> float:
     """A figure of the ROC curve of one set."""
     return figure(*roc_counts(labels, scores, once(labels)), *level)[0]
 
@@ -171,9 +169,7 @@ def test_sensitivity_at_a_specificity_by_hand():
     scores = np.array([*range(10), 2.5, 7.5, 8.5, 20])
     for benign_called, found in enumerate((1, 2, 3, 3)):
         assert of_curve(metrics.sensitivity_at, labels, scores, 1 - benign_called / 10) == found / 4
-    assert (
-        of_curve(metrics.sensitivity_at, labels, scores, 0.85) == 2 / 4
-    )  # one benign may be called, a second one not
+    assert of_curve(metrics.sensitivity_at, labels, scores, 0.85) == 2 / 4  # one benign may be called, a second one not
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -188,9 +184,7 @@ def test_specificity_at_a_sensitivity_is_that_of_the_flipped_problem(seed, sensi
 @pytest.mark.parametrize("least", [0.5, 0.8, 0.95])
 def test_the_partial_auc_is_that_of_isic_2024(seed, least):
     labels, scores = random_lesions(60, seed)
-    assert of_curve(metrics.partial_auc, labels, scores, least) == pytest.approx(
-        isic_2024_score(labels, scores, least)
-    )
+    assert of_curve(metrics.partial_auc, labels, scores, least) == pytest.approx(isic_2024_score(labels, scores, least))
 
 
 def test_the_partial_auc_of_known_orders():

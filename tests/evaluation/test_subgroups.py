@@ -65,9 +65,7 @@ def test_every_lesion_is_in_one_group_of_each_attribute():
 
 def test_small_groups_are_named_with_the_reason():
     table = judged()
-    rows = {
-        (row["attribute"], row["group"]): row for row in subgroup_table(table, np.random.default_rng(0), 10)
-    }
+    rows = {(row["attribute"], row["group"]): row for row in subgroup_table(table, np.random.default_rng(0), 10)}
     for key, note in (
         (("sex", "unknown"), "too small: 0 melanomas, 5 are needed"),
         (("age", "under 30"), "too small: 0 melanomas, 5 are needed"),

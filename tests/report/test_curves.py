@@ -66,9 +66,7 @@ ROWS = [
 
 FIGURES = {
     "Precision and recall": lambda y, p: curves.precision_recall(y, p, 0.5, (0.5, 0.5), WHAT),
-    "Sensitivity and specificity by threshold": lambda y, p: curves.rates_by_threshold(
-        y, p, 0.5, (0.5, 0.5), WHAT
-    ),
+    "Sensitivity and specificity by threshold": lambda y, p: curves.rates_by_threshold(y, p, 0.5, (0.5, 0.5), WHAT),
     "Probabilities by class": lambda y, p: curves.score_histogram(y, p, 0.5, WHAT),
     "Calibration": lambda y, p: curves.calibration(y, p, 0.01, WHAT),
     "Distances of pairs": lambda y, p: embeddings.pair_distances(p, y == 1, 0.5, WHAT),
@@ -124,9 +122,7 @@ def test_a_class_may_be_absent(name, labels):
 @pytest.mark.parametrize("name", NEED_BOTH)
 @pytest.mark.parametrize("label", [0, 1])
 def test_what_needs_both_classes_refuses_one(name, label):
-    with pytest.raises(
-        ValueError, match=f"needs melanomas and benign lesions, got {8 * label} melanomas in 8"
-    ):
+    with pytest.raises(ValueError, match=f"needs melanomas and benign lesions, got {8 * label} melanomas in 8"):
         FIGURES[name](np.full(8, label), SCORES)
 
 
@@ -219,13 +215,9 @@ def test_calibration_shows_shares_counts_and_wilson_intervals():
     perfect, observed = upper.lines[:2]
     assert points_of(perfect).tolist() == [[0, 0], [1, 1]]
     counts = np.array([bar.get_height() for bar in bars_of(lower)])
-    np.testing.assert_allclose(
-        [bar.get_x() + bar.get_width() / 2 for bar in bars_of(lower)], np.arange(10) / 10 + 0.05
-    )
+    np.testing.assert_allclose([bar.get_x() + bar.get_width() / 2 for bar in bars_of(lower)], np.arange(10) / 10 + 0.05)
     assert counts.sum() == 2000
-    assert [text.get_text() for text in lower.texts] == [
-        f"{int(count):,}" if count else "" for count in counts
-    ]
+    assert [text.get_text() for text in lower.texts] == [f"{int(count):,}" if count else "" for count in counts]
     gaps = np.abs(np.diff(points_of(observed)))[:, 0]
     assert gaps @ counts[counts > 0] / 2000 == pytest.approx(ece)  # the metrics' bins
     assert legend_texts(upper) == ["perfect", f"observed, ECE {ece:.3f}"]
@@ -386,9 +378,7 @@ def test_groups_too_small_are_named_in_grey_with_the_reason():
 def test_forest_of_any_length_is_drawn(tmp_path, rows):
     image = save(curves.forest(rows, None, WHAT), tmp_path / "forest.png")
     assert image.width == 1440
-    assert image.height == pytest.approx(
-        150 * (1.9 + 0.3 * (len(rows) + len(rows) // 2 + len(rows) % 2)), abs=1
-    )
+    assert image.height == pytest.approx(150 * (1.9 + 0.3 * (len(rows) + len(rows) // 2 + len(rows) % 2)), abs=1)
 
 
 def test_an_interval_below_chance_is_within_the_axes():

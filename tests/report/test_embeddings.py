@@ -101,9 +101,7 @@ def test_tsne_panels_colour_by_class_probability_and_size_with_melanomas_on_top(
             own = known & (label == LABELS)
             assert points_of(drawn).tolist() == POINTS[own].tolist()
             np.testing.assert_allclose(np.asarray(drawn.get_array()), values[own])
-            assert drawn.get_clim() == pytest.approx(
-                (np.nanmin(values), np.nanmax(values))
-            )  # one scale for both
+            assert drawn.get_clim() == pytest.approx((np.nanmin(values), np.nanmax(values)))  # one scale for both
         assert melanoma.get_zorder() >= benign.get_zorder()
         assert (np.max(benign.get_linewidth()), np.min(melanoma.get_linewidth()) > 0) == (0, True)  # ringed
     assert points_of(by_size.collections[0]).tolist() == [POINTS[6].tolist()]

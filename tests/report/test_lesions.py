@@ -151,13 +151,8 @@ def test_error_gallery_shows_each_image_with_its_name_and_probability(tmp_path):
     )
     assert figure.get_suptitle() == f"Most confident errors\n{WHAT}"
     missed, alarms = figure.subfigs
-    assert (
-        missed.get_suptitle() == "14 false negatives (melanomas called benign); the 2 of lowest probability"
-    )
-    assert (
-        alarms.get_suptitle()
-        == "1 false positives (benign lesions called melanoma); the 1 of highest probability"
-    )
+    assert missed.get_suptitle() == "14 false negatives (melanomas called benign); the 2 of lowest probability"
+    assert alarms.get_suptitle() == "1 false positives (benign lesions called melanoma); the 1 of highest probability"
     assert [axes.get_title() for axes in missed.axes[:3]] == [
         "ISIC_1\np = 0.0123",
         "a_name_t…too_long\np = 0.2",

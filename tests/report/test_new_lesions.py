@@ -151,18 +151,14 @@ def test_a_photo_unlike_anything_seen_is_flagged(machine, folder, capsys, monkey
     seen = shown_cards(monkeypatch)
     table = judge_photos(machine, (), [folder / "a.jpg", folder / "stripes.png"])
     assert table["familiarity"].iloc[1] < 0.01 < table["familiarity"].iloc[0]
-    known, strange = (
-        line for line in capsys.readouterr().out.splitlines() if "a.jpg  " in line or ".png  " in line
-    )
+    known, strange = (line for line in capsys.readouterr().out.splitlines() if "a.jpg  " in line or ".png  " in line)
     assert "unlike anything seen" not in known and strange.endswith("unlike anything seen")
     flags = ["unlike anything seen: do not trust it" in card["verdict"] for card in seen]
     assert flags == [False, True]
 
 
 @pytest.mark.usefixtures("quick_cards")
-def test_an_image_that_cannot_be_read_has_its_error_and_the_others_are_judged(
-    machine, folder, capsys, monkeypatch
-):
+def test_an_image_that_cannot_be_read_has_its_error_and_the_others_are_judged(machine, folder, capsys, monkeypatch):
     alone = judge_photos(machine, (), [folder], cards=False)
     (folder / "c.jpg").write_bytes((folder / "c.jpg").read_bytes()[:300])
     (folder / "d.jpg").write_bytes(b"")
@@ -181,14 +177,10 @@ def test_an_image_that_cannot_be_read_has_its_error_and_the_others_are_judged(
     assert table.index[table["error"] != ""].tolist() == bad
     assert table.loc[bad, ["threshold", "decision", "nearest_distance", "familiarity"]].eq("").all(axis=None)
     assert table.loc[bad, "probability"].isna().all()
-    for row, kind in zip(
-        bad, ("OSError", "UnidentifiedImageError", "Unidentified", "FileNotFound"), strict=True
-    ):
+    for row, kind in zip(bad, ("OSError", "UnidentifiedImageError", "Unidentified", "FileNotFound"), strict=True):
         assert table["error"][row].startswith(kind)
     good = [0, 1, 4, 5]
-    np.testing.assert_allclose(
-        table["probability"][good], alone["probability"][good].astype(float), rtol=1e-5
-    )
+    np.testing.assert_allclose(table["probability"][good], alone["probability"][good].astype(float), rtol=1e-5)
     assert table["decision"][good].tolist() == alone["decision"][good].tolist()
     out = capsys.readouterr().out
     assert "4 judged: " in out and "; 4 could not be read" in out
@@ -201,9 +193,7 @@ def flags(machine: Config) -> list[str]:
 
 
 def test_if_no_image_can_be_read_that_is_an_error_of_one_line(machine, folder):
-    with pytest.raises(
-        InputError, match=r"none of the 2 images can be read: UnidentifiedImageError: [^\n]*$"
-    ):
+    with pytest.raises(InputError, match=r"none of the 2 images can be read: UnidentifiedImageError: [^\n]*$"):
         judge_photos(machine, (), [folder / "notes.txt", folder / "nowhere.png"])
     assert (written(machine.run_dir)["error"] != "").all()
 
@@ -262,13 +252,9 @@ def test_photos_judged_a_few_at_a_time_give_the_same_table(machine, folder, monk
     pd.testing.assert_frame_equal(parts, whole, check_exact=False, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("asked", "limit", "drawn"), [(None, 6, 6), (None, 5, 0), (True, 5, 6), (False, 6, 0)]
-)
+@pytest.mark.parametrize(("asked", "limit", "drawn"), [(None, 6, 6), (None, 5, 0), (True, 5, 6), (False, 6, 0)])
 @pytest.mark.usefixtures("quick_cards")
-def test_cards_are_drawn_for_few_photos_or_if_asked_for(
-    machine, folder, monkeypatch, capsys, asked, limit, drawn
-):
+def test_cards_are_drawn_for_few_photos_or_if_asked_for(machine, folder, monkeypatch, capsys, asked, limit, drawn):
     monkeypatch.setattr(unlabelled, "CARDS", limit)
     judge_photos(machine, (), [folder], cards=asked)
     assert len(list((machine.graph_dir / "lesions").glob("*.png"))) == drawn
@@ -294,9 +280,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
                 if other == label
             )[:5]
             assert [own.name for own in card[label]] == [name for _, name in expected]
-            np.testing.assert_allclose(
-                [own.distance for own in card[label]], [own for own, _ in expected], atol=1e-5
-            )
+            np.testing.assert_allclose([own.distance for own in card[label]], [own for own, _ in expected], atol=1e-5)
             for own in card[label]:
                 bright = Image.open(machine.train_image / f"{own.name}.jpg")
                 assert own.pixels.shape == (256, 256, 3)
@@ -338,9 +322,7 @@ def test_a_card_of_several_runs_says_what_the_first_one_alone_shows(machine, sec
 @pytest.fixture
 def challenge(machine: Config, folder: Path, tmp_path: Path) -> Config:
     """The machine with the six photos as the challenge's test set, in an order of its own."""
-    text = "image,patient,age_approx,anatom_site,sex\n" + "".join(
-        f"{name},IP_1,45,torso,male\n" for name in "ecafdb"
-    )
+    text = "image,patient,age_approx,anatom_site,sex\n" + "".join(f"{name},IP_1,45,torso,male\n" for name in "ecafdb")
     (tmp_path / "test.csv").write_text(text)
     return dataclasses.replace(
         machine, test_image=folder, test_labels=tmp_path / "test.csv", cache_dir=tmp_path / "cache"
@@ -352,9 +334,7 @@ def test_a_submission_has_a_row_for_every_name_in_the_files_order(challenge):
     lines = (challenge.run_dir / "submission.csv").read_text().splitlines()
     assert lines[0] == "image_name,target"
     assert [line.partition(",")[0] for line in lines[1:]] == list("ecafdb")
-    photos = judge_photos(
-        challenge, (), [challenge.test_image / f"{name}.jpg" for name in "ecafdb"], cards=False
-    )
+    photos = judge_photos(challenge, (), [challenge.test_image / f"{name}.jpg" for name in "ecafdb"], cards=False)
     np.testing.assert_allclose(table["target"], photos["probability"].astype(float), rtol=1e-5)
     assert table["target"].nunique() == 6
 
@@ -385,9 +365,7 @@ def test_missing_test_images_are_counted_and_the_first_is_named(challenge):
 @pytest.mark.parametrize("prevalence", [None, 0.0176])
 def test_an_unreadable_test_image_stops_or_has_the_prevalence(challenge, capsys, prevalence):
     (challenge.test_image / "f.jpg").write_bytes(b"x")
-    with pytest.raises(
-        InputError, match="1 images cannot be read, replace them or pass --skip-unreadable: f:"
-    ):
+    with pytest.raises(InputError, match="1 images cannot be read, replace them or pass --skip-unreadable: f:"):
         write_submission(challenge, ())
     machine = dataclasses.replace(challenge, skip_unreadable=True)
     table = write_submission(machine, (), Choices(prevalence=prevalence)).set_index("image_name")["target"]

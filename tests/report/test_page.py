@@ -126,9 +126,7 @@ SETTINGS = {
     "versions": {"torch": "2.13.0"},
     "started": [{"device": "cpu"}, {"device": "cuda"}],
 }
-CARD = report.ModelCard(
-    training_data=f"4,809 images {EVIL}", evaluation_data="the test part", model="a network"
-)
+CARD = report.ModelCard(training_data=f"4,809 images {EVIL}", evaluation_data="the test part", model="a network")
 
 
 def png(width: int, height: int) -> bytes:

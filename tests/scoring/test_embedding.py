@@ -82,8 +82,7 @@ def test_images_are_embedded_without_chance_after_training(cache):
 
 def test_bfloat16_embeddings_are_close_and_float32(cache, network):
     exact, rough = (
-        embed_images(network, Feed(cache, CPU), np.arange(12), dtype)[0]
-        for dtype in (torch.float32, torch.bfloat16)
+        embed_images(network, Feed(cache, CPU), np.arange(12), dtype)[0] for dtype in (torch.float32, torch.bfloat16)
     )
     assert rough.dtype == np.float32
     assert 0 < np.abs(rough - exact).max() < 0.05

@@ -82,9 +82,7 @@ def test_where_features_are_pooled_to_their_mean_it_is_captums_grad_cam(backbone
 
     def score(images: Tensor) -> Tensor:
         embeddings = network.embed(images)
-        benign_distance, distance = (
-            (embeddings - torch.tensor(mean)).norm(dim=1) for mean in (benign, melanoma)
-        )
+        benign_distance, distance = ((embeddings - torch.tensor(mean)).norm(dim=1) for mean in (benign, melanoma))
         return benign_distance - distance
 
     image = to_float(torch.from_numpy(noise(64))[None])

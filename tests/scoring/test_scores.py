@@ -44,9 +44,7 @@ def slow_score(
             distances[label].append(math.dist(point, reference))
         if counts:
             distances = [sorted(own)[:count] for own, count in zip(distances, counts, strict=True)]
-        scores.append(
-            math.fsum(distances[0]) / len(distances[0]) - math.fsum(distances[1]) / len(distances[1])
-        )
+        scores.append(math.fsum(distances[0]) / len(distances[0]) - math.fsum(distances[1]) / len(distances[1]))
     return scores
 
 
@@ -85,9 +83,7 @@ def test_score_does_not_depend_on_the_block(monkeypatch, block):
     labels = np.arange(40) % 2
     whole = score_of("distance", embeddings, references, labels)
     monkeypatch.setattr(module, "BLOCK", block)
-    np.testing.assert_allclose(
-        score_of("distance", embeddings, references, labels), whole, rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(score_of("distance", embeddings, references, labels), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_distance_to_oneself_is_a_number():
@@ -137,8 +133,7 @@ def test_the_nearest_references_equal_a_slow_loop(count):
     assert distances.shape == places.shape == (20, min(count, 30))
     for i, embedding in enumerate(embeddings):
         found = sorted(
-            (math.dist(embedding.tolist(), reference.tolist()), place)
-            for place, reference in enumerate(references)
+            (math.dist(embedding.tolist(), reference.tolist()), place) for place, reference in enumerate(references)
         )
         assert places[i].tolist() == [place for _, place in found[:count]]
         np.testing.assert_allclose(distances[i], [distance for distance, _ in found[:count]], rtol=1e-6)
@@ -153,9 +148,7 @@ def test_a_reference_is_nearest_to_itself_at_0_far_from_the_origin_too():
 
 def test_familiarity_is_the_share_of_usual_distances_as_far_or_farther():
     usual = np.array([3.0, 1.0, 2.0, 2.0])
-    np.testing.assert_allclose(
-        familiarity(np.array([0, 1, 1.5, 2, 3, 3.1]), usual), [1, 1, 0.75, 0.75, 0.25, 0]
-    )
+    np.testing.assert_allclose(familiarity(np.array([0, 1, 1.5, 2, 3, 3.1]), usual), [1, 1, 0.75, 0.75, 0.25, 0])
 
 
 def test_every_scorer_is_the_one_of_its_name():
@@ -206,9 +199,7 @@ def test_platt_recovers_the_line_whatever_the_scores_unit(slope, intercept, unit
     labels, scores = simulated(40_000, slope, intercept)
     curve = Platt.fit(labels, unit * scores)
     assert curve.slope * unit == pytest.approx(slope, rel=0.1)
-    np.testing.assert_allclose(
-        curve.log_odds(unit * scores), slope * scores + intercept, atol=0.1 + 0.05 * slope
-    )
+    np.testing.assert_allclose(curve.log_odds(unit * scores), slope * scores + intercept, atol=0.1 + 0.05 * slope)
     assert expit(curve.log_odds(unit * scores)).mean() == pytest.approx(labels.mean(), abs=1e-4)
 
 

@@ -100,9 +100,7 @@ def in_place_of_the_pickle(path: Path, content: Any) -> None:
 
 
 CARRIERS = {
-    "plain pickle": lambda path, content: path.write_bytes(
-        pickle.dumps({"format": 2, "config": {}, "x": content})
-    ),
+    "plain pickle": lambda path, content: path.write_bytes(pickle.dumps({"format": 2, "config": {}, "x": content})),
     "old pickle": lambda path, content: path.write_bytes(pickle.dumps(content, protocol=0)),
     "torch zip": lambda path, content: torch.save({"format": 2, "config": {}, "model": content}, path),
     "torch legacy": lambda path, content: torch.save([content], path, _use_new_zipfile_serialization=False),
@@ -142,9 +140,7 @@ def test_a_pickle_beside_a_checkpoints_own_is_not_read(tmp_path):
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, bytes, dict[str, Any]]:
     path = tmp_path / "last.pt"
-    contents = small(
-        optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0.9, 0.99)}]}
-    )
+    contents = small(optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0.9, 0.99)}]})
     save_checkpoint(path, contents)
     return path, path.read_bytes(), {"format": checkpoint.FORMAT, **contents}
 
@@ -300,9 +296,7 @@ def test_backbone_weights_that_do_not_fit_are_refused(tmp_path, change):
     torch.save(change(state), path)
     network = attempt(KIND, [path], build_network, "mobilenet_v2", 64, 6, weights=str(path))
     if network is not REFUSED:  # an entry that the network does not have
-        assert torch.equal(
-            network.backbone.model.state_dict()["features.0.0.weight"], state["features.0.0.weight"]
-        )
+        assert torch.equal(network.backbone.model.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
         tally(KIND, "correct")
 
 
@@ -357,15 +351,7 @@ def test_an_optimizers_own_state_is_taken():
 
 # --- settings within a checkpoint ---
 
-JSON = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=12)
-    | st.just(10**400)
-    | st.just(EVIL)
-)
+JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.just(10**400) | st.just(EVIL)
 
 
 @pytest.fixture
@@ -424,9 +410,7 @@ def test_a_checkpoint_cannot_make_predict_read_a_file(run, tmp_path):
     stored = load_checkpoint(path)
     for weights in (tmp_path / "evil.pt", tmp_path / "pipe"):
         save_checkpoint(path, {**stored, "config": {**stored["config"], "backbone_weights": str(weights)}})
-        assert load_run(run).settings["backbone_weights"] == str(
-            weights
-        )  # what it began from is said, and not read
+        assert load_run(run).settings["backbone_weights"] == str(weights)  # what it began from is said, and not read
         tally(KIND, "correct")
     assert not proof.exists()
 
@@ -490,9 +474,7 @@ def test_a_log_cut_anywhere_is_refused_or_has_its_first_epochs(trained, tmp_path
             tally(FILES, "correct")
 
 
-@pytest.mark.parametrize(
-    "log", [None, 3, "x", {}, [3], [{}], [{"epoch": 1, "val_auc": "x"}], [None], torch.zeros(2)]
-)
+@pytest.mark.parametrize("log", [None, 3, "x", {}, [3], [{}], [{"epoch": 1, "val_auc": "x"}], [None], torch.zeros(2)])
 def test_a_checkpoints_log_is_looked_at_before_a_run_goes_on(run, log):
     path = run.run_dir / "last.pt"
     stored = load_checkpoint(path)
@@ -534,9 +516,7 @@ def test_predict_refuses_a_run_with_a_damaged_file_before_it_writes(run, name, h
     (run.run_dir / "metrics.json").unlink(missing_ok=True)  # of another test's evaluation
     path = run.run_dir / name
     whole = path.read_bytes()
-    path.write_bytes(
-        {"cut": whole[: len(whole) // 2 + 3], "empty": b"", "other": b"[1, 2, 3]", "NUL": bytes(64)}[how]
-    )
+    path.write_bytes({"cut": whole[: len(whole) // 2 + 3], "empty": b"", "other": b"[1, 2, 3]", "NUL": bytes(64)}[how])
     refusal(FILES, [path], predict.main, run)
     assert not (run.run_dir / "metrics.json").exists()
 
@@ -551,9 +531,7 @@ def test_a_training_does_not_go_on_from_a_damaged_file(run, name, how):
         if name == "run.json":
             return  # it is begun anew
     else:
-        path.write_bytes(
-            {"cut": whole[: len(whole) // 2 + 3], "empty": b"", "other": b"[1, 2]", "NUL": bytes(64)}[how]
-        )
+        path.write_bytes({"cut": whole[: len(whole) // 2 + 3], "empty": b"", "other": b"[1, 2]", "NUL": bytes(64)}[how])
     refusal(FILES, [path], train.main, quick_config(run.train_image.parent, epochs=7), resume=True)
 
 

@@ -41,8 +41,6 @@ def test_other_processes_are_quiet(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    "seconds, text", [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "60 min"), (11160, "3.1 h")]
-)
+@pytest.mark.parametrize("seconds, text", [(0, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "60 min"), (11160, "3.1 h")])
 def test_a_duration_is_short(seconds, text):
     assert duration(seconds) == text

@@ -269,9 +269,7 @@ def test_a_start_writes_what_explains_the_run(config, table, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])
     start(config, table, "CPU (2 threads), float32", resumed=False)
     assert files(config.run_dir) == ["config.json", "run.json", "split.csv"]
-    assert (
-        from_dict(Config, json.loads((config.run_dir / "config.json").read_text()), "config.json") == config
-    )
+    assert from_dict(Config, json.loads((config.run_dir / "config.json").read_text()), "config.json") == config
     [run] = json.loads((config.run_dir / "run.json").read_text())
     assert run["command"] == "train.py --epochs 3"
     assert run["device"] == "CPU (2 threads), float32"

@@ -60,16 +60,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.common.errors import InputError, shown
-from melanoma.common.settings import (
-    POSITIVE,
-    SHARE,
-    SHARE_BELOW_1,
-    ZERO_OR_MORE,
-    at_least,
-    between,
-    complete,
-    opt,
-)
+from melanoma.common.settings import POSITIVE, SHARE, SHARE_BELOW_1, ZERO_OR_MORE, at_least, between, complete, opt
 
 # The published outline's own hyperparameters. All recipes set the same names.
 BASELINE: dict[str, Any] = {

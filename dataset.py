@@ -347,10 +347,7 @@ def make_parser() -> Parser:
     )
     other.add_argument("--cache", action="store_true", help="decode all images into the cache now")
     other.add_argument(
-        "--generate",
-        type=Path,
-        metavar="DIR",
-        help="write generated lesions in ISIC 2020's layout into this folder",
+        "--generate", type=Path, metavar="DIR", help="write generated lesions in ISIC 2020's layout into this folder"
     )
     parser.add_argument(
         "--images", type=int, default=900, metavar="N", help="number of generated training images (900)"

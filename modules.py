@@ -73,12 +73,7 @@ class SiameseNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        embedding_dim: int,
-        normalize: bool = False,
-        dropout: float = 0.0,
-        head: bool = False,
+        self, backbone: Backbone, embedding_dim: int, normalize: bool = False, dropout: float = 0.0, head: bool = False
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -288,13 +283,7 @@ class SiameseLoss:
         return head_loss(logits, labels, self.head, self.melanoma_weight)
 
     def of_pairs(
-        self,
-        embeddings: Tensor,
-        labels: Tensor,
-        first: Tensor,
-        second: Tensor,
-        same: Tensor,
-        mined_share: float = 1.0,
+        self, embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, same: Tensor, mined_share: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of the pairs, a scalar, and measures of the embedding, (4,), as MEASURES names them.
 

@@ -32,11 +32,7 @@ def make_parser() -> Parser:
     add_flags(parser, Config, RECIPES, only_machine=True)
     add = parser.add_argument_group("what is judged (default: the test part)").add_argument
     add(
-        "photos",
-        type=Path,
-        nargs="*",
-        metavar="PHOTO",
-        help="photos and folders of photos; name them before the flags",
+        "photos", type=Path, nargs="*", metavar="PHOTO", help="photos and folders of photos; name them before the flags"
     )
     add(
         "--run-dir",

@@ -154,12 +154,7 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
 
 
 def train_epochs(
-    config: Config,
-    learner: Learner,
-    data: Data,
-    log: list[dict[str, Any]],
-    partway: dict[str, Any] | None,
-    held: Held,
+    config: Config, learner: Learner, data: Data, log: list[dict[str, Any]], partway: dict[str, Any] | None, held: Held
 ) -> None:
     """Train the epochs that the log does not have yet: draw pairs, take steps, validate, save.
 
@@ -376,12 +371,7 @@ def train_epoch(
     for shown_images, batch, place in zip(images, left, places, strict=True):
         size = len(batch.rows)
         views = draw(size)[torch.from_numpy(place)].to(device) if draw else None
-        (
-            first,
-            second,
-            same,
-            labels,
-        ) = (  # before the network: a copy then waits for nothing that a GPU computes
+        (first, second, same, labels) = (  # before the network: a copy then waits for nothing that a GPU computes
             torch.from_numpy(part).to(device, non_blocking=True)
             for part in (batch.first, batch.second, batch.same, batch.labels)
         )
@@ -422,12 +412,7 @@ def validate(
     scores = score_all(embeddings, head, reference_embeddings, references.labels)
     aucs = {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}
     scorer = max(aucs, key=lambda name: aucs[name])
-    return {
-        "val_loss": float(of_pairs + of_head),
-        "val_auc": aucs[scorer],
-        "scorer": scorer,
-        "val_aucs": aucs,
-    }
+    return {"val_loss": float(of_pairs + of_head), "val_auc": aucs[scorer], "scorer": scorer, "val_aucs": aucs}
 
 
 def save_state(

@@ -124,12 +124,7 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
     table = ensemble.score_part([judges], "validation").table
     figures = predict.measure(table, np.random.default_rng(0))
     at = figures["sensitivity_at_specificity"]
-    return {
-        "auc": figures["auc"],
-        "average_precision": figures["average_precision"],
-        **at,
-        "minutes": minutes,
-    }
+    return {"auc": figures["auc"], "average_precision": figures["average_precision"], **at, "minutes": minutes}
 
 
 def markdown(results: pd.DataFrame) -> str:

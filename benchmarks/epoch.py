@@ -28,13 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 import train
 from config import BASELINE, Config
 from dataset import PairDataset, sample_pairs
-from melanoma.common.device import (
-    autocast,
-    choose_device,
-    choose_precision,
-    describe_device,
-    keep_freed_memory,
-)
+from melanoma.common.device import autocast, choose_device, choose_precision, describe_device, keep_freed_memory
 from melanoma.data.augment import ViewRanges, draw_views, to_float
 from melanoma.data.cache import build_cache
 from melanoma.data.decoding import find_images

@@ -28,9 +28,7 @@ class Normalize(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        mean: tuple[float, ...] | list[float] = CHANNEL_MEAN,
-        std: tuple[float, ...] | list[float] = CHANNEL_STD,
+        self, mean: tuple[float, ...] | list[float] = CHANNEL_MEAN, std: tuple[float, ...] | list[float] = CHANNEL_STD
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)

@@ -106,10 +106,7 @@ class Handler(BaseHTTPRequestHandler):
         body = served.body[start:]
         if not served.no_length:
             fields["Content-Length"] = str(len(body) + served.announced)
-        optional = {
-            "ETag": served.etag,
-            "Last-Modified": served.last_modified,
-        }
+        optional = {"ETag": served.etag, "Last-Modified": served.last_modified}
         fields |= {name: value for name, value in optional.items() if value}
         self.send(status, fields)
         if with_body:

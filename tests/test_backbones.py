@@ -11,11 +11,7 @@ from test_modules import images, refusal
 from torch import nn
 
 from config import Config
-from melanoma.backbones import (
-    Normalize,
-    TorchvisionBackbone,
-    import_torchvision,
-)
+from melanoma.backbones import Normalize, TorchvisionBackbone, import_torchvision
 from modules import build_network, network_of
 
 # --- torchvision ---
@@ -29,8 +25,7 @@ def resnet() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("name", "features", "n_blocks"),
-    [("resnet18", 512, 10), ("mobilenet_v2", 1280, 19), ("efficientnet_b0", 1280, 9)],
+    ("name", "features", "n_blocks"), [("resnet18", 512, 10), ("mobilenet_v2", 1280, 19), ("efficientnet_b0", 1280, 9)]
 )
 def test_classifiers_of_torchvision_embed(name, features, n_blocks):
     network = build_network(name, 64, 6, weights="none", head=True)
@@ -83,8 +78,7 @@ def test_the_last_map_has_channels_and_places(name, grid, shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"),
-    [("resnet18", 512), ("mobilenet_v2", 1280), ("regnet_y_400mf", 440), ("swin_t", 768)],
+    ("name", "channels"), [("resnet18", 512), ("mobilenet_v2", 1280), ("regnet_y_400mf", 440), ("swin_t", 768)]
 )
 def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, channels):
     torch.manual_seed(0)
@@ -100,10 +94,7 @@ def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, channels):
         pooled = whole(images(3, 128))
     assert features.shape == (3, grid.features) == (3, channels * 4)
     # the map has 4 × 4 fields, so that the mean over the grid is the mean over the map: the model's own pooling
-    fields, size = (
-        features.view(3, channels, 4),
-        pooled.abs().max(),
-    )  # random weights may leave little of an image
+    fields, size = (features.view(3, channels, 4), pooled.abs().max())  # random weights may leave little of an image
     torch.testing.assert_close(fields.mean(dim=2) / size, pooled / size, atol=1e-4, rtol=1e-4)
     assert fields.std(dim=2).max() > 1e-3 * size
     for block, own in zip(whole.blocks()[:3], grid.blocks()[:3], strict=False):  # and freezing means the same
@@ -154,10 +145,7 @@ def truncated(path: Path, state: dict) -> None:
 @pytest.mark.parametrize(
     ("write", "what"),
     [
-        (
-            without_a_layer,
-            "does not fit resnet18: it lacks layer3.0.conv1.weight (1 missing, 0 of another shape)",
-        ),
+        (without_a_layer, "does not fit resnet18: it lacks layer3.0.conv1.weight (1 missing, 0 of another shape)"),
         (
             of_another_shape,
             "does not fit resnet18: it has another shape of conv1.weight (0 missing, 1 of another shape)",

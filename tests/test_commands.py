@@ -52,11 +52,7 @@ BAD_INPUT = [
     ("train.py", ["--image-size", "8"], "image_size is 8: it must be from 32 to 1024"),
     ("train.py", ["--device", "abacus"], "device 'abacus' cannot be used here"),
     ("train.py", ["--backbone", "vgg99"], "backbone is 'vgg99': it must be conv3 or one of "),
-    (
-        "train.py",
-        ["--config", "nowhere.json"],
-        "--config {here}/nowhere.json does not exist: pass a run's config.json",
-    ),
+    ("train.py", ["--config", "nowhere.json"], "--config {here}/nowhere.json does not exist: pass a run's config.json"),
     ("train.py", ["--resume"], "--resume: there is no"),
     ("predict.py", [], "there is no checkpoint"),
     ("dataset.py", ["--train-labels", "nowhere.csv"], "train_labels {here}/nowhere.csv does not exist"),
@@ -112,11 +108,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     ],
 )
 def test_flags_that_do_not_exist_or_do_not_parse_stop_the_script(
-    script: str,
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    script: str, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(script, *arguments, monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err

@@ -370,10 +370,7 @@ def test_missing_files_and_duplicates_are_counted(folder, monkeypatch, capsys):
     assert summary.items() >= (expected | {"images": 56, "melanoma": 12, "benign": 44}).items()
     assert run_summary(monkeypatch, *flags) == 0
     text = capsys.readouterr().out
-    for line in (
-        "56 images of 30 patients: 12 melanoma, 44 benign (from 60 labels)",
-        "duplicates dropped: 2",
-    ):
+    for line in ("56 images of 30 patients: 12 melanoma, 44 benign (from 60 labels)", "duplicates dropped: 2"):
         assert line in text
     assert "labels without an image: 2; images without a label: 1" in text
 
@@ -446,8 +443,7 @@ def test_bad_input_is_one_line_and_code_2(folder, monkeypatch, capsys, flags, me
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [["--train-label", "labels.csv"], ["--epoch", "3"], ["--recipe", "best"], ["--head", "hinge"]],
+    "flags", [["--train-label", "labels.csv"], ["--epoch", "3"], ["--recipe", "best"], ["--head", "hinge"]]
 )
 def test_misspelt_and_abbreviated_flags_stop_the_program(monkeypatch, capsys, flags):
     assert run_summary(monkeypatch, *flags) == 2

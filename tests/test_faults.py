@@ -119,11 +119,7 @@ def start(config: Config, *flags: str) -> subprocess.Popen[str]:
     settings.write_text(json.dumps(to_dict(config)))
     command = [sys.executable, str(ROOT / "train.py"), f"--config={settings}", *flags]
     return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
 
 

@@ -36,10 +36,7 @@ from melanoma.data.decoding import decode_image, find_images
 from melanoma.training import run_folder
 
 KILLS = {"cache build": 14, "training": 20, "checkpoint writing": 14, "prediction": 8}  # 56
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows knows no SIGKILL"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows knows no SIGKILL")]
 
 
 @pytest.fixture(scope="module")

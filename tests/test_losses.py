@@ -207,10 +207,7 @@ def slow_pairs(
     """Cost, group that it is mined in, and whether a melanoma is part of it, for each pair."""
     found = []
     for i, j in zip(first.tolist(), second.tolist(), strict=True):
-        distance, same = (
-            math.dist(embeddings[i].tolist(), embeddings[j].tolist()),
-            bool(labels[i] == labels[j]),
-        )
+        distance, same = (math.dist(embeddings[i].tolist(), embeddings[j].tolist()), bool(labels[i] == labels[j]))
         gap = distance - loss.positive_margin if same else loss.margin - distance
         found.append((max(0.0, gap) ** 2 / 2, same, bool(labels[i] or labels[j])))
     return found

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
-from melanoma.backbones import (
-    CHANNEL_MEAN,
-    CHANNEL_STD,
-    Normalize,
-    TorchvisionBackbone,
-    field_means,
-)
+from melanoma.backbones import CHANNEL_MEAN, CHANNEL_STD, Normalize, TorchvisionBackbone, field_means
 from melanoma.common.errors import InputError
 from modules import Conv3, SiameseNetwork, build_network, network_of
 

@@ -32,8 +32,7 @@ def test_peak_memory_is_not_that_of_the_process_it_was_started_from(synthetic):
 
 
 @pytest.mark.parametrize(
-    "platform, peak, expected",
-    [("linux", 2_000_000, 2.048), ("darwin", 2_000_000_000, 2.0), ("win32", None, None)],
+    "platform, peak, expected", [("linux", 2_000_000, 2.048), ("darwin", 2_000_000_000, 2.0), ("win32", None, None)]
 )
 def test_peak_memory_comes_from_the_system_where_there_is_no_proc(synthetic, monkeypatch, platform, peak, expected):
     usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=peak))

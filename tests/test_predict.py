@@ -442,12 +442,7 @@ def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here, tmp_path)
 def test_it_says_what_it_does_and_that_a_training_has_not_finished(machine: Config, tmp_path: Path, capsys) -> None:
     predict.main(machine)
     out = capsys.readouterr().out
-    for text in (
-        "embedding 36 reference images",
-        "scoring the lesions",
-        "computing metrics",
-        "drawing the figures",
-    ):
+    for text in ("embedding 36 reference images", "scoring the lesions", "computing metrics", "drawing the figures"):
         assert text in out
     assert "has not finished" not in out
     half = Path(shutil.copytree(machine.run_dir, tmp_path / "half"))

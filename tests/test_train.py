@@ -404,11 +404,7 @@ def test_a_backbone_starts_from_a_file_and_a_resumed_run_does_not_ask_for_it(qui
     state = import_torchvision().models.resnet18().state_dict()
     torch.save(state, tmp_path / "resnet.pt")
     config = dataclasses.replace(
-        quick,
-        backbone="resnet18",
-        backbone_weights=str(tmp_path / "resnet.pt"),
-        frozen_blocks=99,
-        epoch_share=0.3,
+        quick, backbone="resnet18", backbone_weights=str(tmp_path / "resnet.pt"), frozen_blocks=99, epoch_share=0.3
     )
     train.main(config)
     (tmp_path / "resnet.pt").unlink()

@@ -209,9 +209,7 @@ def add_flags(
             options |= {"type": _reader(kind), "choices": own["choices"]}
             options["metavar"] = _name(kind).upper() if not own["choices"] else "NAME"
         action = group.add_argument(
-            f"--{item.name.replace('_', '-')}",
-            help=argparse.SUPPRESS if rare else help.replace("%", "%%"),
-            **options,
+            f"--{item.name.replace('_', '-')}", help=argparse.SUPPRESS if rare else help.replace("%", "%%"), **options
         )
         if rare:
             action.rare = help.replace("%", "%%")

@@ -183,12 +183,7 @@ class _State:
 
 
 def _append(
-    state: _State,
-    where: Path,
-    paths: Mapping[str, Path],
-    stats: Mapping[str, tuple[int, int]],
-    size: int,
-    workers: int,
+    state: _State, where: Path, paths: Mapping[str, Path], stats: Mapping[str, tuple[int, int]], size: int, workers: int
 ) -> None:
     """Decode files into new rows after the last valid one. The caller holds the lock."""
     need = len(paths) * size * size * 3 + SPARE_BYTES

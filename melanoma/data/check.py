@@ -12,13 +12,7 @@ from tqdm import tqdm
 from melanoma.common.errors import InputError, listed
 from melanoma.common.files import is_folder
 from melanoma.common.threads import map_ahead
-from melanoma.data.decoding import (
-    UnreadableImage,
-    count_links,
-    decode_with_size,
-    find_images,
-    hidden_warnings,
-)
+from melanoma.data.decoding import UnreadableImage, count_links, decode_with_size, find_images, hidden_warnings
 from melanoma.data.labels import read_duplicates, read_labels, read_test_names
 
 

@@ -51,11 +51,7 @@ def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -
     for name in features.select_dtypes(exclude="number"):
         features[name] = pd.Categorical(features[name].where(features[name] != ""))
     trees = HistGradientBoostingClassifier(
-        max_iter=100,
-        learning_rate=0.05,
-        class_weight="balanced",
-        random_state=0,
-        categorical_features="from_dtype",
+        max_iter=100, learning_rate=0.05, class_weight="balanced", random_state=0, categorical_features="from_dtype"
     )
     with threadpool_limits(1):  # for tables this small, synchronizing threads costs more than it saves
         trees.fit(features.iloc[: len(train)], train["label"])

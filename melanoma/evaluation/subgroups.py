@@ -17,14 +17,7 @@ LEAST = 5  # melanomas, and benign lesions, that a group needs for its metrics
 AGE_BANDS = {"under 30": 0.0, "30 to 44": 30.0, "45 to 59": 45.0, "60 to 74": 60.0, "75 and older": 75.0}
 SIZE_BANDS = {"under 1 megapixel": 0.0, "1 to 4": 1.0, "4 to 16": 4.0, "16 megapixels and more": 16.0}
 # Chardon et al. 1991, named as in Kinyanjui et al. 2020; degrees of the individual typology angle.
-SKIN_TONES = {
-    "dark": -180.0,
-    "brown": -30.0,
-    "tan": 10.0,
-    "intermediate": 28.0,
-    "light": 41.0,
-    "very light": 55.0,
-}
+SKIN_TONES = {"dark": -180.0, "brown": -30.0, "tan": 10.0, "intermediate": 28.0, "light": 41.0, "very light": 55.0}
 
 BORDER = 16  # the border that counts as skin is 1/16 of the side wide
 BLACK = 12.0  # lightness below which a pixel is the dark rim of the lens; the darkest skin has about 18

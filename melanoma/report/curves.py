@@ -120,11 +120,7 @@ def roc(
 
 @rc_context(style.STYLE)
 def precision_recall(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    average_precision: float,
-    point: tuple[float, float] | None,
-    what: str,
+    labels: np.ndarray, scores: np.ndarray, average_precision: float, point: tuple[float, float] | None, what: str
 ) -> Figure:
     """Draw precision against recall of labels (N,) and scores (N,), and the prevalence (the precision of chance).
 
@@ -153,11 +149,7 @@ def precision_recall(
 
 @rc_context(style.STYLE)
 def rates_by_threshold(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    threshold: float | np.ndarray,
-    point: tuple[float, float],
-    what: str,
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float | np.ndarray, point: tuple[float, float], what: str
 ) -> Figure:
     """Draw sensitivity and specificity against the threshold.
 

@@ -95,12 +95,7 @@ def _scatter_classes(axes: Axes, points: np.ndarray, labels: np.ndarray) -> None
 
 
 def _scatter_values(
-    axes: Axes,
-    points: np.ndarray,
-    labels: np.ndarray,
-    values: np.ndarray,
-    name: str,
-    shown: Callable[[float], float],
+    axes: Axes, points: np.ndarray, labels: np.ndarray, values: np.ndarray, name: str, shown: Callable[[float], float]
 ) -> None:
     """Draw points coloured by values (N,), NaN in grey; `shown` turns a value into the number on the colour bar."""
     axes.set(title=f"by {name}", xticks=[], yticks=[])

@@ -277,11 +277,7 @@ def find_test_images(folder: Path, labels: Path) -> tuple[pd.Series, dict[str, P
 
 
 def write_submission(
-    ensembles: list[Ensemble],
-    names: pd.Series,
-    paths: dict[str, Path],
-    decode: Decode,
-    graph_dir: Path,
+    ensembles: list[Ensemble], names: pd.Series, paths: dict[str, Path], decode: Decode, graph_dir: Path
 ) -> pd.DataFrame:
     """Judge the challenge's test images, and write submission.csv.
 

@@ -32,10 +32,7 @@ PICTURES = {
         "Precision against recall (sensitivity) over all thresholds. The dashed line is the prevalence, which is the "
         "precision of chance.",
     ),
-    "Confusion_matrix.png": (
-        "Confusion matrix",
-        "Counts at the threshold in use, and their share of the true class.",
-    ),
+    "Confusion_matrix.png": ("Confusion matrix", "Counts at the threshold in use, and their share of the true class."),
     "Threshold.png": (
         "Sensitivity and specificity by threshold",
         "Both rates at every threshold; the markers are the threshold in use. The axis is in log odds.",
@@ -49,10 +46,7 @@ PICTURES = {
         "Reliability diagram: share of melanomas in bins of predicted probability, with Wilson's 95 % intervals, and "
         "below the number of images. On the dashed line calibration is perfect.",
     ),
-    "Subgroups.png": (
-        "Subgroups",
-        "AUC of each subgroup, with its 95 % interval. Groups that are too small are grey.",
-    ),
+    "Subgroups.png": ("Subgroups", "AUC of each subgroup, with its 95 % interval. Groups that are too small are grey."),
     "Errors.png": (
         "Most confident errors",
         "The false negatives of lowest and the false positives of highest probability.",
@@ -119,10 +113,7 @@ def calibration_notes(prevalence: float | None) -> list[str]:
 
 
 def render(
-    metrics: Mapping[str, Any],
-    figures: Mapping[str, bytes | None],
-    settings: Mapping[str, Any],
-    card: ModelCard,
+    metrics: Mapping[str, Any], figures: Mapping[str, bytes | None], settings: Mapping[str, Any], card: ModelCard
 ) -> str:
     """Return the page as HTML.
 

@@ -15,12 +15,7 @@ from melanoma.data.feed import Feed
 
 @torch.inference_mode()
 def embed_images(
-    network: nn.Module,
-    feed: Feed,
-    rows: np.ndarray,
-    dtype: torch.dtype,
-    views: int = 1,
-    batch_size: int = 256,
+    network: nn.Module, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int = 1, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings, float32 (N, D), and the head's logits, float32 (N,), of images by cache row.
 

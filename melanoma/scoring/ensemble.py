@@ -177,12 +177,7 @@ def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
     return Scored(table, embeddings[0], ensembles[0].runs[0].feed.cache)
 
 
-def score_folder(
-    ensembles: list[Ensemble],
-    folder: Path,
-    labels: Path,
-    decode: Decode,
-) -> Scored:
+def score_folder(ensembles: list[Ensemble], folder: Path, labels: Path, decode: Decode) -> Scored:
     """Return the judgement of all ensembles, the mean of their log odds, on another labelled folder.
 
     Raises
@@ -275,10 +270,7 @@ def common_threshold(ensembles: list[Ensemble]) -> float:
 def judged(lesions: pd.DataFrame, score: np.ndarray, probability: np.ndarray, threshold: float) -> pd.DataFrame:
     """Return image_name, patient_id and label of lesions with what was found; scores, probabilities are (N,)."""
     return lesions[["image_name", "patient_id", "label"]].assign(
-        score=score,
-        probability=probability,
-        threshold=threshold,
-        predicted=(probability >= threshold).astype(int),
+        score=score, probability=probability, threshold=threshold, predicted=(probability >= threshold).astype(int)
     )
 
 

@@ -16,12 +16,7 @@ from melanoma.scoring.scores import COUNTED, reference_score, references_of
 
 
 def grad_cam(
-    network: Any,
-    pixels: np.ndarray,
-    scorer: str,
-    references: np.ndarray,
-    labels: np.ndarray,
-    views: int = 1,
+    network: Any, pixels: np.ndarray, scorer: str, references: np.ndarray, labels: np.ndarray, views: int = 1
 ) -> np.ndarray | None:
     """Return a heat map of one image: what its score, large = melanoma, owes to each place.
 

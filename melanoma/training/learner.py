@@ -92,11 +92,7 @@ class Learner:
         return self.learning_rate * (1 + math.cos(math.pi * done)) / 2
 
     def take_step(
-        self,
-        images: Tensor,
-        size: int,
-        views: Views | None,
-        loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        self, images: Tensor, size: int, views: Views | None, loss_of: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Take one step on a batch; return its loss and measures, (1 + M,), on the device.
 

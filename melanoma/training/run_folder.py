@@ -41,15 +41,7 @@ from melanoma.data.labels import read_csv
 from melanoma.data.split import PARTS
 
 FORMAT = 3
-RESULTS = (
-    "last.pt",
-    "best.pt",
-    "log.jsonl",
-    "predictions.csv",
-    "metrics.json",
-    "new_lesions.csv",
-    "submission.csv",
-)
+RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json", "new_lesions.csv", "submission.csv")
 EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "patient_id", "label", "part"]

@@ -69,53 +69,12 @@ CHOICES = {
     "schedule": ["constant", "cosine"],
     "precision": ["auto", "float32", "bfloat16"],
 }
-SWITCHES = [
-    "deterministic",
-    "skip_unreadable",
-    "normalize",
-]
-PATHS = [
-    "train_image",
-    "train_labels",
-    "test_image",
-    "test_labels",
-    "duplicates",
-    "cache_dir",
-    "run_dir",
-    "graph_dir",
-]
+SWITCHES = ["deterministic", "skip_unreadable", "normalize"]
+PATHS = ["train_image", "train_labels", "test_image", "test_labels", "duplicates", "cache_dir", "run_dir", "graph_dir"]
 TEXTS = ["device", "backbone", "backbone_weights"]
 ODD = [
-    *(
-        None,
-        True,
-        False,
-        -1,
-        10**400,
-        -(10**400),
-        10**5000,
-        "",
-        "1",
-        "nan",
-        "x" * 10**7,
-        EVIL,
-        "a\0b",
-        "\ud800",
-        b"1",
-    ),
-    *(
-        math.nan,
-        math.inf,
-        -math.inf,
-        [],
-        [[[[1]]]],
-        ["x" * 10**6] * 3,
-        {},
-        {"a": {"b": 1}},
-        1j,
-        (1,),
-        object(),
-    ),
+    *(None, True, False, -1, 10**400, -(10**400), 10**5000, "", "1", "nan", "x" * 10**7, EVIL, "a\0b", "\ud800", b"1"),
+    *(math.nan, math.inf, -math.inf, [], [[[[1]]]], ["x" * 10**6] * 3, {}, {"a": {"b": 1}}, 1j, (1,), object()),
 ]
 
 
@@ -195,14 +154,7 @@ def test_everything_wrong_at_once_is_one_bounded_line():
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {"epocs": 1},
-        {"": 1},
-        {"x" * 10**7: 1},
-        {EVIL: 1},
-        {1: 2, "a": 3, None: 4},
-        {f"a{i}": i for i in range(10**4)},
-    ],
+    [{"epocs": 1}, {"": 1}, {"x" * 10**7: 1}, {EVIL: 1}, {1: 2, "a": 3, None: 4}, {f"a{i}": i for i in range(10**4)}],
 )
 def test_unknown_settings_are_named_and_not_at_length(values):
     refusal(KIND, ["best.pt: unknown settings"], from_dict, Config, values, "best.pt")
@@ -317,17 +269,7 @@ def test_any_json_for_settings_is_taken_as_it_is_or_refused(tmp_path, values):
 
 # --- flags ---
 
-FLAGS = [
-    "--epochs",
-    "--margin",
-    "--seed",
-    "--split",
-    "--normalize",
-    "--fold",
-    "--workers",
-    "--run-dir",
-    "--recipe",
-]
+FLAGS = ["--epochs", "--margin", "--seed", "--split", "--normalize", "--fold", "--workers", "--run-dir", "--recipe"]
 VALUES = [
     "",
     "0",
@@ -381,19 +323,7 @@ def test_a_flag_is_understood_or_stops_the_program(flag, capsys):
 
 # --- devices ---
 
-DEVICES = [
-    "",
-    "cpu:",
-    "cpu:x",
-    "cpu:-1",
-    "cpu:" + "9" * 4000,
-    "cpu\x1b",
-    "CPU",
-    "cuda:0:0",
-    "cuda:99",
-    "meta",
-    EVIL,
-]
+DEVICES = ["", "cpu:", "cpu:x", "cpu:-1", "cpu:" + "9" * 4000, "cpu\x1b", "CPU", "cuda:0:0", "cuda:99", "meta", EVIL]
 
 
 @pytest.mark.parametrize("name", [*DEVICES, "x" * 4000, "auto ", "皮膚"], ids=range(len(DEVICES) + 3))

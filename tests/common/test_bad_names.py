@@ -120,12 +120,7 @@ def test_names_of_photos_and_their_errors_are_shown_and_not_obeyed(names, error)
 @cases(150)
 @given(text=NAMES | st.text(max_size=300), most=st.integers(3, 90))
 def test_a_message_is_one_printable_line_whatever_it_quotes(text, most):
-    for message in (
-        str(InputError(f"a {text} b")),
-        printable(text),
-        shown(text),
-        printable(listed([text] * 9)),
-    ):
+    for message in (str(InputError(f"a {text} b")), printable(text), shown(text), printable(listed([text] * 9))):
         assert message.isprintable()
     assert len(shown(text * 1000)) <= 80
     assert len(brief(text, most)) <= most
@@ -151,15 +146,7 @@ HARD = [EVIL, "皮膚 $x^$ \\frac{", "\x1b]0;title\x07\r\nsecond line", "\udcff\
 
 @pytest.mark.parametrize("name", HARD, ids=range(len(HARD)))
 def test_a_figure_draws_any_name_without_a_warning(name):
-    row = {
-        "attribute": name,
-        "group": name,
-        "n": 9,
-        "n_melanoma": 5,
-        "auc": None,
-        "auc_interval": None,
-        "note": name,
-    }
+    row = {"attribute": name, "group": name, "n": 9, "n_melanoma": 5, "auc": None, "auc_interval": None, "note": name}
     drawn = [
         curves.confusion_matrix({"tp": 1, "fp": 2, "tn": 3, "fn": 4}, name),
         curves.forest([row, {**row, "auc": 0.5}], 0.7, name),

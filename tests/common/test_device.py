@@ -55,8 +55,7 @@ def test_a_device_that_cannot_be_used_is_refused_in_one_line(name):
 
 
 @pytest.mark.parametrize(
-    ("type_", "dtype", "text"),
-    [("cpu", torch.float32, "CPU ("), ("mps", torch.bfloat16, "Apple GPU (MPS), bfloat16")],
+    ("type_", "dtype", "text"), [("cpu", torch.float32, "CPU ("), ("mps", torch.bfloat16, "Apple GPU (MPS), bfloat16")]
 )
 def test_a_device_is_described_with_its_arithmetic(type_, dtype, text):
     described = describe_device(torch.device(type_), dtype)
@@ -146,10 +145,7 @@ def test_tensors_are_sound_after_keep_freed_memory():
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
-        (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
-            True,
-        ),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],

@@ -80,11 +80,7 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
 
 def test_what_is_no_text_file_is_said_once(tmp_path):
     (tmp_path / "odd").write_bytes(b"\xff")
-    for name, problem in (
-        ("", "is not a file"),
-        ("no", "does not exist"),
-        ("odd", "is no UTF-8 text, see byte 0"),
-    ):
+    for name, problem in (("", "is not a file"), ("no", "does not exist"), ("odd", "is no UTF-8 text, see byte 0")):
         with pytest.raises(InputError) as caught:
             read_text(tmp_path / name, "the log", "train anew")
         assert str(caught.value) == f"the log {problem}: train anew"

@@ -300,12 +300,7 @@ def test_nothing_else_is_drawn_unless_it_is_asked_for():
 def test_as_many_views_have_each_change_as_asked_for_independently():
     shares = {"hair": 0.1, "cutout": 0.3, "blur": 0.7, "noise": 0.9}
     views: Any = drawn(4000, **shares)
-    has = [
-        (views.hair[:, :, 4] > 0).all(1),
-        views.square[:, 2] > 0,
-        views.blur > 0,
-        views.noise > 0,
-    ]
+    has = [(views.hair[:, :, 4] > 0).all(1), views.square[:, 2] > 0, views.blur > 0, views.noise > 0]
     assert torch.equal(has[0], (views.hair[:, :, 4] > 0).any(1))  # all hairs of an image or none
     for own, share in zip(has, shares.values(), strict=True):
         assert float(own.float().mean()) == pytest.approx(share, abs=0.03)

@@ -25,37 +25,11 @@ NAME = st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters='
 PATIENT = st.sampled_from(["", "IP_1", "IP_2", "NA", "ü, 'quoted'", 'say "x"', "007", "-1"])
 AGES = {"": np.nan, "45": 45.0, "45.0": 45.0, " 7 ": 7.0, "120": 120.0, "0": 0.0, "12.5": 12.5}
 ODD_AGES = dict.fromkeys(
-    [
-        "-1",
-        "121",
-        "1e3",
-        "inf",
-        "-inf",
-        "nan",
-        "NaN",
-        "unknown",
-        "45,5",
-        "4 5",
-        "٤٥",
-        "9" * 400,
-        "+45",
-        "0x1F",
-        "1_0",
-    ],
+    ["-1", "121", "1e3", "inf", "-inf", "nan", "NaN", "unknown", "45,5", "4 5", "٤٥", "9" * 400, "+45", "0x1F", "1_0"],
     np.nan,
 )
 TARGETS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "1.000": 1, " 1 ": 1, "\t0": 0}
-COMMENTS = [
-    "",
-    "plain",
-    "two\nlines",
-    "three\r\n\r\nlines",
-    'a "quoted" word',
-    "a, b",
-    "=1+1",
-    "\u2028",
-    "\x1b[31m",
-]
+COMMENTS = ["", "plain", "two\nlines", "three\r\n\r\nlines", 'a "quoted" word', "a, b", "=1+1", "\u2028", "\x1b[31m"]
 
 
 class Lesion(NamedTuple):
@@ -171,20 +145,7 @@ BAD_TARGETS = [
     ),
     *("1" * 5000, "\x1b[31m1", "melanoma", "0,0", "1\n"[:1] + "\n1"),
 ]
-BAD_NAMES = [
-    "../a",
-    "/etc/passwd",
-    "..",
-    ".",
-    "",
-    "a/b",
-    "C:\\x",
-    "a\nb",
-    "a\x1bb",
-    "a\x85b",
-    "a\u2028b",
-    "x/" * 5000,
-]
+BAD_NAMES = ["../a", "/etc/passwd", "..", ".", "", "a/b", "C:\\x", "a\nb", "a\x1bb", "a\x85b", "a\u2028b", "x/" * 5000]
 
 
 @cases(110)
@@ -289,15 +250,7 @@ def test_a_table_without_permission_is_refused(tmp_path, read, monkeypatch):
     assert "cannot be read: Permission denied" in refusal(KIND, [tmp_path / "a.csv"], read, tmp_path / "a.csv")
 
 
-ALIKE = [
-    ("a", "A"),
-    ("\u00e9", "e\u0301"),
-    ("a", "a."),
-    ("a", "a\u200b"),
-    ("1", "01"),
-    ("\ufb01", "fi"),
-    ("ß", "ss"),
-]
+ALIKE = [("a", "A"), ("\u00e9", "e\u0301"), ("a", "a."), ("a", "a\u200b"), ("1", "01"), ("\ufb01", "fi"), ("ß", "ss")]
 
 
 @pytest.mark.parametrize("names", ALIKE, ids=range(len(ALIKE)))
@@ -315,18 +268,7 @@ def test_names_are_the_same_where_their_characters_are_and_not_else(tmp_path, na
 
 NOISE = st.lists(
     st.sampled_from(
-        [
-            *"ab01,,,,\n\n\n\r .-/",
-            "image_name",
-            "target",
-            "\r\n",
-            "\0",
-            "é",
-            "\ufeff",
-            "\x1b",
-            "１",
-            "melanoma",
-        ]
+        [*"ab01,,,,\n\n\n\r .-/", "image_name", "target", "\r\n", "\0", "é", "\ufeff", "\x1b", "１", "melanoma"]
     ),
     max_size=30,
 ).map("".join)
@@ -358,8 +300,7 @@ def meaning(text: str) -> list[tuple[str, int]] | None:
 
 @cases(200)
 @given(
-    head=st.sampled_from(["", "image_name,target\n", "\ufefftarget,image_name,\r\n", "target,image_name\r"]),
-    text=NOISE,
+    head=st.sampled_from(["", "image_name,target\n", "\ufefftarget,image_name,\r\n", "target,image_name\r"]), text=NOISE
 )
 def test_noise_is_read_as_what_it_means_or_refused(tmp_path, head, text):
     path = tmp_path / "labels.csv"
@@ -395,9 +336,7 @@ def test_bytes_are_refused_or_hold_what_is_read(tmp_path, content, head):
 
 @cases(30)
 @given(
-    pairs=st.lists(st.tuples(NAME, NAME), max_size=5),
-    swap=st.booleans(),
-    ending=st.sampled_from(["\n", "\r", "\r\n"]),
+    pairs=st.lists(st.tuples(NAME, NAME), max_size=5), swap=st.booleans(), ending=st.sampled_from(["\n", "\r", "\r\n"])
 )
 def test_pairs_of_duplicates_are_read_as_they_are(tmp_path, pairs, swap, ending):
     path = tmp_path / "duplicates.csv"

@@ -226,19 +226,10 @@ def test_damaged_exif_turns_the_image_one_of_eight_ways_and_no_more(tmp_path, da
 
 
 @cases(80)
-@given(
-    marker=st.sampled_from([*range(0xE0, 0xF0), 0xFE]),
-    head=st.binary(max_size=3),
-    data=st.binary(max_size=40),
-)
+@given(marker=st.sampled_from([*range(0xE0, 0xF0), 0xFE]), head=st.binary(max_size=3), data=st.binary(max_size=40))
 def test_any_application_segment_leaves_the_pixels_or_is_refused(tmp_path, marker, head, data):
     path = tmp_path / "a.jpg"
-    names = {
-        0xE0: b"JFIF\0",
-        0xE1: b"http://ns.adobe.com/xap/1.0/\0",
-        0xE2: b"MPF\0",
-        0xED: b"Photoshop 3.0\0",
-    }
+    names = {0xE0: b"JFIF\0", 0xE1: b"http://ns.adobe.com/xap/1.0/\0", 0xE2: b"MPF\0", 0xED: b"Photoshop 3.0\0"}
     path.write_bytes(with_segment(JPEG, marker, names.get(marker, b"ICC_PROFILE\0") + head + data))
     pixels = attempt(KIND, [path], decode_image, path, SIZE)
     if pixels is not REFUSED:
@@ -246,20 +237,7 @@ def test_any_application_segment_leaves_the_pixels_or_is_refused(tmp_path, marke
         tally(KIND, "correct")
 
 
-CHUNKS = [
-    b"iCCP",
-    b"tEXt",
-    b"zTXt",
-    b"iTXt",
-    b"pHYs",
-    b"gAMA",
-    b"cHRM",
-    b"eXIf",
-    b"acTL",
-    b"fcTL",
-    b"sRGB",
-    b"abCd",
-]
+CHUNKS = [b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"pHYs", b"gAMA", b"cHRM", b"eXIf", b"acTL", b"fcTL", b"sRGB", b"abCd"]
 
 
 @cases(60)
@@ -556,15 +534,7 @@ def linked(photos: Path, tmp_path: Path) -> dict[str, Path]:
     }
 
 
-WAYS = [
-    "beside",
-    "below",
-    "out",
-    "out, by ..",
-    "out, by a second link",
-    "out, by a folder within",
-    "out, to nothing",
-]
+WAYS = ["beside", "below", "out", "out, by ..", "out, by a second link", "out, by a folder within", "out, to nothing"]
 
 
 @pytest.mark.parametrize("way", [*WAYS, "out, to a system file"])
@@ -604,11 +574,7 @@ def built(photos: Path, tmp_path: Path) -> tuple[dict[str, Path], Path, dict[str
         paths[name] = path
     build_cache(paths, SIZE, tmp_path / "cache", workers=1)
     (folder,) = (tmp_path / "cache").iterdir()
-    return (
-        paths,
-        folder,
-        {name: decode_image(path, SIZE).tobytes() for name, path in paths.items() if name != "bad"},
-    )
+    return (paths, folder, {name: decode_image(path, SIZE).tobytes() for name, path in paths.items() if name != "bad"})
 
 
 def check_cache(built, cache_dir: Path) -> None:
@@ -625,12 +591,7 @@ def test_an_index_in_which_any_byte_has_changed_gives_the_right_pixels(built, tm
     pixels, index = ((folder / name).read_bytes() for name in ("pixels.bin", "index.jsonl"))
     rng = np.random.default_rng(0)
     flips = [(place, int(rng.integers(8))) for place in range(0, len(index), 6)]
-    for name in (
-        b'"i1"',
-        b'"i3"',
-        b'"i5"',
-        b'"width": 8',
-    ):  # one image's name becomes another's, a size another
+    for name in (b'"i1"', b'"i3"', b'"i5"', b'"width": 8'):  # one image's name becomes another's, a size another
         flips += [(index.index(name) + len(name) - 1 - name.endswith(b'"'), bit) for bit in range(3)]
     for place, bit in flips:
         changed = bytearray(index)

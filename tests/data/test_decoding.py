@@ -89,10 +89,7 @@ def test_png_colours_are_exact(tmp_path):
     assert_upright_quarters(decode_image(tmp_path / "a.png", 32), tolerance=0)
 
 
-@pytest.mark.parametrize(
-    "mode, suffix",
-    [("P", ".png"), ("RGBA", ".png"), ("CMYK", ".jpg"), ("RGB", ".jpg")],
-)
+@pytest.mark.parametrize("mode, suffix", [("P", ".png"), ("RGBA", ".png"), ("CMYK", ".jpg"), ("RGB", ".jpg")])
 def test_every_colour_mode_becomes_rgb(tmp_path, mode, suffix):
     Image.fromarray(QUARTERS).convert(mode).save(tmp_path / f"a{suffix}")
     assert_upright_quarters(decode_image(tmp_path / f"a{suffix}", 32), tolerance=40 if mode == "P" else 12)

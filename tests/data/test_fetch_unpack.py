@@ -339,13 +339,7 @@ def test_a_name_that_leads_out_of_the_folder_lands_inside_it(tmp_path, name):
     where, folder = lay(tmp_path, zip_of({"train/a.jpg": b"a", name: b"x"}))
     assert unpack(where, folder, 2) == 2
     assert tree(tmp_path / "place" / "train") == {"a.jpg": b"a", "x.jpg": b"x"}
-    assert sorted(tree(tmp_path)) == [
-        "place",
-        "place/a.zip",
-        "place/train",
-        "place/train/a.jpg",
-        "place/train/x.jpg",
-    ]
+    assert sorted(tree(tmp_path)) == ["place", "place/a.zip", "place/train", "place/train/a.jpg", "place/train/x.jpg"]
 
 
 def patched(data: bytes, **fields: int) -> bytes:

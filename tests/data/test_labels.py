@@ -127,11 +127,7 @@ def test_blank_and_odd_ages_are_unknown(tmp_path):
 
 
 def test_text_that_looks_like_a_missing_value_stays_text(tmp_path):
-    assert read(tmp_path, "image_name,target\nNA,0\nnull,1\n007,0\n")["image_name"].tolist() == [
-        "NA",
-        "null",
-        "007",
-    ]
+    assert read(tmp_path, "image_name,target\nNA,0\nnull,1\n007,0\n")["image_name"].tolist() == ["NA", "null", "007"]
 
 
 def test_rows_that_repeat_an_image_are_kept_once(tmp_path):
@@ -214,8 +210,7 @@ def test_duplicates_are_read_as_pairs(tmp_path):
 def test_a_duplicate_list_without_its_columns_is_refused(tmp_path):
     (tmp_path / "d.csv").write_text("image_name_1,image_name\na,b\n")
     with pytest.raises(
-        InputError,
-        match=r"duplicates .*d\.csv has no column image_name_2: its columns are image_name_1, image_name$",
+        InputError, match=r"duplicates .*d\.csv has no column image_name_2: its columns are image_name_1, image_name$"
     ):
         read_duplicates(tmp_path / "d.csv")
 
@@ -247,10 +242,7 @@ def test_names_of_test_images_are_read_in_the_files_order(tmp_path, text):
         ("", "is empty"),
         ("image,sex\n", "has no rows"),
         ("name,sex\na,male\n", "has no column image_name and no image: its columns are name, sex"),
-        (
-            "image,sex\na,m\n../b,m\n,m\n",
-            r"image is not a plain file name in line 3 \('../b'\), line 4 \(''\)",
-        ),
+        ("image,sex\na,m\n../b,m\n,m\n", r"image is not a plain file name in line 3 \('../b'\), line 4 \(''\)"),
         ("image\na\nb\na\n", r"image comes twice in line 2 \('a'\), line 4 \('a'\)"),
     ],
 )

@@ -64,11 +64,7 @@ def test_files_and_columns_are_those_of_isic_2020(folder):
 def test_values_are_those_of_isic_2020(folder):
     train = read(folder / TRUTH)
     verdicts = {(row["diagnosis"], row["benign_malignant"], row["target"]) for row in train}
-    assert verdicts == {
-        ("unknown", "benign", "0"),
-        ("nevus", "benign", "0"),
-        ("melanoma", "malignant", "1"),
-    }
+    assert verdicts == {("unknown", "benign", "0"), ("nevus", "benign", "0"), ("melanoma", "malignant", "1")}
     for row in train:
         assert re.fullmatch(r"ISIC_\d{7}", row["image_name"])
         assert re.fullmatch(r"IP_\d{7}", row["patient_id"])

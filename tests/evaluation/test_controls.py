@@ -253,11 +253,7 @@ def test_the_command_prints_what_the_csv_alone_gives(labels_file, monkeypatch, c
     rows = {row["name"]: row for row in result["controls"]}
     assert 0.65 < rows["metadata"]["auc_interval"][0] + 0.1 < rows["metadata"]["auc"] + 0.1 < 1
     assert rows["always benign"]["auc"] == 0.5
-    assert {name for name, row in rows.items() if row["auc"] is None} == {
-        "image size",
-        "file size",
-        "mean colour",
-    }
+    assert {name for name, row in rows.items() if row["auc"] is None} == {"image size", "file size", "mean colour"}
 
 
 def test_the_command_prints_every_control_where_there_are_images(lesion_folder, tmp_path, monkeypatch, capsys):

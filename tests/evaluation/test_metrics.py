@@ -243,15 +243,7 @@ def test_always_benign_finds_nothing_and_is_as_accurate_as_it_says():
     [
         (
             0,
-            {
-                "auc",
-                "average_precision",
-                "partial_auc",
-                "balanced_accuracy",
-                "sensitivity",
-                "mcc",
-                "calibration_slope",
-            },
+            {"auc", "average_precision", "partial_auc", "balanced_accuracy", "sensitivity", "mcc", "calibration_slope"},
             {"specificity": 0.5, "precision": 0, "npv": 1, "flag_rate": 0.5},
         ),
         (

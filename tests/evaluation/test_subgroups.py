@@ -79,11 +79,7 @@ def test_small_groups_are_named_with_the_reason():
 
 @pytest.mark.parametrize(
     ("melanomas", "benign", "note"),
-    [
-        (5, 5, ""),
-        (4, 50, "too small: 4 melanomas, 5 are needed"),
-        (50, 4, "too small: 4 benign lesions, 5 are needed"),
-    ],
+    [(5, 5, ""), (4, 50, "too small: 4 melanomas, 5 are needed"), (50, 4, "too small: 4 benign lesions, 5 are needed")],
 )
 def test_a_group_needs_five_of_each_class(melanomas, benign, note):
     n = melanomas + benign
@@ -128,7 +124,7 @@ def test_bands_begin_at_their_lower_bound():
     ]
     sizes = np.array([640 * 480, 1920 * 1080, 4000 * 3000, 6000 * 4000]) / 1e6
     assert band_of(sizes, subgroups.SIZE_BANDS).tolist() == [
-        *("under 1 megapixel", "1 to 4", "4 to 16", "16 megapixels and more"),
+        *("under 1 megapixel", "1 to 4", "4 to 16", "16 megapixels and more")
     ]
 
 

@@ -16,41 +16,13 @@ LABELS = np.array([0, 0, 1, 0, 1, 1, 0, 0])
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.02])
 WHAT = "test: 8 images, 3 melanoma"
 LOG = [
-    {
-        "epoch": 1,
-        "train_loss": 0.3,
-        "val_loss": 0.4,
-        "val_auc": 0.6,
-        "like_distance": 0.5,
-        "unlike_distance": 0.6,
-    },
-    {
-        "epoch": 2,
-        "train_loss": 0.2,
-        "val_loss": 0.25,
-        "val_auc": 0.8,
-        "like_distance": 0.4,
-        "unlike_distance": 0.7,
-    },
-    {
-        "epoch": 3,
-        "train_loss": 0.1,
-        "val_loss": 0.3,
-        "val_auc": 0.7,
-        "like_distance": 0.3,
-        "unlike_distance": 0.8,
-    },
+    {"epoch": 1, "train_loss": 0.3, "val_loss": 0.4, "val_auc": 0.6, "like_distance": 0.5, "unlike_distance": 0.6},
+    {"epoch": 2, "train_loss": 0.2, "val_loss": 0.25, "val_auc": 0.8, "like_distance": 0.4, "unlike_distance": 0.7},
+    {"epoch": 3, "train_loss": 0.1, "val_loss": 0.3, "val_auc": 0.7, "like_distance": 0.3, "unlike_distance": 0.8},
 ]
 BAND = np.array([0, 0.5, 1]), np.array([0, 0.6, 1]), np.array([0.3, 0.9, 1])
 ROWS = [
-    {
-        "attribute": "sex",
-        "group": "female",
-        "n": 1200,
-        "n_melanoma": 80,
-        "auc": 0.81,
-        "auc_interval": [0.75, 0.86],
-    },
+    {"attribute": "sex", "group": "female", "n": 1200, "n_melanoma": 80, "auc": 0.81, "auc_interval": [0.75, 0.86]},
     {"attribute": "sex", "group": "male", "n": 1300, "n_melanoma": 90, "auc": 0.79, "auc_interval": None},
     {
         "attribute": "site",
@@ -234,11 +206,7 @@ def test_calibration_shows_shares_counts_and_wilson_intervals():
 def test_learning_curves_show_losses_auc_distances_and_the_best_epoch():
     figure = curves.learning_curves(LOG, 2, WHAT)
     upper, middle, lower = figure.axes
-    assert (middle.get_ylabel(), lower.get_ylabel(), lower.get_xlabel()) == (
-        "validation AUC",
-        "mean distance",
-        "epoch",
-    )
+    assert (middle.get_ylabel(), lower.get_ylabel(), lower.get_xlabel()) == ("validation AUC", "mean distance", "epoch")
     for axes, expected in (
         (
             upper,

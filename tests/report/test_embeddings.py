@@ -128,7 +128,4 @@ def test_images_of_one_size_have_one_colour_whatever_their_class():
 
 
 def test_one_image_has_a_map(tmp_path):
-    save(
-        embeddings.tsne_panels(POINTS[:1], LABELS[:1], SCORES[:1], np.array([np.nan]), WHAT),
-        tmp_path / "map.png",
-    )
+    save(embeddings.tsne_panels(POINTS[:1], LABELS[:1], SCORES[:1], np.array([np.nan]), WHAT), tmp_path / "map.png")

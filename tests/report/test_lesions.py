@@ -106,11 +106,7 @@ def test_texts_are_shortened_in_their_middle_and_odd_characters_replaced():
 
 
 def test_no_text_of_a_card_covers_another_or_leaves_it():
-    long = [
-        "called melanoma",
-        *["100.0 % of the validation images"] * 6,
-        "unlike anything seen: do not trust it",
-    ]
+    long = ["called melanoma", *["100.0 % of the validation images"] * 6, "unlike anything seen: do not trust it"]
     row = [Neighbour("ISIC_0000000_downsampled_more", grey(1), 12.345)] * 5
     figure = lesion_card("/" + "folder/" * 20, grey(0), np.eye(4), long, row, row)
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -153,11 +149,7 @@ def test_error_gallery_shows_each_image_with_its_name_and_probability(tmp_path):
     missed, alarms = figure.subfigs
     assert missed.get_suptitle() == "14 false negatives (melanomas called benign); the 2 of lowest probability"
     assert alarms.get_suptitle() == "1 false positives (benign lesions called melanoma); the 1 of highest probability"
-    assert [axes.get_title() for axes in missed.axes[:3]] == [
-        "ISIC_1\np = 0.0123",
-        "a_name_t…too_long\np = 0.2",
-        "",
-    ]
+    assert [axes.get_title() for axes in missed.axes[:3]] == ["ISIC_1\np = 0.0123", "a_name_t…too_long\np = 0.2", ""]
     assert alarms.axes[0].get_title() == "a$b$\np = 0.987"
     shown = [np.asarray(axes.images[0].get_array())[0, 0, 0] for axes in figure.axes if axes.images]
     assert shown == [10, 20, 30]

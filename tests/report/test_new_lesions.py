@@ -298,11 +298,7 @@ def test_the_heat_map_explains_the_runs_own_score(machine, folder, monkeypatch):
     run = predict.load_run(machine)
     [view] = run.feed.batches([run.feed.cache.rows([sorted(machine.train_image.iterdir())[8].stem])])
     by_hand = unlabelled.grad_cam(
-        run.network,
-        view[0].numpy(),
-        panel.make_ensemble([run]).scorers[0],
-        run.references,
-        run.reference_labels,
+        run.network, view[0].numpy(), panel.make_ensemble([run]).scorers[0], run.references, run.reference_labels
     )
     assert by_hand is not None
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)

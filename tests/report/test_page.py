@@ -288,10 +288,7 @@ def test_every_figure_is_embedded_whole_with_its_caption_and_alt_text(page):
 def test_a_figure_that_was_not_drawn_says_why(page):
     assert "not computed: no column of the table has groups" in page.texts
     figures = {"ROC_curve.png": None}
-    for reasons, said in (
-        ({"auc": "no melanoma", "ROC_curve.png": "no room"}, "no room"),
-        ({}, "no reason given"),
-    ):
+    for reasons, said in (({"auc": "no melanoma", "ROC_curve.png": "no room"}, "no room"), ({}, "no reason given")):
         assert f"not computed: {said}" in Page(render({**METRICS, "not_computed": reasons}, figures)).texts
 
 
@@ -308,10 +305,7 @@ def test_headline_metrics_stand_with_intervals_and_counts():
     assert tiles == {
         "ROC AUC": ("0.812", "95 % interval 0.770 to 0.850"),
         "sensitivity": ("0.848", "95 % interval 0.760 to 0.920; 67 true positives of 79 melanomas"),
-        "specificity": (
-            "0.687",
-            "95 % interval (Wilson) 0.656 to 0.717; 606 true negatives of 882 benign lesions",
-        ),
+        "specificity": ("0.687", "95 % interval (Wilson) 0.656 to 0.717; 606 true negatives of 882 benign lesions"),
         "sensitivity at 90 % specificity": ("0.532", "95 % interval 0.420 to 0.630"),
         "average precision": ("0.300", "chance: 0.082"),
         "accuracy": ("0.701", "always benign: 0.918"),

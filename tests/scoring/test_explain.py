@@ -99,10 +99,7 @@ def test_a_turned_image_has_the_turned_map_in_eight_views(settings):
     network = build_network(image_size=64, embedding_dim=8, normalize=True, **settings)
     prototypes = np.random.default_rng(0).normal(size=(2, 8))
     heat = heat_of(network, noise(64), *prototypes, views=8)
-    for turned, expected in (
-        (np.rot90(noise(64)), np.rot90(heat)),
-        (noise(64)[:, ::-1], heat[:, ::-1]),
-    ):
+    for turned, expected in ((np.rot90(noise(64)), np.rot90(heat)), (noise(64)[:, ::-1], heat[:, ::-1])):
         again = heat_of(network, turned, *prototypes, views=8)
         np.testing.assert_allclose(again, expected, atol=1e-4 * np.abs(heat).max())
     assert np.abs(heat - heat[:, ::-1]).max() > 0.1 * np.abs(heat).max()

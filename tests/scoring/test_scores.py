@@ -71,9 +71,7 @@ def test_score_keeps_its_digits_far_from_the_origin(offset):
     embeddings, references = random_embeddings(30, 0) + offset, random_embeddings(40, 1) + offset
     labels = np.arange(40) % 2
     np.testing.assert_allclose(
-        score_of("distance", embeddings, references, labels),
-        slow_score(embeddings, references, labels),
-        atol=1e-3,
+        score_of("distance", embeddings, references, labels), slow_score(embeddings, references, labels), atol=1e-3
     )
 
 

@@ -25,13 +25,7 @@ def torchrun_command(config: Config, processes: int) -> tuple[list[str], dict[st
     """Return the command that runs train.py with these settings in several processes, and its environment."""
     settings = config.run_dir.with_name("settings.json")
     settings.write_text(json.dumps(to_dict(config)))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={processes}",
-        "--standalone",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     command += [str(ROOT / "train.py"), f"--config={settings}"]
     return command, {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -61,12 +55,7 @@ def losses(config: Config) -> list[list[float]]:
             "schedule": "cosine",
             "views": "wider",
         },
-        {
-            "pairs": "batch",
-            "head": "bce",
-            "normalize": True,
-            "frozen_blocks": 1,
-        },
+        {"pairs": "batch", "head": "bce", "normalize": True, "frozen_blocks": 1},
     ],
     ids=["independent", "batch", "everything", "frozen"],
 )

@@ -384,8 +384,5 @@ def test_the_commit_is_stored_and_marked_where_the_work_tree_differs(tmp_path, m
 
 def test_a_lock_that_cannot_be_held_is_one_line(config):
     (config.run_dir / "lock").mkdir(parents=True)
-    with (
-        pytest.raises(InputError, match=r"runs/one cannot be written: Is a directory"),
-        lock_run(config.run_dir),
-    ):
+    with pytest.raises(InputError, match=r"runs/one cannot be written: Is a directory"), lock_run(config.run_dir):
         pytest.fail("it was held")

@@ -20,7 +20,7 @@ test_labels = "data/ISIC_2020_Test_Metadata.csv"  # CSV naming the test images
 duplicates = None  # ISIC_2020_Training_Duplicates.csv: one image of each pair is kept (none: all are)
 cache_dir = "cache"  # folder of the decoded images
 workers = 0  # threads that decode images (0: one for each core)
-deterministic = False  # on CUDA too, compute the same bits each time, more slowly (the CPU always does)
+deterministic = False  # on CUDA, compute the same bits each time, more slowly
 skip_unreadable = False  # leave out images that cannot be decoded
 
 split = "patient"  # patient: 5 folds, no patient in two parts; published: by image, as published figures

@@ -126,49 +126,24 @@ class SiameseNetwork(nn.Module):
         return self
 
 
-def build_network(
-    backbone: str,
-    image_size: int,
-    embedding_dim: int,
-    *,
-    weights: str = "none",
-    grid: int = 1,
-    normalize: bool = False,
-    dropout: float = 0.0,
-    head: bool = False,
-) -> SiameseNetwork:
-    """Return the Siamese network around a backbone by name, weights drawn from torch's global generator.
+def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
+    """Return the network that the settings describe, its weights drawn from torch's global generator.
 
     It is in channels-last memory, the layout in which pixels are stored and convolutions are fastest.
 
-    Parameters
-    ----------
-    weights, grid : of a torchvision backbone, see `TorchvisionBackbone`
-    normalize, dropout, head : see `SiameseNetwork`
+    weights : of a torchvision backbone, see `TorchvisionBackbone`
 
     Raises
     ------
     InputError : unknown backbone, or weights that are missing or do not fit
     """
-    is_conv3 = backbone == "conv3"
-    body = Conv3(image_size) if is_conv3 else TorchvisionBackbone(backbone, image_size, weights, grid)
-    network = SiameseNetwork(body, embedding_dim, normalize, dropout, head)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
-
-
-def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
-    """Return the network that the settings describe."""
-    return build_network(
-        config.backbone,
-        config.image_size,
-        config.embedding_dim,
-        weights=weights,
-        grid=config.grid,
-        normalize=config.normalize,
-        dropout=config.dropout,
-        head=config.head != "none",
-    )
+    if config.backbone == "conv3":
+        backbone: Backbone = Conv3(config.image_size)
+    else:
+        backbone = TorchvisionBackbone(config.backbone, config.image_size, weights, config.grid)
+    head = config.head != "none"
+    network = SiameseNetwork(backbone, config.embedding_dim, config.normalize, config.dropout, head)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 # --- loss ---
@@ -191,8 +166,7 @@ def contrastive_terms(distance: Tensor, same: Tensor, margin: float, positive_ma
     margin : distance past which unlike pairs add nothing
     positive_margin : distance below which like pairs add nothing (0 in the paper; tuned in Musgrave et al. 2020)
     """
-    far = F.relu(distance - positive_margin) if positive_margin else distance
-    return 0.5 * torch.where(same, far, F.relu(margin - distance)).square()
+    return 0.5 * torch.where(same, F.relu(distance - positive_margin), F.relu(margin - distance)).square()
 
 
 def hardest(terms: Tensor, groups: Tensor, share: float) -> Tensor:
@@ -222,24 +196,6 @@ def weighted_mean(terms: Tensor, weights: Tensor | None = None, active_only: boo
     weights = torch.ones_like(terms) if weights is None else weights
     counted = weights * (terms > 0) if active_only else weights
     return (weights * terms).sum() / counted.sum().clamp(min=torch.finfo(terms.dtype).tiny)
-
-
-def head_loss(logits: Tensor, labels: Tensor, kind: str, melanoma_weight: float = 1.0) -> Tensor:
-    """Return the head's mean loss: binary cross-entropy, or with `kind` focal the focal loss (Lin et al. 2017, eq. 4).
-
-    Parameters
-    ----------
-    logits : float tensor of shape (B,), log odds of melanoma
-    labels : int tensor of shape (B,)
-    kind : bce or focal
-    melanoma_weight : weight of a melanoma against a benign image's 1
-    """
-    truth = labels.to(logits.dtype)
-    if kind == "focal":
-        terms = import_torchvision().ops.sigmoid_focal_loss(logits, truth, alpha=-1, gamma=FOCUS)
-    else:
-        terms = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return weighted_mean(terms, 1 + (melanoma_weight - 1) * truth)
 
 
 @dataclass(frozen=True)
@@ -277,10 +233,19 @@ class SiameseLoss:
         return loss + self.of_head(logits, labels), measures
 
     def of_head(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of the head, a scalar; 0 without a head. Logits and labels are (B,)."""
+        """Return the head's mean loss, a scalar: binary cross-entropy, or focal loss (Lin et al. 2017, eq. 4).
+
+        logits : float tensor of shape (B,), log odds of melanoma; without a head their loss is 0
+        labels : int tensor of shape (B,)
+        """
         if self.head == "none":
             return logits.new_zeros(())
-        return head_loss(logits, labels, self.head, self.melanoma_weight)
+        truth = labels.to(logits.dtype)
+        if self.head == "focal":
+            terms = import_torchvision().ops.sigmoid_focal_loss(logits, truth, alpha=-1, gamma=FOCUS)
+        else:
+            terms = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        return weighted_mean(terms, 1 + (self.melanoma_weight - 1) * truth)
 
     def of_pairs(
         self, embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, same: Tensor, mined_share: float = 1.0

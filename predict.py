@@ -300,7 +300,7 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
 def load_ensembles(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Ensemble]:
     """Load runs, by default the machine's one, as an ensemble for each test part, and print what they are."""
     runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
-    say(f"predicting on {describe_device(runs[0].device, runs[0].dtype)}")
+    say(f"predicting on {describe_device(runs[0].feed.device, runs[0].dtype)}")
     say("scoring the validation images, which choose scorer, calibration and threshold")
     ensembles = [make_ensemble(members, choices) for members in by_test_part(runs)]
     for ensemble in ensembles:
@@ -336,7 +336,8 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
         network = network_of(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    run_folder.load_weights(network, state, path)
+    with run_folder.fitting(path):
+        network.load_state_dict(state["model"])
     network = network.to(device)
 
     table = run_folder.read_split(config.run_dir)
@@ -363,7 +364,6 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
         test_views=config.test_views,
         settings=to_dict(config),
         network=network,
-        head=network.head is not None,
         dtype=dtype,
         table=table,
         feed=feed,

@@ -121,7 +121,6 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     learner = Learner(
         network,
         config.epochs * steps,
-        config.batch_size,
         config.learning_rate,
         config.schedule,
         config.backbone_rate,

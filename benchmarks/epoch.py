@@ -35,7 +35,7 @@ from melanoma.data.decoding import find_images
 from melanoma.data.feed import Feed
 from melanoma.training.learner import Learner
 from melanoma.training.progress import Meter
-from modules import build_network, contrastive_terms, loss_of, pair_distance
+from modules import contrastive_terms, loss_of, network_of, pair_distance
 
 SIZE = 128
 REPEATS = 3  # of train.py's loop and of its arithmetic alone, in turn; the least of each counts
@@ -80,7 +80,7 @@ def plain_epoch(folder: Path, n_pairs: int, batch_size: int, workers: int) -> fl
     device = choose_device("auto")
     paths = list(find_images(folder).values())
     loader = DataLoader(FilePairs(paths, *draw_pairs(len(paths), n_pairs)), batch_size, num_workers=workers)
-    network = build_network("conv3", SIZE, 128)
+    network = network_of(Config(recipe="baseline", image_size=SIZE))
     network.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     start = time.perf_counter()
@@ -104,9 +104,9 @@ def own_epoch(folder: Path, n_pairs: int, batch_size: int, cache_dir: Path) -> t
     labels = labels_of(len(cache.pixels))
     pairs = PairDataset(cache, np.arange(len(labels)), labels, *draw_pairs(len(cache.pixels), n_pairs))
     feed = Feed(cache, device)
-    network = build_network("conv3", SIZE, 128).to(device)
+    network = network_of(Config(recipe="baseline", image_size=SIZE)).to(device)
     # at a constant rate the number of steps does not matter
-    learner = Learner(network, 1, batch_size, BASELINE["learning_rate"], dtype=dtype)
+    learner = Learner(network, 1, BASELINE["learning_rate"], dtype=dtype)
     loss_function = loss_of(Config(recipe="baseline"))
 
     def epoch(part: PairDataset) -> float:

@@ -50,7 +50,7 @@ def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]
     pairs, same = sample_pairs(labels, np.random.default_rng(0))
     kept = steps * config.batch_size if steps else len(pairs)
     network = network_of(config).to(device)
-    learner = Learner(network, 1, config.batch_size, config.learning_rate, dtype=dtype)
+    learner = Learner(network, 1, config.learning_rate, dtype=dtype)
     loss = loss_of(config)
     feed = Feed(cache, device)
     ready = time.perf_counter() - start

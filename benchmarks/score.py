@@ -20,7 +20,7 @@ import torch
 from sklearn.metrics import pairwise_distances
 from synthetic import alone, peak_memory
 
-from melanoma.scoring.scores import mean_distance
+from melanoma.scoring.scores import mean_distances
 
 
 def plain(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def plain(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 def blocks(embeddings: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Return the mean distances as predict.py computes them."""
-    return mean_distance(torch.from_numpy(embeddings), torch.from_numpy(references)).numpy()
+    return mean_distances(torch.from_numpy(embeddings), torch.from_numpy(references), [len(references)])[0].numpy()
 
 
 def measure(

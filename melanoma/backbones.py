@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,9 +27,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, mean: tuple[float, ...] | list[float] = CHANNEL_MEAN, std: tuple[float, ...] | list[float] = CHANNEL_STD
-    ) -> None:
+    def __init__(self, mean: Sequence[float] = CHANNEL_MEAN, std: Sequence[float] = CHANNEL_STD) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -81,8 +79,7 @@ class TorchvisionBackbone(Backbone):
 
     Raises
     ------
-    InputError : no such model or weights; weights that cannot be fetched, read, or do not fit; no convolutions
-        for a grid; images of this size are not for this model
+    InputError : no such model or weights; no convolutions for a grid; images of this size are not for this model
     """
 
     def __init__(self, name: str, image_size: int, weights: str, grid: int = 1) -> None:
@@ -92,26 +89,25 @@ class TorchvisionBackbone(Backbone):
         if name not in names:
             raise InputError(f"backbone is {shown(name)}: it must be conv3 or one of torchvision's {', '.join(names)}")
         published = models.get_model_weights(name).DEFAULT
+        transforms = published.transforms()
+        self.normalize = Normalize(transforms.mean, transforms.std)
+        self.grid = grid
         options: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
         if name in ("googlenet", "inception_v3"):
             options = {"aux_logits": False, "init_weights": True}
         try:
             model = models.get_model(name, weights=None, **options)
-        except AssertionError as error:
-            raise _wrong_size(name, image_size, error) from error
-        _cut_classifier(model, name)
-        self.grid = grid
-        if weights != "none":
-            state = _published_state(published, name) if weights == "imagenet" else _read_state(Path(weights))
-            _fill(model, state, f"backbone_weights {weights}", name)
-        transforms = published.transforms()
-        self.normalize = Normalize(transforms.mean, transforms.std)
-        self.model = model if grid == 1 else _convolutions(model, name)
-        try:
+            _cut_classifier(model, name)
+            self.model = model if grid == 1 else _convolutions(model, name)
             with torch.no_grad():
                 self.features = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
         except (AssertionError, RuntimeError) as error:
-            raise _wrong_size(name, image_size, error) from error
+            what = f"backbone {name} takes no images of {image_size} px ({str(error).splitlines()[0]})"
+            raise InputError(f"{what}: choose another --image-size or backbone") from error
+        if weights == "imagenet":
+            _fill(model, _published_state(published, name), "imagenet", name)
+        elif weights != "none":
+            _fill(model, _read_state(Path(weights)), weights, name)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features, (B, F), of images, float (B, 3, S, S) in 0..1."""
@@ -139,9 +135,8 @@ class TorchvisionBackbone(Backbone):
 def import_torchvision() -> ModuleType:
     """Import torchvision, which conv3 does without.
 
-    Its compiled operators are built for one build of torch; with another (the CPU build beside PyPI's wheel) they do
-    not load, which torchvision tolerates but for two lines that name nms and qnms. The backbones need neither, so
-    the two are declared and the import is tried again.
+    Its compiled operators are built for one build of torch. With another (the CPU build beside PyPI's wheel) importing
+    it fails for nms and qnms alone; the backbones need neither, so they are declared and the import is tried again.
     """
     try:
         import torchvision
@@ -154,25 +149,20 @@ def import_torchvision() -> ModuleType:
     return torchvision
 
 
-def _wrong_size(name: str, image_size: int, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0]
-    return InputError(
-        f"backbone {name} takes no images of {image_size} px ({reason}): choose another --image-size or backbone"
-    )
-
-
 def _cut_classifier(model: nn.Module, name: str) -> None:
     """Replace a classifier's last linear layer by nothing, and switch its dropout off."""
-    path, last = next(
-        ((p, m) for p, m in reversed(list(model.named_modules())) if isinstance(m, nn.Linear)), ("", None)
-    )
-    top = path.partition(".")[0]
-    if last is None or top != list(dict(model.named_children()))[-1]:
+    linear = [path for path, part in model.named_modules() if isinstance(part, nn.Linear)]
+    top = _last_child(model)
+    if not linear or linear[-1].partition(".")[0] != top:
         raise InputError(f"backbone {name} does not end in a linear layer: choose another")
-    model.set_submodule(path, nn.Identity())
-    for inner_path, inner in list(model.named_modules()):
-        if inner_path.partition(".")[0] in (top, "dropout") and isinstance(inner, nn.Dropout):
-            model.set_submodule(inner_path, nn.Identity())
+    model.set_submodule(linear[-1], nn.Identity())
+    for path, part in model.named_modules():
+        if path.partition(".")[0] in (top, "dropout") and isinstance(part, nn.Dropout):
+            part.p = 0.0
+
+
+def _last_child(model: nn.Module) -> str:
+    return [name for name, _ in model.named_children()][-1]
 
 
 def _convolutions(model: nn.Module, name: str) -> nn.Module:
@@ -199,32 +189,24 @@ def _published_state(published: Any, name: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Return the state dict in a file; nothing in the file can run code."""
+def _read_state(path: Path) -> Any:
+    """Return what is in a file of weights; nothing in the file can run code."""
     if not is_file(path):
         raise InputError(f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
         raise InputError(f"backbone_weights {path} is damaged or no state dict: pass another") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"backbone_weights {path} is no state dict: it must map names to tensors, pass another")
-    return state
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+def _fill(model: nn.Module, state: Any, source: str, name: str) -> None:
     """Load a state dict; its classifier may be there or not, everything else must."""
-    classifier = list(dict(model.named_children()))[-1]
-    own = model.state_dict()
-    missing = [key for key in own if key not in state and key.partition(".")[0] != classifier]
-    odd = [
-        key for key in own if key in state and (state[key].shape, state[key].is_complex()) != (own[key].shape, False)
-    ]
-    if missing or odd:
-        what = f"lacks {missing[0]}" if missing else f"has another shape of {odd[0]}"
-        raise InputError(
-            f"{source} does not fit {name}: it {what} ({len(missing)} missing, {len(odd)} of another shape)"
-        )
-    model.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    try:
+        missing = model.load_state_dict(state, strict=False).missing_keys
+    except Exception as error:  # torch raises many kinds for what is no state dict, or has other shapes
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"backbone_weights {source} does not fit {name}: {reason}") from error
+    classifier = _last_child(model)
+    lacks = [key for key in missing if key.partition(".")[0] != classifier]
+    if lacks:
+        raise InputError(f"backbone_weights {source} does not fit {name}: it lacks {lacks[0]} ({len(lacks)} missing)")

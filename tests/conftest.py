@@ -30,6 +30,7 @@ from config import Config
 from melanoma.data import download
 from melanoma.data.cache import ImageCache
 from melanoma.report import style as figures
+from modules import SiameseNetwork, network_of
 
 HEADER = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
 
@@ -57,6 +58,14 @@ def pytest_terminal_summary(terminalreporter):  # no type: pytest 8.2 did not ex
         terminalreporter.section("generated cases")
         for line in summary(COUNTS):
             terminalreporter.write_line(line)
+
+
+def build_network(
+    backbone: str, image_size: int, embedding_dim: int, weights: str = "none", head: bool = False, **settings: Any
+) -> SiameseNetwork:
+    """The network of the outline's settings, but for these."""
+    settings |= {"backbone": backbone, "image_size": image_size, "embedding_dim": embedding_dim}
+    return network_of(Config(recipe="baseline", head="bce" if head else "none", **settings), weights)
 
 
 @pytest.fixture(scope="session")
@@ -236,7 +245,7 @@ def zip_of(files: dict[str, bytes], folder: str = "") -> bytes:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyServer]:
     """A web server that can be told to misbehave; transfers from it are in small chunks and do not wait."""
     monkeypatch.setattr(download, "CHUNK", 512)
-    monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(download, "sleep", lambda _: None)
     monkeypatch.setenv("NO_PROXY", "*")
     server = FaultyServer()
     yield server

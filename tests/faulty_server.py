@@ -31,7 +31,6 @@ class Served:
     no_length: bool = False
     stall: float = 0.0  # seconds of silence before the body
     rate: float = 0.0  # seconds between two blocks of 4 KiB
-    head: bool = True
     location: str | None = None
 
 
@@ -75,22 +74,14 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.answer(with_body=False)
-
     def do_GET(self) -> None:
-        self.answer(with_body=True)
-
-    def answer(self, with_body: bool) -> None:
         headers = self.headers
         self.server.requests.append(Request(self.command, self.path, headers.get("Range"), headers.get("If-Range")))
         self.close_connection = True
         served = self.server.files.get(self.path)
         if served is None:
             return self.send(404)
-        if not with_body and not served.head:
-            return self.send(405)
-        if with_body and served.statuses:
+        if served.statuses:
             return self.send(served.statuses.popleft())
         if served.location:
             return self.send(302, {"Location": served.location})
@@ -109,13 +100,12 @@ class Handler(BaseHTTPRequestHandler):
         optional = {"ETag": served.etag, "Last-Modified": served.last_modified}
         fields |= {name: value for name, value in optional.items() if value}
         self.send(status, fields)
-        if with_body:
-            self.server.ended.wait(served.stall)
-            cut = served.cuts.popleft() if served.cuts else served.cut_all
-            self.write(body[:cut], served.rate)
-            if cut is not None and served.reset:
-                linger = struct.pack("ii", 1, 0)
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.server.ended.wait(served.stall)
+        cut = served.cuts.popleft() if served.cuts else served.cut_all
+        self.write(body[:cut], served.rate)
+        if cut is not None and served.reset:
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         return None
 
     def send(self, status: int, fields: dict[str, str] | None = None) -> None:

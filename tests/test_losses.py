@@ -13,11 +13,11 @@ from melanoma.scoring.scores import score_all
 from modules import (
     FOCUS,
     MEASURES,
+    Conv3,
     SiameseLoss,
-    build_network,
+    SiameseNetwork,
     contrastive_terms,
     hardest,
-    head_loss,
     pair_distance,
     weighted_mean,
 )
@@ -159,6 +159,10 @@ def test_the_mean_of_nothing_is_0_and_moves_nothing(active_only):
 
 
 # --- head ---
+
+
+def head_loss(logits: Tensor, labels: Tensor, kind: str, melanoma_weight: float = 1.0) -> Tensor:
+    return SiameseLoss(head=kind, melanoma_weight=melanoma_weight).of_head(logits, labels)
 
 
 def slow_head(logits: Tensor, labels: Tensor, kind: str, melanoma_weight: float) -> float:
@@ -320,7 +324,7 @@ def train_and_measure(seed: int, inverted: bool) -> tuple[float, float, float]:
     images, labels = draw_lesions(128, 32, seed)
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    network = build_network("conv3", SIDE, 16)
+    network = SiameseNetwork(Conv3(SIDE), 16)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(8):
         pairs, same = sample_pairs(labels, rng)

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import build_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
 from melanoma.backbones import CHANNEL_MEAN, CHANNEL_STD, Normalize, TorchvisionBackbone, field_means
 from melanoma.common.errors import InputError
-from modules import Conv3, SiameseNetwork, build_network, network_of
+from modules import Conv3, SiameseNetwork, network_of
 
 
 def images(n: int = 4, side: int = 32) -> Tensor:

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import cache_of, everything
+from conftest import build_network, cache_of, everything
 from sklearn.metrics import roc_auc_score
 
 import train
@@ -25,7 +25,7 @@ from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import SCORERS, score_all
 from melanoma.training import learner as learning
 from melanoma.training import run_folder as checkpoint
-from modules import MEASURES, SiameseLoss, build_network, loss_of, network_of
+from modules import MEASURES, SiameseLoss, loss_of, network_of
 
 
 def log_of(config: Config) -> list[dict]:

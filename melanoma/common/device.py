@@ -70,11 +70,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed blocks for reuse; does nothing on other systems.
 
-    By default glibc maps each large block anew and returns it to the system when freed, so every step of a
-    training on the CPU pays a page fault for each 4 KB of its activations: half of the time. mallopt(3) is the
-    documented way to raise the two thresholds, and it must come before the first large tensor. One arena for all
-    threads, and blocks of 128 MB and more still mapped each time, keep what is held from crumbling: 2.7 GB instead
-    of 3.1 at conv3, 128 px, 256 pairs, for 2 % of the speed.
+    By default it maps each large block anew, and page faults take half of a training step on the CPU. mallopt(3) must
+    come before the first large tensor. One arena for all threads, and blocks of 128 MB and more still mapped each
+    time, keep what is held from crumbling: 2.7 GB instead of 3.1 at conv3, 128 px, 256 pairs, for 2 % of the speed.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -87,8 +85,6 @@ def keep_freed_memory() -> None:
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch says that the device's memory is too small: CUDA's, MPS's or the CPU's."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
     return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
 
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Iterable
-
-_BRIEF = reprlib.Repr()
-_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 200
 
 
 class InputError(ValueError):
     """The user's input (a file, a flag, a setting) is wrong; the message says what, where and what to do.
 
-    Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback. Whatever a
-    message quotes, it is one line that a terminal shows and does not obey (`printable`).
+    Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback.
     """
 
     def __init__(self, message: str) -> None:
@@ -34,16 +29,12 @@ def brief(text: str, most: int = 80) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message quotes it: as Python writes it, but never long, whatever the value is."""
-    try:
-        text = _BRIEF.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        text = f"a {type(value).__name__} too long to write"
-    return brief(text)
+    """Return a value as a message quotes it: as Python writes it, shortened."""
+    return brief(repr(value))
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:
     """Return names as a message lists them: the first ones, and how many more there are."""
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(brief(printable(brief(str(name), 40)), 40) for name in names[:most]) + more
+    return ", ".join(brief(printable(str(name)), 40) for name in names[:most]) + more

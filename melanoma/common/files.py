@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,12 @@ from melanoma.common.errors import InputError
 
 def is_file(path: Path) -> bool:
     """Whether it is a file; False, too, where the system does not let us see."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(path)  # noqa: PTH113 (Path.is_file raises then)
 
 
 def is_folder(path: Path) -> bool:
     """Whether it is a folder; False, too, where the system does not let us see."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises then)
 
 
 def read_text(path: Path, what: str, advice: str) -> str:
@@ -38,53 +31,36 @@ def read_text(path: Path, what: str, advice: str) -> str:
 
     Parameters
     ----------
-    what, advice : how the message of an error begins and ends: which file it is, and what to do
+    what, advice : begin and end of error messages: which file it is, and what to do
 
     Raises
     ------
     InputError : it does not exist, is not a file (a pipe would be waited for), cannot be read, or is no UTF-8 text
     """
     try:
-        is_regular = stat.S_ISREG(path.stat().st_mode)
-        text = path.read_bytes().decode("utf-8-sig") if is_regular else ""
+        if path.exists() and not path.is_file():
+            raise InputError(f"{what} is not a file: {advice}")
+        return path.read_bytes().decode("utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{what} does not exist: {advice}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{what} is no UTF-8 text, see byte {error.start:,}: {advice}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} cannot be read: {getattr(error, 'strerror', error)}: {advice}") from None
-    if not is_regular:
-        raise InputError(f"{what} is not a file: {advice}")
-    return text
-
-
-def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises
-    ------
-    ValueError : no JSON, or nested too deeply
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    except OSError as error:
+        raise InputError(f"{what} cannot be read: {error.strerror}: {advice}") from None
 
 
 def read_json(path: Path, what: str, advice: str) -> Any:
     """Return the value in a JSON file; arguments and errors as `read_text`, and no JSON is an error too."""
     text = read_text(path, what, advice)
     try:
-        return parse_json(text)
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is no JSON: {error}: {advice}") from None
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under a temporary name and move it into place: it is old or new, never half. Makes its folder.
 
-    Parameters
-    ----------
     write : writes the file at the path that it is given
 
     Raises
@@ -116,16 +92,9 @@ def remove_halves(folder: Path, names: Container[str] | None = None) -> None:
 
 
 def need_room(folder: Path, need: int, what: str, advice: str) -> None:
-    """Check free disk space.
+    """Raise InputError unless so many bytes are free on the disk of a folder.
 
-    Parameters
-    ----------
-    need : bytes
-    what, advice : how the message of an error begins and ends: what is full, and what to do but to free some room
-
-    Raises
-    ------
-    InputError : less is free than needed
+    what, advice : begin and end of the message: what is full, and what to do but to free some room
     """
     free = shutil.disk_usage(folder).free
     if need > free:
@@ -133,12 +102,7 @@ def need_room(folder: Path, need: int, what: str, advice: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless it is there.
-
-    Raises
-    ------
-    InputError : it cannot be made
-    """
+    """Make a folder and those above it, unless it is there; an InputError says why it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -149,7 +113,7 @@ def cannot_write(path: Path, error: OSError) -> InputError:
     """Return what to tell the user when the system refuses to write a file."""
     return InputError(
         f"{path} cannot be written: {error.strerror or error}; what was there is unchanged: free some room or choose "
-        "another folder, and run the same command again"
+        "another folder"
     )
 
 
@@ -170,13 +134,9 @@ def locked(file: Path, refusal: str) -> Iterator[None]:
 
     Makes the folder, and removes it at the end if it is new and still empty.
 
-    Parameters
-    ----------
-    refusal : message of the error if another process holds the lock
-
     Raises
     ------
-    InputError : another process holds it, or it cannot be written
+    InputError : another process holds it, which is told by `refusal`, or it cannot be written
     """
     new = not is_folder(file.parent)
     make_folder(file.parent)

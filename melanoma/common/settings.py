@@ -10,11 +10,10 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import os
-import sys
-import tokenize
-import types
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +21,6 @@ from typing import Any, NoReturn
 
 from melanoma.common.errors import InputError, brief, listed, printable, shown
 from melanoma.common.files import read_json
-
-LONGEST_TEXT = 4096  # characters of a path, Linux's limit
 
 Allowed = tuple[str, Callable[[Any], bool]]  # in words for the error message, and as a test
 
@@ -81,30 +78,23 @@ def complete(settings: Any, recipe: Mapping[str, Any]) -> list[str]:
     """
     problems = []
     own: type = type(settings)
-    kinds = field_types(own)
     for item in dataclasses.fields(settings):
-        value, kind = getattr(settings, item.name), kinds[item.name]
-        where = "" if value is None or value is not item.default else f"{_place(type(settings), item.name)}: "
+        value, told = getattr(settings, item.name), item.name
+        kinds, allowed = _kinds(item), item.metadata["allowed"]
         if value is None:
             value = recipe.get(item.name)
-        if Path in _members(kind) and isinstance(value, (str, Path)) and _can_name(str(value)):
+        elif value is item.default:
+            told = f"{inspect.getfile(own)}, line {_line(own, item.name)[0]}: {told}"
+        if Path in kinds and isinstance(value, (str, Path)):
             value = Path(os.path.expanduser(value)).absolute()  # noqa: PTH111 (Path.expanduser raises for ~unknown)
-        elif kind is float and type(value) is int and abs(value) < 2**53:
+        elif float in kinds and type(value) is int and abs(value) < 2**53:
             value = float(value)
         object.__setattr__(settings, item.name, value)  # as a frozen dataclass does itself
-        told, allowed = f"{where}{item.name} is {shown(value)}", item.metadata["allowed"]
-        if isinstance(value, (str, Path)) and not _can_name(str(value)):
-            problems.append(f"{told}: no file or device can have that name")
-        elif not _is_a(value, kind):
-            problems.append(f"{told}: it must be of type {_name(kind)}")
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            problems.append(f"{told} is {shown(value)}: it must be of type {_name(kinds)}")
         elif allowed and not allowed[1](value):
-            problems.append(f"{told}: it must be {allowed[0]}")
+            problems.append(f"{told} is {shown(value)}: it must be {allowed[0]}")
     return problems
-
-
-def is_machine(settings: type, name: str) -> bool:
-    """Return whether a field belongs to the machine (True) or to the experiment (False)."""
-    return bool(settings.__dataclass_fields__[name].metadata["machine"])  # type: ignore[attr-defined]
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -120,7 +110,7 @@ def from_dict(settings: type, values: Mapping[str, Any], source: str) -> Any:
     ------
     InputError : a name that is no setting, or a value of the wrong type or range
     """
-    unknown = sorted(map(str, set(values) - set(field_types(settings))))
+    unknown = sorted(map(str, set(values) - _names(settings)))
     if unknown:
         raise InputError(f"{source}: unknown settings {listed(unknown)}")
     try:
@@ -131,12 +121,14 @@ def from_dict(settings: type, values: Mapping[str, Any], source: str) -> Any:
 
 def experiment(settings: Any) -> dict[str, Any]:
     """Return the fields that define the experiment, as JSON values."""
-    return {name: value for name, value in to_dict(settings).items() if not is_machine(type(settings), name)}
+    machine = {item.name for item in dataclasses.fields(settings) if item.metadata["machine"]}
+    return {name: value for name, value in to_dict(settings).items() if name not in machine}
 
 
 def with_machine(stored: Mapping[str, Any], machine: Any, source: str) -> Any:
     """Return the stored experiment on this machine: its paths and device come from `machine`."""
-    here = {name: value for name, value in to_dict(machine).items() if is_machine(type(machine), name)}
+    replaced = experiment(machine)
+    here = {name: value for name, value in to_dict(machine).items() if name not in replaced}
     return from_dict(type(machine), {**stored, **here}, source)
 
 
@@ -176,7 +168,7 @@ class Parser(argparse.ArgumentParser):
 class _HelpAll(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         for action in parser._actions:
-            action.help = getattr(action, "rare", action.help)
+            action.help = getattr(action, "full_help", action.help)
         parser.print_help()
         parser.exit()
 
@@ -185,34 +177,35 @@ def add_flags(
     parser: Parser, settings: type, recipes: Mapping[str, Mapping[str, Any]], only_machine: bool = False
 ) -> None:
     """Add a flag for each field (`only_machine`: for the machine's fields alone) and, unless so, --config."""
-    recipe = getattr(settings, "recipe", None)  # the value of its line
-    of_recipe = recipes.get(recipe, {}) if isinstance(recipe, str) else {}
-    kinds, comments = field_types(settings), _comments(settings)
+    recipe = settings.recipe  # type: ignore[attr-defined]
+    of_recipe = recipes.get(recipe, {})
     group: Any = parser
     if not only_machine:
         parser.add_argument("--config", type=Path, metavar="FILE", help="config.json of an earlier run")
     for item in dataclasses.fields(settings):
-        own = item.metadata
+        own, kinds = item.metadata, _kinds(item)
         if own["group"]:
             group = parser.add_argument_group(own["group"])
         if only_machine and not own["machine"]:
             continue
-        kind, rare, help = kinds[item.name], own["rare"], comments.get(item.name, (0, ""))[1]
-        if item.default is not None:
-            help += f" ({_text(item.default)})"
-        elif item.name in of_recipe:
-            help += f" ({recipe}: {_text(of_recipe[item.name])})"
-        options: dict[str, Any] = {"default": argparse.SUPPRESS}
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            options |= {"type": _reader(kind), "choices": own["choices"]}
-            options["metavar"] = _name(kind).upper() if not own["choices"] else "NAME"
+        value, source = item.default, ""
+        if value is None and item.name in of_recipe:
+            value, source = of_recipe[item.name], f"{recipe}: "
+        if isinstance(value, bool):
+            value = str(value).lower()
+        shown_value = "" if value is None else f" ({source}{value})"
+        help = (_line(settings, item.name)[1] + shown_value).replace("%", "%%")
+        options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
+        if bool not in kinds:
+            metavar = "NAME" if own["choices"] else _name(kinds).upper()
+            options = {"type": _reader(kinds), "choices": own["choices"], "metavar": metavar}
         action = group.add_argument(
-            f"--{item.name.replace('_', '-')}", help=argparse.SUPPRESS if rare else help.replace("%", "%%"), **options
+            f"--{item.name.replace('_', '-')}",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS if own["rare"] else help,
+            **options,
         )
-        if rare:
-            action.rare = help.replace("%", "%%")
+        action.full_help = help
 
 
 def from_flags(settings: type, recipes: Mapping[str, Mapping[str, Any]], arguments: argparse.Namespace) -> Any:
@@ -220,14 +213,14 @@ def from_flags(settings: type, recipes: Mapping[str, Mapping[str, Any]], argumen
 
     Precedence, weakest first: the lines of the file, --config, --recipe, the other flags.
     """
-    kinds = field_types(settings)
-    flags = {name: value for name, value in vars(arguments).items() if name in kinds}
+    names = _names(settings)
+    flags = {name: value for name, value in vars(arguments).items() if name in names}
     base: dict[str, Any] = {}
-    for name in ("config", "recipe"):
-        if getattr(arguments, name, None) == []:  # some versions of argparse make this of `--recipe=--`
-            raise InputError(f"--{name} has no value: give it one")
     if getattr(arguments, "config", None):
-        base = _read_json(arguments.config)
+        what, advice = f"--config {arguments.config.absolute()}", "pass a run's config.json"
+        base = read_json(arguments.config, what, advice)
+        if not isinstance(base, dict):
+            raise InputError(f"{what} holds no settings: {advice}")
         from_dict(settings, base, str(arguments.config))  # its faults are told as its own
     if "recipe" in flags:
         base |= recipes[flags["recipe"]]
@@ -250,83 +243,32 @@ def replaced_lines(settings: Any, recipe: Mapping[str, Any], arguments: argparse
     ]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    advice = "pass a run's config.json"
-    values = read_json(path, f"--config {path.absolute()}", advice)
-    if not isinstance(values, dict):
-        raise InputError(f"--config {path.absolute()} holds no settings: {advice}")
-    return values
-
-
 @functools.cache
-def _comments(settings: type) -> dict[str, tuple[int, str]]:
-    """Return line number and comment of each plain line `name = value  # comment` of a class's file."""
-    path = sys.modules[settings.__module__].__file__
-    assert path is not None
-    found: dict[str, tuple[int, str]] = {}
-    name, before = "", None
-    with Path(path).open(encoding="utf-8") as file:
-        for token in tokenize.generate_tokens(file.readline):
-            if token.type == tokenize.NAME and token.start[1] == 0:
-                name = token.string
-            elif token.type == tokenize.OP and before == name and token.string in "=:":
-                found.setdefault(name, (token.start[0], ""))
-            elif token.type == tokenize.COMMENT and found.get(name, (0,))[0] == token.start[0]:
-                found[name] = (token.start[0], token.string.lstrip("# "))
-            before = token.string
-    return found
+def _line(settings: type, name: str) -> tuple[int, str]:
+    """Return number and comment of the plain line `name = value  # comment` of a class's file."""
+    text = Path(inspect.getfile(settings)).read_text(encoding="utf-8")
+    found = re.search(rf"^{name}\b[^=\n]*=.*?(?:# (.*))?$", text, re.MULTILINE)
+    return (text.count("\n", 0, found.start()) + 1, found[1] or "") if found else (0, "")
 
 
-def _place(settings: type, name: str) -> str:
-    """Return file and line of a setting's plain line."""
-    path = Path(str(sys.modules[settings.__module__].__file__))
-    return f"{path}, line {_comments(settings).get(name, (0, ''))[0]}"
+def _names(settings: type) -> set[str]:
+    return {item.name for item in dataclasses.fields(settings)}
 
 
-@functools.cache
-def field_types(settings: type) -> dict[str, Any]:
-    """Return the type of each field."""
-    return typing.get_type_hints(settings)
+def _kinds(item: dataclasses.Field[Any]) -> tuple[Any, ...]:
+    """Return the types that a field's value may have."""
+    return typing.get_args(item.type) or (item.type,)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+def _name(kinds: tuple[Any, ...]) -> str:
+    return " or ".join(kind.__name__.replace("NoneType", "none") for kind in kinds).lower()
 
 
-def _is_a(value: Any, annotation: Any) -> bool:
-    for kind in _members(annotation):
-        if kind is Path and isinstance(value, Path):
-            return True
-        if type(value) is kind:  # exactly: True is no int here
-            return True
-    return False
-
-
-def _can_name(text: str) -> bool:
-    """Return whether a file can have this path: not too long, no NUL, no half of a character."""
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return len(text) <= LONGEST_TEXT and "\0" not in text
-
-
-def _name(annotation: Any) -> str:
-    names = [kind.__name__.replace("NoneType", "none") for kind in _members(annotation)]
-    return " or ".join(names).lower()
-
-
-def _reader(annotation: Any) -> Callable[[str], Any]:
-    if type(None) not in _members(annotation):
-        return annotation
-    [kind] = set(_members(annotation)) - {type(None)}
+def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
+    """Return what makes a flag's text a value."""
 
     def read(text: str) -> Any:
-        return None if text.lower() in ("", "none") else kind(text)
+        return None if type(None) in kinds and text.lower() in ("", "none") else kinds[0](text)
 
-    read.__name__ = _name(kind)  # argparse names it in its error
+    read.__name__ = kinds[0].__name__  # argparse names it in its error
     return read
-
-
-def _text(default: Any) -> str:
-    return str(default).lower() if isinstance(default, bool) else str(default)

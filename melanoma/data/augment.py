@@ -155,24 +155,19 @@ def apply_views(images: Tensor, views: Views) -> Tensor:
     mean = (moved.mean(dim=(2, 3)) * views.gain).mean(dim=1)[:, None, None, None]  # of the brightened image
     offset = mean * (1 - views.contrast)[:, None, None, None]
     shown = moved.mul_(scale).add_(offset).clamp_(0, 1)
-    if views.hair is not None:
-        rows = _changed(views.hair[:, 0, 4] > 0)
-        shown[rows] = _draw_hairs(shown[rows], views.hair[rows])
-    if views.square is not None:
-        rows = _changed(views.square[:, 2] > 0)
-        shown[rows] = _hide_square(shown[rows], views.square[rows])
-    if views.blur is not None:
-        rows = _changed(views.blur > 0)
-        shown[rows] = _blur(shown[rows], views.blur[rows])
-    if views.noise is not None:
-        rows = _changed(views.noise > 0)
-        shown[rows] = _quantise_blocks(shown[rows], views.noise[rows])
+    changes = (
+        (_draw_hairs, views.hair),
+        (_hide_square, views.square),
+        (_blur, views.blur),
+        (_quantise_blocks, views.noise),
+    )
+    for change, part in changes:
+        if part is not None:
+            changed = part.reshape(len(part), -1)[:, -1] > 0  # the last number is 0 where an image has no change
+            # on a GPU all of them, as selecting would wait for the GPU
+            rows = changed.nonzero()[:, 0] if changed.device.type == "cpu" else slice(None)
+            shown[rows] = change(shown[rows], part[rows])
     return shown
-
-
-def _changed(chosen: Tensor) -> Tensor | slice:
-    """Return the images that have a change; on a GPU all of them, as selecting would wait for the GPU."""
-    return chosen.nonzero()[:, 0] if chosen.device.type == "cpu" else slice(None)
 
 
 def _centres(side: int, device: torch.device) -> Tensor:
@@ -257,8 +252,6 @@ def _sampling_grid(affine: Tensor, side: int) -> Tensor:
 
 def show(images: Tensor, views: Views | None) -> Tensor:
     """Return the views of uint8 images (B, S, S, 3), or the images as they are.
-
-    On the CPU a few images at a time, so that they stay in the processor's cache.
 
     Returns
     -------

@@ -31,13 +31,7 @@ class Findings:
 
 
 def check_images(names: Collection[str], paths: Mapping[str, Path]) -> Findings:
-    """Decode every image file of a folder and compare the folder with the names in a CSV.
-
-    Parameters
-    ----------
-    names : of the images in the CSV
-    paths : image file of each name in the folder
-    """
+    """Decode every image file of a folder, by name in `paths`, and compare the folder with the names in a CSV."""
     threads = os.cpu_count() or 1
     with hidden_warnings():
         found = map_ahead(is_readable, paths.values(), threads, 4 * threads)

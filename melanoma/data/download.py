@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import struct
 import sys
 import zipfile
-import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any
 
 import requests
 from tqdm import tqdm
@@ -35,35 +32,31 @@ class RemoteFile:
 
     address: str
     entries: int
+    gigabytes: float = 0.0  # 10⁹ bytes, of a zip
 
     @property
     def file_name(self) -> str:
         return self.address.rpartition("/")[2]
 
 
-# By the setting that each file is for: addresses and counts as on the challenge's page.
+# By the setting that each file is for: addresses, counts and sizes as on the challenge's page.
 DOWNLOAD_PAGE = "https://challenge2020.isic-archive.com/"
 _ISIC_2020 = "https://isic-challenge-data.s3.amazonaws.com/2020/ISIC_2020_"
 DOWNLOADS: dict[str, RemoteFile] = {
     "train_labels": RemoteFile(_ISIC_2020 + "Training_GroundTruth.csv", entries=33_126),
     "duplicates": RemoteFile(_ISIC_2020 + "Training_Duplicates.csv", entries=425),
-    "train_image": RemoteFile(_ISIC_2020 + "Training_JPEG.zip", entries=33_126),
+    "train_image": RemoteFile(_ISIC_2020 + "Training_JPEG.zip", entries=33_126, gigabytes=23),
     "test_labels": RemoteFile(_ISIC_2020 + "Test_Metadata.csv", entries=10_982),
-    "test_image": RemoteFile(_ISIC_2020 + "Test_JPEG.zip", entries=10_982),
+    "test_image": RemoteFile(_ISIC_2020 + "Test_JPEG.zip", entries=10_982, gigabytes=6.7),
 }
 IMAGE_FOLDERS = {"train_image": "train", "test_image": "test"}
 
 CHUNK = 2**16  # bytes
 TIMEOUT = (20, 60)  # seconds: to connect, and between two bytes
-TRIES = 8  # in a row without a new byte: about two minutes
-FIRST_TRIES = 3  # before the first byte
-FIRST_WAIT = 1.0  # seconds between two tries, doubled each time
-LONGEST_WAIT = 60.0
-TEMPORARY = (408, 416, 429)  # and 5xx: statuses after which another try may succeed
-PLAIN = {"Accept-Encoding": "identity"}  # so that a range is of the file's own bytes
+WAITS = (1, 2, 4, 8, 16, 32, 60)  # seconds before each further try in a row without a new byte
+FIRST_WAITS = WAITS[:2]  # before the first byte
+TEMPORARY = (408, 429)  # and 5xx: statuses after which another try may succeed
 AGAIN = "run the same command again to resume"
-# What zipfile raises for a damaged archive.
-DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 def download_isic(folder: Path, with_test: bool = False) -> None:
@@ -77,18 +70,13 @@ def download_isic(folder: Path, with_test: bool = False) -> None:
     chosen = {name: remote for name, remote in DOWNLOADS.items() if with_test or not name.startswith("test")}
     targets = {name: folder / IMAGE_FOLDERS.get(name, remote.file_name) for name, remote in chosen.items()}
     with locked(folder / ".download.lock", f"another download into {folder} is running: wait, or stop it"):
-        archives = {
-            folder / chosen[name].file_name: name
-            for name in IMAGE_FOLDERS
-            if name in chosen and not _is_complete(targets[name], chosen[name])
-        }
-        for archive, name in archives.items():
-            _check_room(archive, chosen[name], targets[name])
+        images = [name for name in IMAGE_FOLDERS if name in chosen and _is_needed(chosen[name], targets[name])]
         for name, target in targets.items():
             if name not in IMAGE_FOLDERS:
                 fetch(chosen[name], target)
                 _check_rows(chosen[name], target)
-        for archive, name in archives.items():
+        for name in images:
+            archive = folder / chosen[name].file_name
             fetch(chosen[name], archive)
             written = unpack(archive, targets[name], chosen[name].entries)
             archive.unlink()
@@ -97,18 +85,18 @@ def download_isic(folder: Path, with_test: bool = False) -> None:
     print(f"all files are there: set these paths in config.py, or pass {flags}")
 
 
-def _is_complete(target: Path, remote: RemoteFile) -> bool:
-    """Return whether the images of an archive are there already, and say so."""
-    if not target.is_dir() or target.with_name(remote.file_name).exists():
+def _is_needed(remote: RemoteFile, target: Path) -> bool:
+    """Return whether an archive has images that are not there yet; if so, check that the disk has room for them."""
+    archive = target.with_name(remote.file_name)
+    images = [path for path in target.glob("*") if path.suffix.lower() in EXTENSIONS]
+    if len(images) >= remote.entries and not archive.exists():
+        print(f"{target}: {len(images):,} images are there already")
         return False
-    count = len(_images(target))
-    if count >= remote.entries:
-        print(f"{target}: {count:,} images are there already")
-    return count >= remote.entries
-
-
-def _images(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+    size = int(remote.gigabytes * 1e9)  # of the archive and of its images: JPEGs hardly shrink in a zip
+    unpacked = sum(image.stat().st_size for image in images)
+    need = max(0, size - arrived(archive)) + max(0, size - unpacked)
+    need_room(target.parent, need, str(target.parent), "choose another folder")
+    return True
 
 
 def _check_rows(remote: RemoteFile, path: Path) -> None:
@@ -116,16 +104,6 @@ def _check_rows(remote: RemoteFile, path: Path) -> None:
         rows = sum(bool(line.strip()) for line in file) - 1
     if rows != remote.entries:
         raise InputError(f"{path} has {rows:,} rows, {remote.entries:,} are published: delete or move it and {AGAIN}")
-
-
-def _check_room(archive: Path, remote: RemoteFile, target: Path) -> None:
-    """Check that the disk has room for the rest of an archive and for its images, if the server tells its size."""
-    here = arrived(archive)
-    size = here if archive.exists() else _remote_size(remote)
-    if size is not None:
-        unpacked = sum(image.stat().st_size for image in _images(target)) if target.is_dir() else 0
-        images = max(0, size - unpacked)  # JPEGs hardly shrink in a zip
-        need_room(archive.parent, size - here + images, str(archive.parent), "choose another folder")
 
 
 # --- transfer ---
@@ -140,118 +118,79 @@ def fetch(remote: RemoteFile, path: Path) -> None:
     """
     if path.exists():
         return
-    part = _part(path)
-    tries, failures, most = FIRST_TRIES, 0, _size(part)
+    waits, most = iter(FIRST_WAITS), arrived(path)
     while True:
         try:
-            _receive(remote, part)
+            _receive(remote, path)
             break
         except requests.RequestException as error:
-            if _size(part) > most:
-                tries, failures, most = TRIES, 0, _size(part)
-            failures += 1
-            if failures >= tries or not _is_temporary(error):
-                kept = f"{part} keeps the {_size(part) / 1e6:,.1f} MB that came; " if _size(part) else ""
+            if arrived(path) > most:
+                waits, most = iter(WAITS), arrived(path)
+            status = 500 if error.response is None else error.response.status_code
+            wait = next(waits, None) if status >= 500 or status in TEMPORARY else None
+            if wait is None:
                 raise InputError(
-                    f"{remote.address} cannot be fetched: {_reason(error)}; {kept}{AGAIN}; if the address has "
-                    f"changed, put that of {DOWNLOAD_PAGE} into DOWNLOADS in melanoma/data/download.py"
+                    f"{remote.address} cannot be fetched: {_reason(error)}; {AGAIN}; if the address has changed, put "
+                    f"that of {DOWNLOAD_PAGE} into DOWNLOADS in melanoma/data/download.py"
                 ) from error
-            wait = min(FIRST_WAIT * 2 ** (failures - 1), LONGEST_WAIT)
-            print(f"{path.name}: {_reason(error)}; next try in {wait:.0f} s", file=sys.stderr)
+            print(f"{path.name}: {_reason(error)}; next try in {wait} s", file=sys.stderr)
             sleep(wait)
         except OSError as error:
-            raise cannot_write(part, error) from error
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    _note(part).unlink(missing_ok=True)
-    print(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+            raise cannot_write(path, error) from error
+    _part(path).replace(path)
+    _note(path).unlink(missing_ok=True)
+    print(f"{path}: {arrived(path) / 1e6:,.1f} MB")
 
 
-def _receive(remote: RemoteFile, part: Path) -> None:
+def _receive(remote: RemoteFile, path: Path) -> None:
     """Receive a file, or the rest of it, in one answer of the server; RequestException if that ends early."""
-    here, note = _size(part), _read_note(part)
-    if here and here == note.get("size"):
+    here = arrived(path)
+    known = json.loads(_note(path).read_text(encoding="utf-8")) if _note(path).exists() else {}
+    if here and here == known.get("size"):
         return  # killed between the last byte and the final name
-    headers = dict(PLAIN)
-    if here and note.get("tag"):  # If-Range: the whole file comes if it is another version
-        headers |= {"Range": f"bytes={here}-", "If-Range": note["tag"]}
+    headers = {"Accept-Encoding": "identity"}  # so that a range is of the file's own bytes
+    if here and known.get("tag"):  # If-Range: the whole file comes if it is another version
+        headers |= {"Range": f"bytes={here}-", "If-Range": known["tag"]}
     with requests.get(remote.address, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # the file is shorter than the part: another version
-            part.unlink(missing_ok=True)
         answer.raise_for_status()
-        length = _length(answer)
-        if answer.status_code != 206:
+        length = int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
+        if answer.status_code != 206:  # the whole file
+            if here:
+                print(f"{path.name}: the server sends the file from its start", file=sys.stderr)
+            here = 0
             etag = answer.headers.get("ETag", "W/")  # a weak one does not promise equal bytes
             tag = answer.headers.get("Last-Modified") if etag.startswith("W/") else etag
-            part.write_bytes(b"")  # first: the bytes of one version never have the note of another
-            write_json(_note(part), {"tag": tag, "size": length})
-            if here:
-                print(f"{part.stem}: the server sends the file from its start", file=sys.stderr)
-            here = 0
+            _part(path).write_bytes(b"")  # first: the bytes of one version never have the note of another
+            write_json(_note(path), {"tag": tag, "size": length})
         size = None if length is None else here + length
-        bar = tqdm(desc=part.stem, total=size, initial=here, unit="B", unit_scale=True, leave=False, disable=None)
-        with bar, part.open("ab") as file:
+        bar = tqdm(desc=path.name, total=size, initial=here, unit="B", unit_scale=True, leave=False, disable=None)
+        with bar, _part(path).open("ab") as file:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
-    if size is not None and _size(part) != size:
-        raise requests.ConnectionError(f"{_size(part):,} of {size:,} bytes came")
-
-
-def _is_temporary(error: requests.RequestException) -> bool:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code in TEMPORARY or error.response.status_code >= 500
-    return isinstance(error, (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError))
+            os.fsync(file.fileno())
+    if size is not None and arrived(path) != size:
+        raise requests.ConnectionError(f"{arrived(path):,} of {size:,} bytes came")
 
 
 def _reason(error: BaseException) -> str:
-    """Return the system's own words for a failed request, where it has any, else those of requests."""
-    text = str(error)
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.strerror:
-            text = link.strerror
-        link = link.__cause__ or link.__context__
-    return text
-
-
-def _remote_size(remote: RemoteFile) -> int | None:
-    """Return the size of a remote file in bytes; None if the server does not say."""
-    try:
-        answer = requests.head(remote.address, headers=PLAIN, timeout=TIMEOUT, allow_redirects=True)
-    except requests.RequestException:
-        return None
-    return _length(answer) if answer.ok else None
-
-
-def _length(answer: requests.Response) -> int | None:
-    length = answer.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
+    """Return the words of the first cause of a failed request, the system's own where it has any."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return getattr(error, "strerror", None) or str(error)
 
 
 def arrived(path: Path) -> int:
     """Return how many bytes of a file are here, complete or not."""
-    return _size(path) or _size(_part(path))
+    return sum(file.stat().st_size for file in (path, _part(path)) if file.exists())
 
 
 def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-def _note(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _read_note(part: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(_note(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
+def _note(path: Path) -> Path:
+    return path.with_name(path.name + ".part.json")
 
 
 # --- archives ---
@@ -273,41 +212,27 @@ def unpack(archive: Path, folder: Path, entries: int) -> int:
     """
     try:
         with zipfile.ZipFile(archive) as zipped:
-            members = {Path(info.filename).name: info for info in zipped.infolist() if _is_image(info)}
+            members = {}
+            for info in zipped.infolist():
+                name = Path(info.filename).name
+                if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                    members[name] = info
             if len(members) != entries:
-                raise InputError(
-                    f"{archive} holds {len(members):,} images, {entries:,} are published: delete it and {AGAIN}"
-                )
+                raise InputError(f"{archive} has {len(members):,} images, not {entries:,}: delete it and {AGAIN}")
             sizes = {name: (folder / name).stat().st_size for name in members if (folder / name).is_file()}
             other = [name for name, size in sizes.items() if size != members[name].file_size]
             if other:
-                raise InputError(
-                    f"{folder} has {len(other):,} images of another size than in {archive} ({listed(other)}): "
-                    f"delete or move them, and {AGAIN}"
-                )
+                found = f"{len(other):,} images of another size than in {archive} ({listed(other)})"
+                raise InputError(f"{folder} has {found}: delete or move them, and {AGAIN}")
             left = [name for name in members if name not in sizes]
             total = sum(members[name].file_size for name in left)
             need_room(archive.parent, total, str(folder), "choose another folder")
             remove_halves(folder, members)
             for name in tqdm(left, desc=f"unpacking {archive.name}", unit="image", disable=None):
-                _write_member(zipped, members[name], folder / name)
-    except InputError:  # a ValueError too
+                data = zipped.read(members[name])  # checks the CRC-32
+                replace_file(folder / name, partial(Path.write_bytes, data=data))
+    except InputError:
         raise
-    except (OverflowError, *DAMAGED) as error:
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise InputError(f"{archive} is a damaged zip ({error}): delete it and {AGAIN}") from error
     return len(left)
-
-
-def _is_image(info: zipfile.ZipInfo) -> bool:
-    path = Path(info.filename)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-
-
-def _write_member(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
-    with zipped.open(info) as source:  # checks the CRC-32 at the end
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as target:
-                shutil.copyfileobj(source, target)
-
-        replace_file(path, write)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -43,27 +43,8 @@ RED = np.array([0.15, 0.95, 0.75], np.float32)[:, None, None]  # blood
 
 SITES = ("torso", "lower extremity", "upper extremity", "head/neck", "palms/soles", "oral/genital")
 SITE_SHARE = (0.52, 0.26, 0.15, 0.05, 0.01, 0.01)
-TRUTH_HEADER = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
-DUPLICATES_HEADER = "image_name_1,image_name_2"
-TEST_HEADER = "image,patient,age_approx,anatom_site_general,sex"
-
-
-@dataclass(frozen=True)
-class Photo:
-    """The metadata of one picture; blank strings are unknown, as in ISIC 2020."""
-
-    name: str
-    patient: str
-    sex: str
-    age: str
-    site: str
-    diagnosis: str
-    tone: Sequence[float]  # 3 numbers: bare skin of its patient, RGB in [0, 255]
-    stream: tuple[int, int, int]  # seed of the generator that draws it
-
-    @property
-    def melanoma(self) -> bool:
-        return self.diagnosis == "melanoma"
+METADATA = ["image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis"]
+TEST_HEADER = ["image", "patient", "age_approx", "anatom_site_general", "sex"]
 
 
 def patches(rng: np.random.Generator, width: int, height: int, cells: int) -> Array:
@@ -79,50 +60,46 @@ def step(x: Array) -> Array:
     return (1 + np.tanh(x / 2)) / 2
 
 
-def abcd(rng: np.random.Generator, melanoma: bool) -> NDArray[np.float64]:
-    """Asymmetry, border, colours and diameter of one lesion, each in (0, 1); the classes overlap in each."""
-    return rng.beta(5, 2, 4) if melanoma else rng.beta(2, 5, 4)
-
-
 def depth_inside(rng: np.random.Generator, asymmetry: float, border: float, x: Array, y: Array) -> Array:
     """How far inside the border each pixel lies, shape (H, W), < 0 outside; unit: the lesion's mean radius.
 
     x, shape (W,), and y, shape (H, 1), are the distances to the right of and below its middle, in that unit.
     """
-    turn, stretch = rng.uniform(0, np.pi), np.float32(rng.uniform(1, 1.25))
-    u = np.float32(np.cos(turn)) * x + np.float32(np.sin(turn)) * y
-    v = np.float32(np.cos(turn)) * y - np.float32(np.sin(turn)) * x
+    turn, stretch = rng.uniform(0, np.pi), rng.uniform(1, 1.25)
+    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    u, v = cos * x + sin * y, cos * y - sin * x
     away = np.hypot(u * stretch, v / stretch)
     angle = np.arctan2(v, u)
     for lobes in (2, 3, 5):
         size = (0.02 + 0.25 * asymmetry) * rng.normal() / lobes**0.5
-        away += np.float32(size) * np.cos(lobes * angle + np.float32(rng.uniform(0, 2 * np.pi)))
+        away += size * np.cos(lobes * angle + rng.uniform(0, 2 * np.pi))
     height, width = away.shape
-    ragged = patches(rng, width, height, 12) + np.float32(0.7) * patches(rng, width, height, 24)
-    return 1 - away + np.float32(0.02 + 0.14 * border) * ragged
+    ragged = patches(rng, width, height, 12) + 0.7 * patches(rng, width, height, 24)
+    return 1 - away + (0.02 + 0.14 * border) * ragged
 
 
 def pigment(rng: np.random.Generator, melanoma: bool, width: int, height: int) -> Array:
     """Absorption of one lesion, shape (3, H, W), 0 on bare skin: exp(-absorption) of the light comes back."""
-    asymmetry, border, colours, diameter = abcd(rng, melanoma)
-    radius = np.float32((0.17 + 0.12 * diameter + rng.uniform(0, 0.12)) * min(width, height))
+    # each in (0, 1); the classes overlap in each
+    asymmetry, border, colours, diameter = (rng.beta(5, 2, 4) if melanoma else rng.beta(2, 5, 4)).tolist()
+    radius = (0.17 + 0.12 * diameter + rng.uniform(0, 0.12)) * min(width, height)
     left, top = (rng.normal(0.5, 0.05, 2) * (width, height)).astype(np.float32)
     x = (np.arange(width, dtype=np.float32) - left) / radius
     y = (np.arange(height, dtype=np.float32)[:, None] - top) / radius
     inside = depth_inside(rng, asymmetry, border, x, y)
-    cover = step(inside / np.float32(rng.uniform(0.04, 0.12)))
+    cover = step(inside / rng.uniform(0.04, 0.12))
 
     # The darkest part sits in the middle of a benign lesion and to one side of an asymmetric one.
     side, tilt = rng.uniform(0, 2 * np.pi), asymmetry * rng.uniform(0.2, 0.7)
     density = 1 + np.float32(tilt * np.cos(side)) * x + np.float32(tilt * np.sin(side)) * y
-    density += np.float32(rng.uniform(-0.3, 0.5)) * np.clip(inside, -1, 1)
-    density += np.float32(0.05 + 0.5 * colours) * patches(rng, width, height, 7)
-    density += np.float32(0.15) * patches(rng, width, height, 40)  # globules and network
+    density += rng.uniform(-0.3, 0.5) * np.clip(inside, -1, 1)
+    density += (0.05 + 0.5 * colours) * patches(rng, width, height, 7)
+    density += 0.15 * patches(rng, width, height, 40)  # globules and network
     shades = BROWN
     for hue in (BLUE, RED):
-        share = np.float32(0.8 * colours) * step(4 * patches(rng, width, height, 6) - 2)
+        share = 0.8 * colours * step(4 * patches(rng, width, height, 6) - 2)
         shades = shades + share * (hue - shades)
-    absorbed = cover * np.maximum(density, np.float32(0.1)) * shades
+    absorbed = cover * np.maximum(density, 0.1) * shades
 
     # A lesion of many colours takes as much light as one of its size in plain brown would: without this the
     # mean colour of the picture would tell the class.
@@ -141,7 +118,7 @@ def hairs(rng: np.random.Generator, width: int, height: int) -> Array:
         curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * (start + bend + end) / 3 + t**2 * end
         draw.line([tuple(point) for point in curve], fill=220, width=1 + height // 300)
     cover: Array = np.asarray(picture.filter(ImageFilter.GaussianBlur(height / 600)), np.float32)
-    return cover / np.float32(255)
+    return cover / 255
 
 
 def light(rng: np.random.Generator, width: int, height: int) -> Array:
@@ -149,11 +126,10 @@ def light(rng: np.random.Generator, width: int, height: int) -> Array:
     x = np.linspace(-1, 1, width, dtype=np.float32)
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     across, down = rng.normal(0, 0.05, 2).astype(np.float32)
-    from_centre = np.hypot(x * np.float32(width / height), y)  # 1 at the long sides
-    gain = 1 + across * x + down * y - np.float32(rng.uniform(0, 0.08)) * from_centre**2
+    from_centre = np.hypot(x * (width / height), y)  # 1 at the long sides
+    gain = 1 + across * x + down * y - rng.uniform(0, 0.08) * from_centre**2
     if rng.random() < 0.3:
-        edge = np.float32(rng.uniform(1.1, 1.5))
-        gain *= np.float32(0.06) + np.float32(0.94) * step((edge - from_centre) * 30)
+        gain *= 0.06 + 0.94 * step((rng.uniform(1.1, 1.5) - from_centre) * 30)
     balance = rng.normal(1, 0.07) * rng.normal(1, 0.03, (3, 1, 1))
     return gain * balance.astype(np.float32)
 
@@ -161,50 +137,43 @@ def light(rng: np.random.Generator, width: int, height: int) -> Array:
 def lesion_image(
     rng: np.random.Generator, melanoma: bool, width: int, height: int, tone: Sequence[float]
 ) -> NDArray[np.uint8]:
-    """One synthetic dermoscopic picture.
+    """One synthetic dermoscopic picture, uint8 of shape (height, width, 3), RGB.
 
-    Parameters
-    ----------
-    rng : source of all its randomness
-    melanoma : which class its lesion is drawn from
-    width, height : in pixels
     tone : 3 numbers, RGB of the bare skin in [0, 255]
-
-    Returns
-    -------
-    uint8 array of shape (height, width, 3), RGB
     """
     absorbed = pigment(rng, melanoma, width, height)
     for size, cells in ((0.03, 8), (0.02, 60)):  # mottled skin
-        absorbed += np.float32(size) * patches(rng, width, height, cells) * RED
+        absorbed += size * patches(rng, width, height, cells) * RED
     seen = np.exp(-absorbed) * light(rng, width, height)
-    seen *= 1 - np.float32(0.8) * hairs(rng, width, height)
+    seen *= 1 - 0.8 * hairs(rng, width, height)
     seen *= np.asarray(tone, np.float32)[:, None, None]
-    seen += np.float32(2.5) * rng.standard_normal((height, width), np.float32)  # grain
+    seen += 2.5 * rng.standard_normal((height, width), np.float32)  # grain
     return np.ascontiguousarray(np.clip(seen, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
-def jpeg(photo: Photo) -> bytes:
-    """The file of one picture, drawn from its own generator."""
+def jpeg(photo: Any) -> bytes:
+    """The file of one picture, a row of `draw_photos`, drawn from its own generator."""
     rng = np.random.default_rng(photo.stream)
     width, height = SIZES[rng.integers(len(SIZES))]
     file = io.BytesIO()
-    picture = lesion_image(rng, photo.melanoma, width, height, photo.tone)
+    picture = lesion_image(rng, photo.diagnosis == "melanoma", width, height, photo.tone)
     Image.fromarray(picture).save(file, "JPEG", quality=88)
     return file.getvalue()
 
 
 def draw_photos(
     rng: np.random.Generator, numbers: NDArray[np.int64], n_melanoma: int, stream: tuple[int, int]
-) -> list[Photo]:
+) -> pd.DataFrame:
     """Draw the metadata of pictures: 2 to 10 pictures a patient, `n_melanoma` melanomas, some blank cells.
 
     Parameters
     ----------
-    rng : source of all randomness
     numbers : int array of shape (2, N): numbers for the names of the N pictures and of up to N patients
-    n_melanoma : how many of the N are melanomas
     stream : seed and set; with i they seed the generator of picture i
+
+    Returns
+    -------
+    columns METADATA (str), tone (RGB of the bare skin of its patient, in [0, 255]), stream (seed of its generator)
     """
     n = numbers.shape[1]
     owner = np.repeat(np.arange(n), rng.integers(2, 10, n))[:n]
@@ -219,14 +188,14 @@ def draw_photos(
     diagnosis[rng.choice(n, n_melanoma, replace=False)] = "melanoma"
     names = [f"ISIC_{number:07d}" for number in numbers[0]]
     patients = [f"IP_{number:07d}" for number in numbers[1, owner]]
-    streams = [(*stream, i) for i in range(n)]
-    columns = (sex.tolist(), age.tolist(), site.tolist(), diagnosis.tolist(), tone.tolist())
-    return [Photo(*row) for row in zip(names, patients, *columns, streams, strict=True)]
+    columns = (names, patients, sex, age, site, diagnosis)
+    table = pd.DataFrame(dict(zip(METADATA, columns, strict=True)))
+    return table.assign(tone=list(tone), stream=[(*stream, i) for i in range(n)])
 
 
-def csv_bytes(header: str, rows: Iterable[Sequence[str]]) -> bytes:
-    """A CSV file as ISIC writes it; no value holds a comma or needs quotes."""
-    return "".join(f"{line}\n" for line in [header, *map(",".join, rows)]).encode()
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """A CSV file as ISIC writes it."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -238,53 +207,51 @@ def write_file(path: Path, content: bytes) -> None:
         raise cannot_write(path, error) from error
 
 
-def write_demo(out: Path, n_images: int, seed: int) -> list[Photo]:
-    """Write the data set into folder `out` and return its training pictures in the order of the ground truth.
+def write_demo(out: Path, n_images: int, seed: int) -> None:
+    """Write the data set into folder `out`; n_images is of the training set, melanomas are a tenth of it.
 
     The same arguments give the same bytes. A folder that holds the same data set is completed or repaired; nothing is
     deleted.
 
     Raises
     ------
-    InputError : n_images or seed is out of range, `out` is a file or holds anything else, or it cannot be written
+    InputError : n_images is out of range, `out` is a file or holds anything else, or it cannot be written
     """
     if n_images < MIN_IMAGES:
         raise InputError(f"--images is {n_images}: it must be {MIN_IMAGES} or more")
-    if seed < 0:
-        raise InputError(f"--seed is {seed}: it must be 0 or more")
     rng = np.random.default_rng([seed, TABLE])
     numbers = rng.choice(10**7, (2, n_images + TEST_IMAGES), replace=False)
     train = draw_photos(rng, numbers[:, 1:n_images], round(n_images / 10), (seed, TRAIN))
     test = draw_photos(rng, numbers[:, n_images:], TEST_IMAGES // 10, (seed, TEST))
 
     # As in ISIC 2020, one picture appears twice, under two names.
-    original = next(photo for photo in train if not photo.melanoma)
-    duplicate = replace(original, name=f"ISIC_{numbers[0, 0]:07d}")
-    train = [[*train, duplicate][i] for i in rng.permutation(n_images)]
+    original = train[train["diagnosis"] != "melanoma"].head(1)
+    duplicate = original.assign(image_name=f"ISIC_{numbers[0, 0]:07d}")
+    train = pd.concat([train, duplicate]).iloc[rng.permutation(n_images)]
+    melanoma = train["diagnosis"] == "melanoma"
+    train = train.assign(benign_malignant=np.where(melanoma, "malignant", "benign"), target=melanoma.astype(int))
+    pair = pd.DataFrame({"image_name_1": original["image_name"], "image_name_2": duplicate["image_name"]})
+    metadata = test[["image_name", "patient_id", "age_approx", "anatom_site_general_challenge", "sex"]]
 
     # The ground truth is written first: a later run recognises the folder by it.
     truth_path = out / "ISIC_2020_Training_GroundTruth.csv"
-    verdicts = {False: ("benign", "0"), True: ("malignant", "1")}
-    rows = [(p.name, p.patient, p.sex, p.age, p.site, p.diagnosis, *verdicts[p.melanoma]) for p in train]
-    truth = csv_bytes(TRUTH_HEADER, rows)
+    truth = csv_bytes(train[[*METADATA, "benign_malignant", "target"]])
     known = truth_path.is_file() and truth_path.read_bytes() == truth
     if out.exists() and not known and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} is not an empty folder and not this data set: choose another")
     for folder in ("train", "test"):
         make_folder(out / folder)
     write_file(truth_path, truth)
-    pair = (original.name, duplicate.name)
-    write_file(out / "ISIC_2020_Training_Duplicates.csv", csv_bytes(DUPLICATES_HEADER, [pair]))
-    metadata = [(p.name, p.patient, p.age, p.site, p.sex) for p in test]
-    write_file(out / "ISIC_2020_Test_Metadata.csv", csv_bytes(TEST_HEADER, metadata))
+    write_file(out / "ISIC_2020_Training_Duplicates.csv", csv_bytes(pair))
+    write_file(out / "ISIC_2020_Test_Metadata.csv", csv_bytes(metadata.set_axis(TEST_HEADER, axis=1)))
 
     # Threads: NumPy and Pillow release Python's lock while they compute.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for folder, photos in (("train", train), ("test", test)):
+        for folder, table in (("train", train), ("test", test)):
+            photos = list(table.itertuples())
             for photo, content in zip(photos, pool.map(jpeg, photos), strict=True):
-                write_file(out / folder / f"{photo.name}.jpg", content)
+                write_file(out / folder / f"{photo.image_name}.jpg", content)
     print(
-        f"{out}: {len(train)} training images ({sum(p.melanoma for p in train)} melanomas, "
-        f"{len({p.patient for p in train})} patients) and {TEST_IMAGES} test images without labels"
+        f"{out}: {n_images} training images ({melanoma.sum()} melanomas, {train['patient_id'].nunique()} patients) "
+        f"and {TEST_IMAGES} test images without labels"
     )
-    return train

@@ -13,16 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.random import Generator
 
-from melanoma.evaluation.metrics import (
-    absent_class,
-    auc,
-    check_scores,
-    count_outcomes,
-    nested,
-    rate,
-    roc_counts,
-    weighted_metrics,
-)
+from melanoma.evaluation.metrics import absent_class, auc, evaluate, nested, roc_counts, weighted_metrics
 
 DRAWS = 2000
 INTERVAL = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # quantiles at its ends
@@ -50,7 +41,6 @@ def intervals(
     rng : source of the draws
     draws : number of bootstrap samples
     """
-    check_scores(labels, scores)
     blocks = [weighted_metrics(labels, scores, threshold, weights) for weights in weightings(groups, rng, draws)]
     return nested({name: percentiles(np.concatenate([own[name] for own in blocks])) for name in blocks[0]})
 
@@ -59,7 +49,6 @@ def auc_interval(
     labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, rng: Generator, draws: int = DRAWS
 ) -> list[float] | None:
     """Return the interval of the ROC AUC alone, [low, high]; None if a class is absent. See `intervals`."""
-    check_scores(labels, scores)
     return percentiles(_draw(lambda weights: auc(*roc_counts(labels, scores, weights)), groups, rng, draws))
 
 
@@ -74,7 +63,6 @@ def roc_band(
     -------
     1 - specificity, and the lowest and the highest sensitivity, float64 (101,) each
     """
-    check_scores(labels, scores)
     grid = np.linspace(0, 1, 101)
 
     def sensitivities(weights: np.ndarray) -> np.ndarray:
@@ -112,25 +100,22 @@ def compare(
     (Davison and Hinkley 1997, eq. 4.11); except for rounding, p < 0.05 if and only if the interval excludes 0.
     not_computed : the reason if a class is absent; the others are then None
     """
-    check_scores(labels, scores_a)
-    check_scores(labels, scores_b)
-
-    def both(weights: np.ndarray) -> np.ndarray:
-        aucs = [auc(*roc_counts(labels, scores, weights)) for scores in (scores_a, scores_b)]
-        return np.stack(aucs, axis=1)
-
-    reason = absent_class(labels)
+    reason = absent_class(len(labels), int(labels.sum()))
     if reason:
         return dict.fromkeys(("auc_a", "auc_b", "difference", "interval", "p")) | {"not_computed": reason}
-    a, b = both(np.ones((1, len(labels))))[0]
-    drawn = _draw(both, groups, rng, draws)
-    differences = drawn[:, 0] - drawn[:, 1]
+
+    def difference_of(weights: np.ndarray) -> np.ndarray:
+        return auc(*roc_counts(labels, scores_a, weights)) - auc(*roc_counts(labels, scores_b, weights))
+
+    once = np.ones((1, len(labels)))
+    a, b = (float(auc(*roc_counts(labels, scores, once))[0]) for scores in (scores_a, scores_b))
+    differences = _draw(difference_of, groups, rng, draws)
     differences = differences[~np.isnan(differences)]
     sides = [(differences <= 0).sum(), (differences >= 0).sum()]
     return {
-        "auc_a": float(a),
-        "auc_b": float(b),
-        "difference": float(a - b),
+        "auc_a": a,
+        "auc_b": b,
+        "difference": a - b,
         "interval": percentiles(differences),
         "p": min(1.0, float(2 * (min(sides) + 1) / (len(differences) + 1))),
         "not_computed": None,
@@ -138,30 +123,22 @@ def compare(
 
 
 def brief_metrics(table: pd.DataFrame, rng: Generator, draws: int = DRAWS) -> dict[str, Any]:
-    """Return the metrics of a fold or subgroup.
+    """Return {n, n_melanoma, auc, auc_interval, sensitivity, specificity} of a fold or subgroup.
 
-    Parameters
-    ----------
     table : judged lesions: columns label, probability, threshold and patient_id
-    rng, draws : see `intervals`
-
-    Returns
-    -------
-    {n, n_melanoma, auc, auc_interval, sensitivity, specificity}, the last two as `metrics.rate`
+    sensitivity, specificity : as `metrics.rate`
     """
     labels, scores, threshold, patients = (
         table[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
     )
-    check_scores(labels, scores)
-    tp, fp, tn, fn = count_outcomes(labels, scores, threshold).values()
-    value = auc(*roc_counts(labels, scores, np.ones((1, len(labels)))))[0]
+    metrics = evaluate(labels, scores, threshold)
     return {
-        "n": len(labels),
-        "n_melanoma": tp + fn,
-        "auc": None if np.isnan(value) else float(value),
+        "n": metrics["n"],
+        "n_melanoma": metrics["n_melanoma"],
+        "auc": metrics["auc"],
         "auc_interval": auc_interval(labels, scores, patients, rng, draws),
-        "sensitivity": rate(tp, tp + fn),
-        "specificity": rate(tn, tn + fp),
+        "sensitivity": metrics["rates"]["sensitivity"],
+        "specificity": metrics["rates"]["specificity"],
     }
 
 

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from melanoma.data.cache import ImageCache
 from melanoma.evaluation.bootstrap import DRAWS, auc_interval, compare
-from melanoma.evaluation.metrics import auc, average_precision, roc_counts, sensitivity_at
+from melanoma.evaluation.metrics import evaluate
 
 METADATA = ["age", "sex", "site"]
 COLOURS = [f"{channel}_{what}" for channel in ("red", "green", "blue") for what in ("mean", "spread")]
@@ -30,19 +30,14 @@ CONTROLS: dict[str, list[str]] = {
     "mean colour": COLOURS,
 }
 UNEVEN = 0.05  # a larger difference between the classes' shares of blanks is noted
-SPECIFICITY = 0.9  # at which sensitivity is given
 BLOCK = 64  # images at a time
 
 
 def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
-    """Fit gradient-boosted trees to some columns of one table; return the scores (N,) of another, large = melanoma.
+    """Fit gradient-boosted trees to some columns of a training part; return the scores (N,) of a test part.
 
     The trees take blanks and categories as they are. A column that is blank throughout training is left out; without
     any column all scores are 0.
-
-    Parameters
-    ----------
-    train, test : tables with the columns; train has `label` too
     """
     columns = [name for name in columns if (train[name].notna() & (train[name] != "")).any()]
     if not columns:
@@ -62,8 +57,7 @@ def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -
 def image_features(cache: ImageCache, names: Iterable[str]) -> pd.DataFrame:
     """Return the image features of the controls: a table with the names as its index.
 
-    Columns width, height (pixels) and bytes of the source file; mean and spread (standard deviation) of each colour of
-    the cached image, in 0..255.
+    Width, height (pixels) and bytes of the source file; mean and spread (standard deviation) of each colour, in 0..255.
     """
     names = list(names)
     rows = cache.rows(names)
@@ -119,22 +113,22 @@ def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = D
     labels, patients = scores["label"].to_numpy(), scores["patient_id"].to_numpy()
     rows = []
     for name, columns in CONTROLS.items():
-        values: list[float | None] = [None] * 3
-        interval, note = None, f"not computed: needs {', '.join(columns)}"
+        auc = interval = precision = sensitivity = None
+        note = f"not computed: needs {', '.join(columns)}"
         if name in scores:
             own = scores[name].to_numpy()
-            curve = roc_counts(labels, own, np.ones((1, len(own))))
-            found = [auc(*curve), average_precision(*curve), sensitivity_at(*curve, SPECIFICITY)]
-            values = [None if np.isnan(value[0]) else float(value[0]) for value in found]
+            metrics = evaluate(labels, own, 0.0)
+            auc, precision = metrics["auc"], metrics["average_precision"]
+            sensitivity = metrics["sensitivity_at_specificity"]["90%"]
             interval = auc_interval(labels, own, patients, rng, draws)
             note = _note(name, scores)
         rows.append(
             {
                 "name": name,
-                "auc": values[0],
+                "auc": auc,
                 "auc_interval": interval,
-                "average_precision": values[1],
-                "sensitivity_at_specificity": {f"{SPECIFICITY:.0%}": values[2]},
+                "average_precision": precision,
+                "sensitivity_at_specificity": {"90%": sensitivity},
                 "note": note,
             }
         )
@@ -143,7 +137,7 @@ def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = D
 
 def beaten(
     judged: pd.DataFrame, scores: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS
-) -> list[dict[str, Any]]:
+) -> dict[str, dict[str, Any]]:
     """Compare a network with each control on the images that both have judged, by a paired bootstrap over patients.
 
     Parameters
@@ -154,31 +148,24 @@ def beaten(
 
     Returns
     -------
-    rows {name, n, beaten, verdict} and `bootstrap.compare`, a the network, b the control. beaten : whether the 95 %
-    interval of the difference lies above 0; None without an AUC. verdict : the same in words
-
-    Raises
-    ------
-    ValueError : no image that both have judged
+    {beaten, verdict} by control. beaten : whether the 95 % interval of the difference of the AUCs lies above 0; None
+    without an AUC. verdict : the same in words
     """
     both = scores.merge(judged[["image_name", "probability"]], on="image_name", validate="one_to_one")
-    if both.empty:
-        raise ValueError("the network and the controls have judged no image in common")
     labels, patients = both["label"].to_numpy(), both["patient_id"].to_numpy()
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for name in (name for name in CONTROLS if name in both):
         found = compare(labels, both["probability"].to_numpy(), both[name].to_numpy(), patients, rng, draws)
-        better = None if found["interval"] is None else found["interval"][0] > 0
         alone = name if name == "always benign" else f"{name} alone"
-        if better is None:
-            verdict = f"not compared with {alone}: {found['not_computed']}"
-        else:
-            low, high = found["interval"]
-            verdict = (
-                f"{'better' if better else 'not better'} than {alone}: AUC {found['auc_a']:.3f} against "
-                f"{found['auc_b']:.3f}, difference {found['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-            )
-        rows.append({"name": name, "n": len(both), **found, "beaten": better, "verdict": verdict})
+        if found["interval"] is None:
+            rows[name] = {"beaten": None, "verdict": f"not compared with {alone}: {found['not_computed']}"}
+            continue
+        low, high = found["interval"]
+        verdict = (
+            f"{'better' if low > 0 else 'not better'} than {alone}: AUC {found['auc_a']:.3f} against "
+            f"{found['auc_b']:.3f}, difference {found['difference']:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+        )
+        rows[name] = {"beaten": low > 0, "verdict": verdict}
     return rows
 
 

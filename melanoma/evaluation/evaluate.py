@@ -38,15 +38,9 @@ def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def compare_runs(tables: Sequence[pd.DataFrame], names: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
-    """Compare two runs or ensembles, from their judgements of the same lesions, by AUC.
+    """Compare two runs or ensembles by AUC: `bootstrap.compare`, with the names of a and b and the number of lesions.
 
-    Parameters
-    ----------
     tables : two tables of image_name, patient_id, label, probability, in any order of the rows
-
-    Returns
-    -------
-    as `bootstrap.compare`, with the names of a and b and the number of lesions
 
     Raises
     ------
@@ -97,11 +91,9 @@ def measure_controls(
     if metadata is not None:
         folds = [fold.merge(metadata, on="image_name", how="left") for fold in folds]
     scores = control_scores(folds, features)
-    verdicts = {row["name"]: row for row in beaten(judged, scores, rng)}
-    return [
-        row | {key: verdicts.get(row["name"], {}).get(key) for key in ("beaten", "verdict")}
-        for row in control_table(scores, rng)
-    ]
+    verdicts = beaten(judged, scores, rng)
+    unknown = {"beaten": None, "verdict": None}
+    return [row | verdicts.get(row["name"], unknown) for row in control_table(scores, rng)]
 
 
 def metadata_notes(tables: Sequence[pd.DataFrame], metadata: pd.DataFrame | None, labels: Path) -> list[str]:

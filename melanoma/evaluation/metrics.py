@@ -38,13 +38,11 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
 
     Raises
     ------
-    ValueError : no lesions, arrays of different lengths, scores that are not finite, a threshold that is NaN
+    ValueError : scores that are not finite
     """
-    check_scores(labels, scores)
-    if np.isnan(threshold).any():
-        raise ValueError("the threshold is not a number")
     weighted = weighted_metrics(labels, scores, threshold, np.ones((1, len(labels))))
-    metrics = nested({name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()})
+    values = {name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()}
+    metrics = nested(values)
     counts = count_outcomes(labels, scores, threshold)
     tp, fp, tn, fn = counts.values()
     n, n_melanoma = len(labels), tp + fn
@@ -64,7 +62,7 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
         "counts": counts,
         "n": n,
         "n_melanoma": n_melanoma,
-        "not_computed": _reasons(metrics, counts, absent_class(labels)),
+        "not_computed": {name[0]: _reason(name[0], counts) for name, value in values.items() if value is None},
     }
 
 
@@ -92,21 +90,8 @@ def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np
     }
 
 
-def check_scores(labels: np.ndarray, scores: np.ndarray) -> None:
-    """Raise ValueError unless each label has one finite score, and there is at least one."""
-    if not len(labels):
-        raise ValueError("there are no lesions to evaluate")
-    if len(labels) != len(scores):
-        raise ValueError(f"{len(labels)} labels and {len(scores)} scores: each lesion needs one of each")
-    bad = np.flatnonzero(~np.isfinite(scores))
-    if len(bad):
-        where = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
-        raise ValueError(f"{len(bad)} of {len(scores)} scores are not finite, at index {where}")
-
-
-def absent_class(labels: np.ndarray) -> str | None:
-    """Return in words which class is absent from labels (N,), or None."""
-    n, n_melanoma = len(labels), int((labels == 1).sum())
+def absent_class(n: int, n_melanoma: int) -> str | None:
+    """Return in words which class is absent from n images, or None."""
     if n_melanoma == 0:
         return f"there is no melanoma among {n:,} images"
     if n_melanoma == n:
@@ -183,7 +168,13 @@ def roc_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> t
     -------
     tp, fp : float64 arrays of shape (B, L + 1), rising: 0 first, then one value for each of the L distinct scores from
         the highest down; the last is the total of the class. Equal scores enter together, so that ties count half
+
+    Raises
+    ------
+    ValueError : scores that are not finite
     """
+    if not np.isfinite(scores).all():
+        raise ValueError("there are scores that are not finite")
     order = np.argsort(-scores, kind="stable")
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # the last place of each score
     weights = weights[:, order]
@@ -209,15 +200,14 @@ def partial_auc(tp: np.ndarray, fp: np.ndarray, least: float = 0.8) -> np.ndarra
     y, x = divide(tp, tp[:, -1:]), divide(fp, fp[:, -1:])
     rise = np.diff(np.maximum(y, least))  # the part of each step above `least`
     run = np.diff(x)
-    share = np.divide(rise, np.diff(y), out=np.zeros_like(rise), where=rise > 0)
+    share = np.nan_to_num(divide(rise, np.diff(y)))
     area = (rise * (1 - x[:, 1:] + run * share / 2)).sum(axis=1)
     return np.where(np.isnan(x[:, -1] + y[:, -1]), np.nan, area)
 
 
 def average_precision(tp: np.ndarray, fp: np.ndarray) -> np.ndarray:
     """Return the average precision of ROC curves of `roc_counts`, float64 (B,): the mean precision at each melanoma."""
-    called = tp[:, 1:] + fp[:, 1:]
-    precision = np.divide(tp[:, 1:], called, out=np.zeros_like(called), where=called > 0)
+    precision = np.nan_to_num(divide(tp[:, 1:], tp[:, 1:] + fp[:, 1:]))
     return divide((precision * np.diff(tp)).sum(axis=1), tp[:, -1])
 
 
@@ -278,7 +268,6 @@ def calibration_slope(labels: np.ndarray, probabilities: np.ndarray, weights: np
 
 def divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Return part / whole, float64, NaN where whole is 0."""
-    whole = np.broadcast_to(whole, part.shape)
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole != 0)
 
 
@@ -287,22 +276,13 @@ def _counts_at(rates: dict[str, float | None], of: int) -> dict[str, dict[str, i
     return {name: None if value is None else {"hits": round(value * of), "of": of} for name, value in rates.items()}
 
 
-def _reasons(metrics: dict[str, Any], counts: dict[str, int], absent: str | None) -> dict[str, str]:
-    """Return the reason for each metric that is None or holds a None."""
-    called = None
-    if counts["tp"] + counts["fp"] == 0:
-        called = "no lesion is called melanoma"
-    elif counts["tn"] + counts["fn"] == 0:
-        called = "every lesion is called melanoma"
-    reasons = {}
-    for name, value in metrics.items():
-        if None in _leaves(value):
-            first, second = (called, absent) if name in ("precision", "npv") else (absent, called)
-            if name == "calibration_slope":
-                second = "the scores are all equal, or separate the classes"
-            reasons[name] = str(first or second)
-    return reasons
-
-
-def _leaves(value: Any) -> list[float | None]:
-    return [leaf for item in value.values() for leaf in _leaves(item)] if isinstance(value, dict) else [value]
+def _reason(name: str, counts: dict[str, int]) -> str:
+    """Return why a metric cannot be computed."""
+    tp, fp, tn, fn = counts.values()
+    absent = absent_class(tp + fp + tn + fn, tp + fn)
+    called = "no lesion is called melanoma" if tp + fp == 0 else "every lesion is called melanoma"
+    if name in ("precision", "npv"):
+        return called
+    if name == "calibration_slope":
+        return absent or "the scores are all equal, or separate the classes"
+    return absent or called

@@ -40,44 +40,39 @@ def subgroup_table(table: pd.DataFrame, rng: np.random.Generator, draws: int = D
     rows {attribute, group, note} and `bootstrap.brief_metrics`. If a class has fewer than 5 images, auc, auc_interval,
     sensitivity and specificity are None, and note is the reason
     """
-    return [
-        {"attribute": attribute, "group": group, **_metrics(table[members == group], rng, draws)}
-        for attribute, (members, names) in memberships(table).items()
-        for group in names
-    ]
+    rows = []
+    for attribute, groups in memberships(table).items():
+        for group in groups.categories:
+            metrics = _metrics(table[groups == group], rng, draws)
+            rows.append({"attribute": attribute, "group": group, **metrics})
+    return rows
 
 
-def memberships(table: pd.DataFrame) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Return, by attribute, the group of each lesion, str (N,), and the names of all groups in their order.
+def memberships(table: pd.DataFrame) -> dict[str, pd.Categorical]:
+    """Return the group of each lesion, by attribute; the categories are all groups in their order.
 
-    Empty bands are listed too, `unknown` only if it has lesions.
+    Empty bands are categories too, `unknown` only if it has lesions.
     """
-    found: dict[str, tuple[np.ndarray, list[str]]] = {}
+    found = {}
     for attribute in ("sex", "site"):
         if attribute in table:
-            members = table[attribute].fillna("").replace("", UNKNOWN).to_numpy(dtype=str)
-            found[attribute] = members, sorted(set(members.tolist()) - {UNKNOWN})
+            found[attribute] = pd.Categorical(table[attribute].where(~table[attribute].isin(["", UNKNOWN])))
     for column, attribute, bands in (
         ("age", "age", AGE_BANDS),
         ("megapixels", "image size", SIZE_BANDS),
         ("typology_angle", "skin tone (estimate)", SKIN_TONES),
     ):
         if column in table:
-            found[attribute] = band_of(table[column].to_numpy(float), bands), list(bands)
-    for members, names in found.values():
-        if UNKNOWN in members:
-            names.append(UNKNOWN)
+            edges = [*bands.values(), np.inf]
+            found[attribute] = pd.cut(table[column].to_numpy(float), edges, right=False, labels=list(bands))
+    for attribute, groups in found.items():
+        if groups.isna().any():
+            found[attribute] = groups.add_categories(UNKNOWN).fillna(UNKNOWN)
     return found
 
 
-def band_of(values: np.ndarray, bands: dict[str, float]) -> np.ndarray:
-    """Return the name of the band of each value, str (N,): the last whose lower bound it reaches; NaN is unknown."""
-    names = np.array([*bands, UNKNOWN])
-    place = np.searchsorted(list(bands.values()), values, side="right") - 1
-    return names[np.where(np.isnan(values), len(bands), np.maximum(place, 0))]
-
-
 def _metrics(table: pd.DataFrame, rng: np.random.Generator, draws: int) -> dict[str, Any]:
+    """Return `brief_metrics` and a note, or why the group is too small for them."""
     n, n_melanoma = len(table), int(table["label"].sum())
     for count, name in ((n_melanoma, "melanomas"), (n - n_melanoma, "benign lesions")):
         if count < LEAST:
@@ -105,8 +100,6 @@ def typology_angle(images: np.ndarray) -> np.ndarray:
     rim, hairs and parts of the lesion are excluded by their lightness. This is only an estimate: light and colours of
     dermoscopic photographs are not calibrated.
 
-    Parameters
-    ----------
     images : uint8 array of shape (N, S, S, 3), sRGB
 
     Returns
@@ -141,8 +134,4 @@ def srgb_to_lab(pixels: np.ndarray) -> np.ndarray:
 
 def _median(values: np.ndarray) -> np.ndarray:
     """Return the median of each row without its NaNs, float64 (N,); NaN where all are."""
-    ordered = np.sort(values, axis=1)  # NaNs come last
-    known = np.sum(~np.isnan(values), axis=1)
-    middle = np.stack([np.maximum(known - 1, 0) // 2, known // 2], axis=1)
-    middle = np.minimum(middle, values.shape[1] - 1)
-    return np.take_along_axis(ordered, middle, axis=1).mean(axis=1, dtype=float)
+    return pd.DataFrame(values, dtype=float).median(axis=1).to_numpy()

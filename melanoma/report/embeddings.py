@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from scipy.special import expit, logit
 
@@ -17,44 +18,39 @@ from melanoma.report import style
 def pair_distances(distances: np.ndarray, same: np.ndarray, margin: float, what: str) -> Figure:
     """Draw histograms of the embedding distances (P,) of same-class and different-class pairs, same (P,) bool.
 
-    Parameters
-    ----------
     margin : distance beyond which different-class pairs add no loss
     """
-    bins = np.linspace(0, 1.02 * max(distances.max(initial=0.0), margin), 61).tolist()
-    figure, axes = style.one_panel()
+    bins = np.linspace(0, 1.02 * max(distances.max(), margin), 61).tolist()
+    figure, axes = style.one_panel("Distances of pairs", what)
     for own, colour, hatch, name in (
         (same, style.SAME, "", "same-class"),
         (~same, style.DIFFERENT, "//", "different-class"),
     ):
         values = distances[own]
-        median = f", median {np.median(values):.3f}" if len(values) else ""
         axes.hist(
             values,
             bins,
-            weights=np.full(len(values), 1 / max(len(values), 1)),
+            weights=np.full(len(values), 1 / len(values)),
             histtype="stepfilled",
             facecolor=(colour, 0.35),
             edgecolor=colour,
             hatch=hatch,
             linewidth=1.5,
-            label=f"{name} pairs ({len(values):,}{median})",
+            label=f"{name} pairs ({len(values):,}, median {np.median(values):.3f})",
         )
     axes.axvline(margin, color="black", linestyle="--", label=f"margin {margin:g}")
     axes.set(xlabel="embedding distance", ylabel="share of the pairs of its kind", xlim=(0, bins[-1]))
     axes.margins(y=0.3)
     axes.legend(loc="upper right")
-    style.set_title(axes, "Distances of pairs", what)
     return figure
 
 
 @rc_context(style.NO_GRID)
 def tsne_map(points: np.ndarray, labels: np.ndarray, what: str) -> Figure:
     """Draw points (N, 2) coloured by labels (N,), melanomas on top."""
-    figure, axes = style.one_panel()
+    figure, axes = style.one_panel("t-SNE of the embeddings", what)
     _scatter_classes(axes, points, labels)
     axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
-    style.set_title(axes, "t-SNE of the embeddings", what)
     return figure
 
 
@@ -64,13 +60,7 @@ def tsne_panels(
 ) -> Figure:
     """Draw the map three times: coloured by class, by probability and by the size of the source image.
 
-    Melanomas are on top; in the second and third panel they have a black outline.
-
-    Parameters
-    ----------
-    points : float array of shape (N, 2)
-    labels, probabilities : arrays of shape (N,)
-    megapixels : size of each source image, (N,); NaN where unknown
+    Points are (N, 2), the others (N,). Melanomas are on top; in the second and third panel they have a black outline.
     """
     log_odds = logit(np.clip(probabilities, style.EDGE, 1 - style.EDGE))
     figure = Figure(figsize=(12, 4.8), layout="constrained")
@@ -97,23 +87,14 @@ def _scatter_classes(axes: Axes, points: np.ndarray, labels: np.ndarray) -> None
 def _scatter_values(
     axes: Axes, points: np.ndarray, labels: np.ndarray, values: np.ndarray, name: str, shown: Callable[[float], float]
 ) -> None:
-    """Draw points coloured by values (N,), NaN in grey; `shown` turns a value into the number on the colour bar."""
+    """Draw points coloured by values (N,); `shown` turns a value into the number on the colour bar."""
     axes.set(title=f"by {name}", xticks=[], yticks=[])
-    known = np.isfinite(values)
-    if not known.all():
-        x, y = points[~known].T
-        axes.scatter(x, y, s=10, color="#bbbbbb", linewidths=0, label="not known")
-        axes.legend()
-    if not known.any():
-        return
-    low, high = values[known].min(), values[known].max()
-    ticks = np.linspace(low, high, 5).tolist() if high > low else [low]
-    if low == high:  # one colour for all, from the middle of the bar
-        low, high = low - 0.5, high + 0.5
+    low, high = values.min(), values.max()
+    norm = Normalize(low, high)  # of one value the colour bar makes a range around it
     for label, size, width, edge in ((0, 10, 0.0, "none"), (1, 26, 0.8, "black")):
-        own = known & (labels == label)
+        own = labels == label
         x, y = points[own].T
-        drawn = axes.scatter(x, y, size, values[own], cmap="viridis", vmin=low, vmax=high)
-        drawn.set(linewidths=width, edgecolors=edge)
+        drawn = axes.scatter(x, y, size, values[own], norm=norm, cmap="viridis", linewidths=width, edgecolors=edge)
     bar = axes.figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.9, label=name)
+    ticks = np.linspace(low, high, 5 if high > low else 1).tolist()
     bar.set_ticks(ticks, labels=[f"{shown(tick):.2g}" for tick in ticks])

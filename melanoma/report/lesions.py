@@ -19,16 +19,14 @@ SIGN = ListedColormap([BENIGN, MELANOMA])
 NAME_LENGTH = 20  # characters of a name that fit above an image of a card's lower rows
 ERROR_NAME_LENGTH = 17  # and above an image of the errors
 TITLE_LENGTH = 80
+ERRORS = 6  # of either kind in the gallery
+NEIGHBOURS = 5  # of each class on a card, in a row
 WIDTH, HEIGHT = 10.0, 9.4  # inches
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training lesion close to the judged one.
-
-    pixels : uint8 array of shape (S, S, 3)
-    distance : between the two embeddings, >= 0
-    """
+    """A training lesion close to the judged one: pixels uint8 (S, S, 3), and the distance of their embeddings."""
 
     name: str
     pixels: np.ndarray
@@ -48,34 +46,27 @@ def lesion_card(
 
     Parameters
     ----------
-    name : of the lesion, the card's title
-    pixels : uint8 array of shape (S, S, 3)
-    heat : float array of shape (H, H) over the same square, > 0 where evidence is for melanoma, < 0 for benign; None
-        if there is no heat map
+    name, pixels : of the lesion, uint8 array of shape (S, S, 3)
+    heat : float array of shape (H, H) over the same square, > 0 where evidence is for melanoma, < 0 for benign, or None
     verdict : lines of text; the first is set in bold
-    melanomas, benign : one or more each, the nearest first
+    melanomas, benign : the nearest first, at most `NEIGHBOURS` each
     """
     figure = Figure(figsize=(WIDTH, HEIGHT))
     title = one_line(name, TITLE_LENGTH)
     figure.text(0.015, 0.985, title, va="top", fontsize=12, fontweight="bold", parse_math=False)
-    lesion, mapped, bar = (
-        _axes(figure, left, 5.65, width, 2.95) for left, width in ((0.15, 2.95), (3.3, 2.95), (6.35, 0.14))
-    )
-    _picture(lesion, pixels, "lesion", "black")
+    _picture(_axes(figure, 0.15, 5.65, 2.95, 2.95), pixels, "lesion", "black")
+    mapped, bar = _axes(figure, 3.3, 5.65, 2.95, 2.95), _axes(figure, 6.35, 5.65, 0.14, 2.95)
     _heat_map(mapped, bar, pixels, heat)
     for i, line in enumerate(verdict):
         weight = "normal" if i else "bold"
         figure.text(7.0 / WIDTH, (8.6 - 0.26 * i) / HEIGHT, line, va="top", fontsize=11, fontweight=weight)
-    columns = max(len(melanomas), len(benign))
-    side = min(1.85, (WIDTH - 0.3) / columns - 0.1)
     for bottom, heading, colour, row in (
         (2.9, "nearest melanomas of the training part", MELANOMA, melanomas),
         (0.15, "nearest benign lesions of the training part", BENIGN, benign),
     ):
-        y = (bottom + 2.35) / HEIGHT
-        figure.text(0.015, y, heading, color=colour, fontsize=12, fontweight="bold")
+        figure.text(0.015, (bottom + 2.35) / HEIGHT, heading, color=colour, fontsize=12, fontweight="bold")
         for i, neighbour in enumerate(row):
-            axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / columns, bottom, side, side)
+            axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / NEIGHBOURS, bottom, 1.84, 1.84)
             label = f"{one_line(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
             _picture(axes, neighbour.pixels, label, colour)
     return figure
@@ -110,26 +101,17 @@ def _heat_map(axes: Axes, bar: Axes, pixels: np.ndarray, heat: np.ndarray | None
         bar.text(1.5, y, text, rotation=90, va=va, color=GREY, transform=bar.transAxes)
 
 
-def confident_errors(
-    labels: np.ndarray, probabilities: np.ndarray, threshold: float | np.ndarray, most: int = 6
-) -> np.ndarray:
+def confident_errors(labels: np.ndarray, probabilities: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     """Return the most confident errors: false negatives of lowest, then false positives of highest probability.
 
-    Parameters
-    ----------
-    labels, probabilities : arrays of shape (N,)
-    threshold : melanoma is probability >= threshold; one for all, or an array of shape (N,)
-    most : at most so many of either kind
-
-    Returns
-    -------
-    int array of shape (E,), indices into labels, E <= 2 * most
+    Labels and probabilities are (N,), the threshold too or one for all; indices (E,) are returned, at most
+    `ERRORS` of either kind.
     """
     order = np.argsort(probabilities, kind="stable")
     called = (probabilities >= threshold)[order]
     false_negatives = order[(labels[order] == 1) & ~called]
     false_positives = order[(labels[order] == 0) & called][::-1]
-    return np.concatenate([false_negatives[:most], false_positives[:most]])
+    return np.concatenate([false_negatives[:ERRORS], false_positives[:ERRORS]])
 
 
 @rc_context(NO_GRID)
@@ -143,14 +125,9 @@ def error_gallery(
 ) -> Figure:
     """Draw misclassified images with their probabilities, false negatives above, false positives below.
 
-    Parameters
-    ----------
-    images : E images, each uint8 of shape (H, W, 3), in the order of `confident_errors`
-    labels, probabilities, names : of the same images, each of length E
-    counts : {fn, fp} of the whole set
+    The images, uint8 (H, W, 3), are those of `confident_errors`; `counts` {fn, fp} are of the whole set.
     """
-    columns = max(6, *((labels == label).sum() for label in (0, 1)))
-    figure = Figure(figsize=(1.6 * columns, 5.3), layout="constrained")
+    figure = Figure(figsize=(1.6 * ERRORS, 5.3), layout="constrained")
     set_suptitle(figure, "Most confident errors", what)
     upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
     for row, label, key, name, end, colour in (
@@ -160,9 +137,10 @@ def error_gallery(
         own = np.flatnonzero(labels == label)
         shown = f"; the {len(own)} of {end} probability" if len(own) else ""
         row.suptitle(f"{counts[key]:,} {name}{shown}", fontsize=12, color=colour, fontweight="bold")
-        for axes in row.subplots(1, columns):
+        panels = row.subplots(1, ERRORS)
+        for axes in panels:
             axes.set_axis_off()
-        for axes, i in zip(row.axes, own.tolist(), strict=False):
+        for axes, i in zip(panels, own.tolist(), strict=False):
             axes.imshow(images[i])
             text = f"{one_line(names[i], ERROR_NAME_LENGTH)}\np = {probabilities[i]:.3g}"
             axes.set_title(text, fontsize=10, parse_math=False)

@@ -9,9 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from scipy.special import expit
 from tqdm import tqdm
 
@@ -20,7 +22,7 @@ from melanoma.common.files import replace_file
 from melanoma.data.cache import ImageCache, decode_photos
 from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.labels import read_test_names
-from melanoma.report.lesions import Neighbour, lesion_card
+from melanoma.report.lesions import NEIGHBOURS, Neighbour, lesion_card
 from melanoma.report.style import one_line, save_figure
 from melanoma.scoring.ensemble import (
     Decode,
@@ -37,10 +39,8 @@ from melanoma.scoring.scores import familiarity, nearest_references
 COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "error"]
 CARDS = 200  # of more photos no cards are drawn unless asked for, and the terminal shows the first
 AT_A_TIME = 256  # photos held in memory
-NEIGHBOURS = 5  # of each class on a card
 SIDE = 256  # pixels of an image on a card
 UNFAMILIAR = 0.01  # below it a photo is said to be unlike anything seen
-DECISIONS = ("benign", "melanoma")
 
 
 # --- photos ---
@@ -61,7 +61,6 @@ def judge_photos(
 
     Parameters
     ----------
-    paths : image files
     train_image : folder of the training images, for the neighbours on the cards
     graph_dir : the cards go to its folder lesions/, and the table of several runs to it
     workers : threads that decode images (0: one for each core)
@@ -77,33 +76,36 @@ def judge_photos(
     InputError : no image there, or none that can be read
     """
     first = ensembles[0].runs[0]
-    usual, _ = nearest_references(ensembles[0].validation, first.references, 1)
-    drawer = CardDrawer(ensembles, train_image, graph_dir / "lesions")
+    usual = nearest_references(ensembles[0].validation, first.references, 1)[0][:, 0]
+    files = find_images(train_image)
     drawn = len(paths) <= CARDS if cards is None else cards
+    folder, taken = graph_dir / "lesions", set[str]()
     tables = []
     with tqdm(total=len(paths), desc="judging", unit="photo", disable=None) as bar:
         for start in range(0, len(paths), AT_A_TIME):
-            keyed = {_text(path): path for path in paths[start : start + AT_A_TIME]}
-            table, embeddings, cache = judge_chunk(ensembles, keyed, usual[:, 0], workers)
+            chunk = paths[start : start + AT_A_TIME]
+            # a name that is no UTF-8 has its odd bytes escaped
+            keyed = {str(path).encode("utf-8", "backslashreplace").decode(): path for path in chunk}
+            table, embeddings, cache = judge_chunk(ensembles, keyed, usual, workers)
             tables.append(table)
             readable = table[table["error"] == ""]
+            bar.update(len(table) - len(readable))
             for row, embedding in zip(readable.to_dict("records"), embeddings, strict=True):
                 if drawn:
-                    path = keyed[row["path"]]
-                    drawer.draw(path, row, cache.pixels[cache.row_of[row["path"]]], embedding)
+                    path, pixels = keyed[row["path"]], cache.pixels[cache.row_of[row["path"]]]
+                    card = draw_card(ensembles, files, path, row, pixels, embedding)
+                    save_figure(card, folder / f"{unique_name(path.stem, taken)}.png")
                 bar.update()
-            bar.update(len(table) - len(readable))
     table = pd.concat(tables, ignore_index=True)
 
-    out = results_folder(ensembles, graph_dir)
-    file = out / "new_lesions.csv"
+    file = results_folder(ensembles, graph_dir) / "new_lesions.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     print(describe_photos(table))
-    if not drawer.alone:
+    if len(runs_of(ensembles)) > 1:
         print(f"nearest, familiarity and cards are by {first.run_dir}, probabilities by all runs")
     if not drawn:
         print(f"{len(paths):,} photos: no cards drawn, --cards draws them")
-    print(f"wrote {file}" + (f" and {len(drawer.taken):,} cards in {drawer.folder}" if drawn else ""))
+    print(f"wrote {file}" + (f" and {len(taken):,} cards in {folder}" if drawn else ""))
     if (table["error"] != "").all():
         raise InputError(f"none of the {len(table):,} images can be read: {table['error'].iloc[0]}")
     return table
@@ -112,12 +114,7 @@ def judge_photos(
 def judge_chunk(
     ensembles: list[Ensemble], paths: Mapping[str, Path], usual: np.ndarray, workers: int
 ) -> tuple[pd.DataFrame, np.ndarray, ImageCache]:
-    """Judge some images, see `judge_photos`.
-
-    Parameters
-    ----------
-    paths : of each image by the text that the table shows
-    usual : float array of shape (V,), distances of the validation images to their nearest references
+    """Judge images, by the text that the table shows; usual (V,) : distances of validation images to the nearest.
 
     Returns
     -------
@@ -125,23 +122,20 @@ def judge_chunk(
     """
     first = ensembles[0].runs[0]
     feeds, errors = decode_all(ensembles, paths, partial(decode_photos, workers=workers))
-    cache = feeds[first.image_size].cache
     names = pd.Series([name for name in paths if name not in errors], dtype=str)
     table = pd.DataFrame(index=pd.Index(list(paths), name="path"), columns=COLUMNS[1:])
-    table["decision"], table["error"] = "", pd.Series(errors, dtype=str)
-    table["error"] = table["error"].fillna("")
-    if names.empty:
-        return table.reset_index(), np.empty((0, first.references.shape[1])), cache
-
-    log_odds, embeddings = score_together(ensembles, feeds, names)
-    probability, threshold = expit(log_odds), common_threshold(ensembles)
-    distances, _ = nearest_references(embeddings, first.references, 1)
-    table.loc[names, "probability"] = probability
-    table.loc[names, "threshold"] = threshold
-    table.loc[names, "decision"] = np.where(probability >= threshold, *DECISIONS[::-1])
-    table.loc[names, "nearest_distance"] = distances[:, 0]
-    table.loc[names, "familiarity"] = familiarity(distances[:, 0], usual)
-    return table.reset_index(), embeddings, cache
+    table["decision"], table["error"] = "", [errors.get(name, "") for name in paths]
+    embeddings = np.empty((0, first.references.shape[1]))
+    if len(names):
+        log_odds, embeddings = score_together(ensembles, feeds, names)
+        probability, threshold = expit(log_odds), common_threshold(ensembles)
+        distances = nearest_references(embeddings, first.references, 1)[0][:, 0]
+        table.loc[names, "probability"] = probability
+        table.loc[names, "threshold"] = threshold
+        table.loc[names, "decision"] = np.where(probability >= threshold, "melanoma", "benign")
+        table.loc[names, "nearest_distance"] = distances
+        table.loc[names, "familiarity"] = familiarity(distances, usual)
+    return table.reset_index(), embeddings, feeds[first.image_size].cache
 
 
 def describe_photos(table: pd.DataFrame) -> str:
@@ -151,7 +145,7 @@ def describe_photos(table: pd.DataFrame) -> str:
     for row in table.head(CARDS).to_dict("records"):
         name = one_line(row["path"], width).ljust(width)
         if row["error"]:
-            lines.append(f"{name}  cannot be read: {' '.join(row['error'].split())}")
+            lines.append(f"{name}  cannot be read: {row['error']}")
             continue
         flag = "  unlike anything seen" if row["familiarity"] < UNFAMILIAR else ""
         lines.append(
@@ -171,71 +165,50 @@ def describe_photos(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-class CardDrawer:
-    """Draws cards of judged photos into a folder, with the heat map and the neighbours that the first run sees.
+def draw_card(
+    ensembles: Sequence[Ensemble],
+    files: Mapping[str, Path],
+    path: Path,
+    row: Mapping[str, Any],
+    pixels: np.ndarray,
+    embedding: np.ndarray,
+) -> Figure:
+    """Draw the card of a photo, with the heat map and the neighbours that the first run sees.
 
     Parameters
     ----------
-    ensembles : that judge; the neighbours are from the training part of their first run, the map is of its score
-    train_image : folder of the training images
-    folder : of the cards; made with the first
+    files : training images by name
+    path, row : the photo, and its row of the table
+    pixels, embedding : uint8 (S, S, 3), as the run saw it, and float (D,), by the run
     """
-
-    def __init__(self, ensembles: Sequence[Ensemble], train_image: Path, folder: Path) -> None:
-        run = ensembles[0].runs[0]
-        self.run = run
-        self.scorer = ensembles[0].scorers[0]
-        self.alone = len(runs_of(ensembles)) == 1
-        self.folder = folder
-        self.taken: set[str] = set()  # file names, in small letters: some disks do not tell a from A
-        self.files = find_images(train_image)
-        self.names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
-
-    def draw(self, path: Path, row: Mapping[str, float | str], pixels: np.ndarray, embedding: np.ndarray) -> None:
-        """Draw the card of one image.
-
-        Parameters
-        ----------
-        path : of the image
-        row : its row of the table
-        pixels : uint8 array of shape (S, S, 3), as the run saw it
-        embedding : float array of shape (D,), by the run
-        """
-        run = self.run
-        heat = grad_cam(run.network, pixels, self.scorer, run.references, run.reference_labels, run.test_views)
-        benign, melanomas = (self.neighbours(embedding, label) for label in (0, 1))
-        verdict = describe_verdict(row, self.alone)
-        card = lesion_card(str(row["path"]), decode_image(path, SIDE), heat, verdict, melanomas, benign)
-        save_figure(card, self.folder / f"{unique_name(path.stem, self.taken)}.png")
-
-    def neighbours(self, embedding: np.ndarray, label: int) -> list[Neighbour]:
-        """Return the nearest references of a class."""
-        own = self.run.reference_labels == label
-        distances, places = nearest_references(embedding[None], self.run.references[own], NEIGHBOURS)
-        return [
-            Neighbour(name, decode_image(self.files[name], SIDE), distance)
-            for name, distance in zip(self.names[own][places[0]], distances[0], strict=True)
-        ]
+    run, scorer = ensembles[0].runs[0], ensembles[0].scorers[0]
+    heat = grad_cam(run.network, pixels, scorer, run.references, run.reference_labels, run.test_views)
+    names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
+    nearest = []
+    for label in (1, 0):
+        own = run.reference_labels == label
+        distances, places = nearest_references(embedding[None], run.references[own], NEIGHBOURS)
+        found = zip(names[own][places[0]], distances[0], strict=True)
+        nearest.append([Neighbour(name, decode_image(files[name], SIDE), distance) for name, distance in found])
+    verdict = describe_verdict(row, alone=len(runs_of(ensembles)) == 1)
+    return lesion_card(row["path"], decode_image(path, SIDE), heat, verdict, *nearest)
 
 
-def describe_verdict(row: Mapping[str, float | str], alone: bool = True) -> list[str]:
-    """Return what a card says of its lesion, a row of the table of photos, in lines.
-
-    alone : one run has judged; else the card says what is by the first one alone
-    """
+def describe_verdict(row: Mapping[str, Any], alone: bool) -> list[str]:
+    """Return what a card says of a row of the table of photos, in lines; alone : one run has judged."""
     lines = [
         f"called {row['decision']}",
         f"probability of melanoma {row['probability']:.3f}",
         f"melanoma from {row['threshold']:.3f} on",
         "",
         f"nearest training lesion at {row['nearest_distance']:.3f}",
-        f"{100 * float(row['familiarity']):.1f} % of the validation images",
+        f"{100 * row['familiarity']:.1f} % of the validation images",
         "lie as far from theirs",
     ]
-    if float(row["familiarity"]) < UNFAMILIAR:
-        lines += ["unlike anything seen: do not trust it"]
+    if row["familiarity"] < UNFAMILIAR:
+        lines.append("unlike anything seen: do not trust it")
     if not alone:
-        lines += ["map and neighbours: by the first run"]
+        lines.append("map and neighbours: by the first run")
     return [*lines, "", "research software,", "not a medical device"]
 
 
@@ -248,11 +221,6 @@ def unique_name(stem: str, taken: set[str]) -> str:
         name = f"{safe}_{number}"
     taken.add(name.casefold())
     return name
-
-
-def _text(path: Path) -> str:
-    """Return a path as valid text: a name that is no UTF-8 has its odd bytes escaped."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 # --- the challenge's test set ---
@@ -269,10 +237,8 @@ def find_test_images(folder: Path, labels: Path) -> tuple[pd.Series, dict[str, P
     found = find_images(folder, "test_image")
     missing = names[~names.isin(list(found))]
     if len(missing):
-        raise InputError(
-            f"test_image {folder} lacks {len(missing):,} of the {len(names):,} images that {labels} names, "
-            f"{missing.iloc[0]} for one"
-        )
+        lacks = f"lacks {len(missing):,} of the {len(names):,} images that {labels} names, {missing.iloc[0]} for one"
+        raise InputError(f"test_image {folder} {lacks}")
     return names, {name: found[name] for name in sorted(names)}
 
 
@@ -289,20 +255,17 @@ def write_submission(
 
     Returns
     -------
-    the table written, image_name and target (probability of melanoma), a row for each name in its order; an image that
-    cannot be read has the prevalence
+    the table written, image_name and target (probability of melanoma; the prevalence if an image cannot be read)
     """
     feeds, errors = decode_all(ensembles, paths, decode)
     readable = names[~names.isin(list(errors))]
     if readable.empty:
-        raise InputError(
-            f"none of the {len(names):,} test images can be read, {paths[names[0]]} for one: {errors[names[0]]}"
-        )
+        raise InputError(f"none of the {len(names):,} test images can be read, {names[0]}: {errors[names[0]]}")
     print(f"scoring {len(readable):,} images", flush=True)
     log_odds, _ = score_together(ensembles, feeds, readable)
-    target = pd.Series(expit(log_odds), index=readable.index).reindex(names.index)
-    prevalence = float(np.mean([ensemble.judge.prevalence for ensemble in ensembles]))
-    table = pd.DataFrame({"image_name": names, "target": target.fillna(prevalence)})
+    prevalence = np.mean([ensemble.judge.prevalence for ensemble in ensembles])
+    target = pd.Series(expit(log_odds), readable.index).reindex(names.index, fill_value=prevalence)
+    table = pd.DataFrame({"image_name": names, "target": target})
 
     file = results_folder(ensembles, graph_dir) / "submission.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))

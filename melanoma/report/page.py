@@ -7,20 +7,18 @@ template, which escapes all values; tables.py turns the metrics into text.
 from __future__ import annotations
 
 import base64
-import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from melanoma.report import tables
 
-WIDE = 1200  # pixels; wider figures take a whole row
-
-# Title and caption of each figure by its file name, in the order of the page; other figures follow under their names.
+# Title and caption of each figure by its file name, in the order of the page.
 PICTURES = {
     "ROC_curve.png": (
         "ROC curve",
@@ -72,19 +70,10 @@ PICTURES = {
 }
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """The texts of the model card (Mitchell et al. 2019) that depend on the run; report.html has the others."""
-
-    training_data: str
-    evaluation_data: str
-    model: str
-
-
 def model_card(
     metrics: Mapping[str, Any], training_data: str, learnt: Sequence[tuple[int, np.ndarray]], model: str
-) -> ModelCard:
-    """Return the model card of an evaluation.
+) -> dict[str, str]:
+    """Return the texts of the model card (Mitchell et al. 2019) that depend on the run; report.html has the others.
 
     Parameters
     ----------
@@ -93,13 +82,13 @@ def model_card(
     model : the method, in words
     """
     sizes = "; ".join(f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
-    return ModelCard(
-        training_data=f"The training parts of {training_data}: {sizes}.",
-        evaluation_data=f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
-        f"{metrics['n_melanoma']:,} melanomas; none of them chose anything. "
-        + "".join(f"{note}. " for note in metrics["notes"]),
-        model=model,
-    )
+    notes = "".join(f"{note}. " for note in metrics["notes"])
+    return {
+        "model": model,
+        "training_data": f"The training parts of {training_data}: {sizes}.",
+        "evaluation_data": f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
+        f"{metrics['n_melanoma']:,} melanomas; none of them chose anything. {notes}",
+    }
 
 
 def calibration_notes(prevalence: float | None) -> list[str]:
@@ -113,20 +102,16 @@ def calibration_notes(prevalence: float | None) -> list[str]:
 
 
 def render(
-    metrics: Mapping[str, Any], figures: Mapping[str, bytes | None], settings: Mapping[str, Any], card: ModelCard
+    metrics: Mapping[str, Any], figures: Mapping[str, bytes | None], settings: Mapping[str, Any], card: dict[str, str]
 ) -> str:
     """Return the page as HTML.
 
     Parameters
     ----------
-    metrics : contents of metrics.json: set, n, n_melanoma, and others; a section without its key is left out, a metric
-        that is None is shown as not computed, with its reason in `not_computed`
+    metrics : contents of metrics.json; a metric that is None is shown as not computed, with its reason
     figures : PNG by file name; None if it could not be drawn
     settings : settings, command and versions of the run, nested to any depth; each dict becomes a table
-
-    Raises
-    ------
-    ValueError : a figure is no PNG
+    card : see `model_card`
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
@@ -135,28 +120,18 @@ def render(
     return environment.get_template("report.html").render(
         what=tables.describe_set(metrics),
         tiles=tables.headline(metrics),
-        intervals=tables.describe_intervals(metrics),
-        pictures=show_pictures(metrics, figures),
+        pictures=[show_picture(metrics, name, figures[name]) for name in PICTURES if name in figures],
         tables=tables.all_tables(metrics),
         settings=tables.setting_tables(settings),
         card=card,
     )
 
 
-def show_pictures(metrics: Mapping[str, Any], figures: Mapping[str, bytes | None]) -> list[dict[str, Any]]:
-    """Return each figure with its caption, size in pixels and data URI, or the reason why it is missing."""
-    shown, known = [], [name for name in PICTURES if name in figures]
-    for name in dict.fromkeys([*known, *figures]):
-        title, caption = PICTURES.get(name, (Path(name).stem.replace("_", " "), ""))
-        entry: dict[str, Any] = {"title": title, "caption": caption, "source": "", "wide": False}
-        png = figures[name]
-        if png is None:
-            entry["reason"] = tables.reason_for(metrics, (name,))
-        else:
-            if not png.startswith(b"\x89PNG\r\n\x1a\n") or len(png) < 24:
-                raise ValueError(f"figure {name} is no PNG")
-            entry["width"], entry["height"] = struct.unpack(">II", png[16:24])
-            entry["source"] = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-            entry["wide"] = entry["width"] > WIDE
-        shown.append(entry)
-    return shown
+def show_picture(metrics: Mapping[str, Any], name: str, png: bytes | None) -> dict[str, Any]:
+    """Return a figure's title and caption with its size in pixels and data URI, or the reason why it is missing."""
+    title, caption = PICTURES[name]
+    if png is None:
+        return {"title": title, "caption": caption, "reason": tables.reason_for(metrics, name)}
+    width, height = Image.open(BytesIO(png)).size
+    source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return {"title": title, "caption": caption, "source": source, "width": width, "height": height}

@@ -48,17 +48,19 @@ def save_figure(figure: Figure, path: Path) -> None:
 def save_drawn(drawn: Mapping[str, Figure | None], folder: Path) -> dict[str, bytes | None]:
     """Save figures by file name, and remove those that are None; return what was written."""
     for name, figure in drawn.items():
-        if figure is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
+        if figure:
             save_figure(figure, folder / name)
-    return {name: None if figure is None else (folder / name).read_bytes() for name, figure in drawn.items()}
+        else:
+            (folder / name).unlink(missing_ok=True)
+    return {name: (folder / name).read_bytes() if figure else None for name, figure in drawn.items()}
 
 
-def one_panel() -> tuple[Figure, Axes]:
-    """Return a figure of the usual size and its axes."""
+def one_panel(name: str, what: str) -> tuple[Figure, Axes]:
+    """Return a figure of the usual size with its title, see `set_title`, and its axes."""
     figure = Figure(figsize=SIZE, layout="constrained")
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    set_title(axes, name, what)
+    return figure, axes
 
 
 def drawable(text: str) -> str:

@@ -39,43 +39,22 @@ class Choices:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its network, split and references.
-
-    Parameters
-    ----------
-    run_dir : its folder
-    fold, validation_fold, seed : of its split and training
-    epoch : the one whose weights are used, the best on validation
-    image_size, test_views : side in pixels and views in which a lesion is scored
-    settings : all settings as JSON values
-    network : Siamese network that returns embeddings (B, D) and logits (B,)
-    head : whether the logits are trained
-    dtype : of the network's matrix arithmetic
-    table : image_name, patient_id, label, part
-    feed : of the images of the table
-    references, reference_labels : embeddings (R, D) and labels (R,) of the training part
-    """
+    """A trained run: its network, split and references."""
 
     run_dir: Path
-    fold: int
+    fold: int  # that tests
     validation_fold: int | None
     seed: int
-    epoch: int
-    image_size: int
-    test_views: int
-    settings: Mapping[str, Any]
-    network: Any
-    head: bool
-    dtype: torch.dtype
-    table: pd.DataFrame
-    feed: Feed
-    references: np.ndarray
-    reference_labels: np.ndarray
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the network."""
-        return self.feed.device
+    epoch: int  # whose weights are used, the best on validation
+    image_size: int  # side in pixels
+    test_views: int  # in which a lesion is scored
+    settings: Mapping[str, Any]  # all, as JSON values
+    network: Any  # Siamese network that returns embeddings (B, D) and logits (B,)
+    dtype: torch.dtype  # of its matrix arithmetic
+    table: pd.DataFrame  # image_name, patient_id, label, part
+    feed: Feed  # of the images of the table, on the device of the network
+    references: np.ndarray  # embeddings (R, D) of the training part
+    reference_labels: np.ndarray  # (R,)
 
 
 @dataclass(frozen=True)
@@ -86,14 +65,13 @@ class Ensemble:
     folds validate in other runs, the judge is fitted on all of their images, each judged by the runs that it validates:
     no run speaks of what it has learnt from. Such a score is of one run or a few, that of a new lesion the mean of all:
     where runs differ by chance its probability comes out too moderate, which the calibration slope tells.
-    `validation` holds the embeddings (V, D) of the first run's validation part, by that run.
     """
 
     runs: list[Run]
     scorers: list[str]
     curves: list[Platt]
     judge: Judge
-    validation: np.ndarray
+    validation: np.ndarray  # embeddings (V, D) of the first run's validation part, by that run
 
     @property
     def table(self) -> pd.DataFrame:
@@ -105,17 +83,12 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Scored:
-    """Judged lesions: a table of image_name, patient_id, label, score, probability, threshold, predicted and fold,
-    the embeddings (N, D) of the ensemble's first run, and the cache that has their pixels.
+    """Judged lesions. Of several folds pooled, the embeddings are those of the first rows, the first fold's lesions."""
 
-    Of several folds pooled, the embeddings are those of the first fold's lesions, the first rows of the table.
-    `notes` says what a reader must know of how the lesions were taken, a sentence each.
-    """
-
-    table: pd.DataFrame
-    embeddings: np.ndarray
-    cache: ImageCache
-    notes: Sequence[str] = ()
+    table: pd.DataFrame  # image_name, patient_id, label, score, probability, threshold, predicted and fold
+    embeddings: np.ndarray  # (N, D), of the ensemble's first run
+    cache: ImageCache  # has their pixels
+    notes: Sequence[str] = ()  # what a reader must know of how the lesions were taken, a sentence each
 
 
 def runs_of(ensembles: Sequence[Ensemble]) -> list[Run]:
@@ -139,12 +112,14 @@ def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
         validation = run.table[run.table["part"] == "validation"]
         labels = validation["label"].to_numpy()
         scores, own = score_images(run, run.feed, validation["image_name"])
+        scorer = choices.scorer or best_scorer(labels, scores)
+        if scorer not in scores:
+            raise InputError(f"--scorer {scorer}: {run.run_dir} has only {', '.join(scores)}")
+        curve = Platt.fit(labels, scores[scorer])
+        scorers.append(scorer)
+        curves.append(curve)
+        log_odds.append(pd.Series(curve.log_odds(scores[scorer]), validation.index))
         embeddings.append(own)
-        scorers.append(choices.scorer or best_scorer(labels, scores))
-        if scorers[-1] not in scores:
-            raise InputError(f"--scorer {scorers[-1]}: {run.run_dir} has only {', '.join(scores)}")
-        curves.append(Platt.fit(labels, scores[scorers[-1]]))
-        log_odds.append(pd.Series(curves[-1].log_odds(scores[scorers[-1]]), validation.index))
     mean = pd.concat(log_odds, axis=1).mean(axis=1).sort_index()  # of the runs that an image validates
     labels = runs[0].table["label"][mean.index].to_numpy()
     judge = Judge(labels, mean.to_numpy(), choices.prevalence, choices.min_sensitivity)
@@ -162,9 +137,8 @@ def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
     for ensemble in ensembles:
         run = ensemble.runs[0]
         lesions = run.table[run.table["part"] == part]
-        scores, own = ensemble_score(ensemble, [run.feed for run in ensemble.runs], lesions["image_name"])
-        probability = ensemble.judge.probability(scores)
-        table = judged(lesions, scores, probability, ensemble.judge.threshold)
+        scores, own = ensemble_score(ensemble, lesions["image_name"])
+        table = judged(lesions, scores, ensemble.judge.probability(scores), ensemble.judge.threshold)
         tables.append(table.assign(fold=run.fold))
         embeddings.append(own)
     table = pd.concat(tables, ignore_index=True)
@@ -194,8 +168,7 @@ def score_folder(ensembles: list[Ensemble], folder: Path, labels: Path, decode: 
     )
     if lesions.empty:
         raise InputError(f"evaluate_image {folder} has none of the images that {labels} names")
-    paths = {name: found[name] for name in sorted(lesions["image_name"])}
-    feeds, errors = decode_all(ensembles, paths, decode)
+    feeds, errors = decode_all(ensembles, {name: found[name] for name in sorted(lesions["image_name"])}, decode)
     lesions = lesions[~lesions["image_name"].isin(list(errors))]
     if lesions.empty:
         raise InputError(f"evaluate_image {folder} has no image that can be read")
@@ -236,14 +209,15 @@ def new_to_all(ensembles: list[Ensemble], lesions: pd.DataFrame) -> tuple[pd.Dat
 def decode_all(
     ensembles: Sequence[Ensemble], paths: Mapping[str, Path], decode: Decode
 ) -> tuple[dict[int, Feed], dict[str, str]]:
-    """Decode image files, by name, at each side in pixels that a run needs; return the feeds by side, and the errors.
+    """Decode image files, by name, at each side in pixels that a run needs.
 
-    errors : by the name of an image that cannot be read
+    Returns
+    -------
+    feeds by side; the error of each image that cannot be read, by its name
     """
     sizes = dict.fromkeys(run.image_size for run in runs_of(ensembles))
-    caches = {size: decode(paths, size) for size in sizes}
-    feeds = {size: Feed(cache, ensembles[0].runs[0].device) for size, cache in caches.items()}
-    return feeds, {name: error for cache in caches.values() for name, error in cache.errors.items()}
+    feeds = {size: Feed(decode(paths, size), ensembles[0].runs[0].feed.device) for size in sizes}
+    return feeds, {name: error for feed in feeds.values() for name, error in feed.cache.errors.items()}
 
 
 def score_together(
@@ -255,8 +229,7 @@ def score_together(
     """
     log_odds, embeddings = [], []
     for ensemble in ensembles:
-        own_feeds = [feeds[run.image_size] for run in ensemble.runs]
-        scores, own = ensemble_score(ensemble, own_feeds, names)
+        scores, own = ensemble_score(ensemble, names, feeds)
         log_odds.append(ensemble.judge.log_odds(scores))
         embeddings.append(own)
     return np.mean(log_odds, axis=0), embeddings[0]
@@ -274,11 +247,16 @@ def judged(lesions: pd.DataFrame, score: np.ndarray, probability: np.ndarray, th
     )
 
 
-def ensemble_score(ensemble: Ensemble, feeds: list[Feed], names: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean log odds (N,) of the runs, each with its feed, and the first run's embeddings (N, D)."""
+def ensemble_score(
+    ensemble: Ensemble, names: pd.Series, feeds: Mapping[int, Feed] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean log odds (N,) of the runs, and the first run's embeddings (N, D).
+
+    feeds : of the named images, by their side in pixels; None: they are the runs' own
+    """
     log_odds, embeddings = [], []
-    for run, feed, scorer, curve in zip(ensemble.runs, feeds, ensemble.scorers, ensemble.curves, strict=True):
-        scores, own = score_images(run, feed, names)
+    for run, scorer, curve in zip(ensemble.runs, ensemble.scorers, ensemble.curves, strict=True):
+        scores, own = score_images(run, feeds[run.image_size] if feeds else run.feed, names)
         log_odds.append(curve.log_odds(scores[scorer]))
         embeddings.append(own)
     return np.mean(log_odds, axis=0), embeddings[0]
@@ -289,14 +267,12 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
 
     Raises
     ------
-    InputError : a score is not finite; the message names the images
+    InputError : a score is not finite
     """
-    rows = feed.cache.rows(names)
-    embeddings, logits = embed_images(run.network, feed, rows, run.dtype, run.test_views)
-    bad = names[~np.isfinite(embeddings).all(axis=1)].tolist()
-    if bad:
-        raise InputError(f"{len(bad)} scores are not finite ({', '.join(bad[:5])}): the run is broken, train anew")
-    head = logits if run.head else None
+    embeddings, logits = embed_images(run.network, feed, feed.cache.rows(names), run.dtype, run.test_views)
+    if not np.isfinite(embeddings).all():
+        raise InputError(f"scores of {run.run_dir} are not finite: the run is broken, train anew")
+    head = None if run.network.head is None else logits
     return score_all(embeddings, head, run.references, run.reference_labels), embeddings
 
 
@@ -327,18 +303,15 @@ def describe_runs(ensembles: Sequence[Ensemble]) -> list[dict[str, Any]]:
 def describe_method(ensembles: Sequence[Ensemble], choices: Choices) -> str:
     """Return how the runs were trained and how they score, for a model card."""
     runs = runs_of(ensembles)
-    taught = {
-        "contrastive loss": any(run.settings["pair_weight"] for run in runs),
-        "a classification head": any(run.head for run in runs),
-    }
-    losses = [loss for loss, used in taught.items() if used]
+    losses = ["contrastive loss"] if any(run.settings["pair_weight"] for run in runs) else []
+    if any(run.network.head is not None for run in runs):
+        losses.append("a classification head")
     scorers = {scorer for ensemble in ensembles for scorer in ensemble.scorers}
     ways = ["where it lies among the training lesions"] if scorers - {"head"} else []
     if "head" in scorers:
         ways.append("the classification head's logit")
     several = ", and of several runs' log odds the mean is taken" if len(runs) > len(ensembles) else ""
-    prevalence = choices.prevalence
-    moved = "" if prevalence is None else f", moved to a prevalence of {100 * prevalence:g} %"
+    moved = "" if choices.prevalence is None else f", moved to a prevalence of {100 * choices.prevalence:g} %"
     return (
         "A Siamese network: one embedding network for both images of a pair, trained with "
         f"{' and '.join(losses)} so that melanomas and benign lesions lie apart. A lesion is judged by "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from melanoma.data.augment import flips_and_turns, to_float, turn_back
-from melanoma.scoring.scores import COUNTED, reference_score, references_of
+from melanoma.scoring.scores import reference_scores
 
 
 def grad_cam(
@@ -20,12 +19,10 @@ def grad_cam(
 ) -> np.ndarray | None:
     """Return a heat map of one image: what its score, large = melanoma, owes to each place.
 
-    Each place of the backbone's last map of features counts with the sum over its channels of feature × gradient of
-    the score: of the very score by which the image is judged, be it distances to references or the head's logit.
-    Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over all places, which is the same thing where the
-    features are pooled to their mean. Here most backbones tell places apart (conv3's linear layer, `--grid`), and the
-    mean would blame a feature everywhere for what it does in one place: so each place keeps its own gradient, as in
-    HiResCAM (Draelos and Carin 2020). Both signs are kept.
+    Each place of the backbone's last map counts with the sum over its channels of feature × gradient of the very score
+    by which the image is judged, both signs kept. Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over all
+    places; most backbones here tell places apart, so each place keeps its own gradient, as in HiResCAM (Draelos and
+    Carin 2020). Where features are pooled to their mean the two are one.
 
     Parameters
     ----------
@@ -42,32 +39,19 @@ def grad_cam(
     if layer is None:
         return None
     network.eval()
-    device = next(network.parameters()).device
-    score_of = scoring(scorer, references, labels, device)
 
     def score(images: Tensor) -> Tensor:  # (V, 3, S, S) -> (1,)
         embeddings, logits = network(images)
-        mean = embeddings.mean(dim=0)
-        return score_of(F.normalize(mean, dim=0) if network.unit_length else mean, logits.mean())[None]
+        if scorer == "head":
+            return logits.mean(dim=0, keepdim=True)
+        mean = embeddings.mean(dim=0, keepdim=True)
+        mean = F.normalize(mean, dim=1) if network.unit_length else mean
+        return reference_scores(mean, references, labels)[scorer]
 
+    device = next(network.parameters()).device
     image = to_float(torch.from_numpy(pixels.copy())[None].to(device))
     images = torch.cat(list(flips_and_turns(image, views)))
     products = LayerGradientXActivation(score, layer).attribute(images)  # (V, C, H, H)
     heat = turn_back(products.detach().sum(dim=1)).sum(dim=0)
     shape = (len(pixels), len(pixels))
     return F.interpolate(heat[None, None], shape, mode="bilinear", align_corners=False)[0, 0].cpu().numpy()
-
-
-def scoring(
-    scorer: str, references: np.ndarray, labels: np.ndarray, device: torch.device
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a way of scoring as a function with a gradient, of an embedding (D,) and its logit, both on the device.
-
-    Parameters
-    ----------
-    scorer, references, labels : see `scores.score_all`
-    """
-    if scorer == "head":
-        return lambda embedding, logit: logit
-    classes = [own.to(device, torch.float32) for own in references_of(scorer, references, labels)]
-    return lambda embedding, logit: reference_score(embedding[None], classes, **COUNTED[scorer])[0]

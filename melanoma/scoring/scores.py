@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,82 +13,64 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-# Of the references of either class, the nearest ones that a score by distance counts: all, a share, or so many at most
-COUNTED: dict[str, dict[str, Any]] = {
-    "distance": {},
-    "nearest": {"share": 0.25},
-    "neighbours": {"most": 20},
-    "prototype": {},
-}
-SCORERS = (*COUNTED, "head")
+SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 BLOCK = 1024  # images scored at a time: bounds memory at BLOCK × references distances
 
 
-def mean_distance(embeddings: Tensor, references: Tensor, nearest: int | None = None) -> Tensor:
-    """Return the mean Euclidean distance of embeddings (N, D) to references (R, D), or to the nearest, (N,)."""
+def mean_distances(embeddings: Tensor, references: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the mean Euclidean distance of embeddings (N, D) to their nearest references of (R, D).
+
+    Returns
+    -------
+    a row for each count of nearest references, (len(counts), N); of fewer references all count
+    """
     centre = references.mean(dim=0)  # near the origin little is lost to cancellation
-    means = []
+    blocks = []
     for block in embeddings.split(BLOCK):
         distance = torch.cdist(block - centre, references - centre)
-        if nearest is not None and nearest < len(references):
-            distance = distance.topk(nearest, largest=False, sorted=False).values
-        means.append(distance.mean(dim=1))
-    return torch.cat(means)
+        means = []
+        for count in counts:
+            some = count < len(references)
+            nearest = distance.topk(count, largest=False, sorted=False).values if some else distance
+            means.append(nearest.mean(dim=1))
+        blocks.append(torch.stack(means))
+    return torch.cat(blocks, dim=1)
 
 
-def reference_score(
-    embeddings: Tensor, references: Sequence[Tensor], share: float = 1.0, most: int | None = None
-) -> Tensor:
+def reference_scores(embeddings: Tensor, references: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
     """Score images by how much nearer they lie to the melanoma references than to the benign ones.
+
+    The distance to a class is the mean over all its references, over the nearest quarter, over the nearest 20, or that
+    to the mean of its references (Snell et al. 2017).
 
     Parameters
     ----------
     embeddings : float tensor of shape (N, D), the images to score
-    references : float tensors of shape (R, D), the benign ones and the melanomas
-    share : of either class, the nearest references count, one at least
-    most : as many of either class at most
+    references : float array of shape (R, D), the training images
+    labels : int array of shape (R,), 1 melanoma, 0 benign; both occur
 
     Returns
     -------
-    float tensor of shape (N,): mean distance to the benign references minus mean distance to the melanomas
+    distance to the benign references minus distance to the melanomas, (N,), by the names of SCORERS but head
     """
-    benign, melanoma = (
-        mean_distance(embeddings, own, min(max(1, round(share * len(own))), most or len(own))) for own in references
-    )
-    return benign - melanoma
-
-
-def references_of(scorer: str, references: np.ndarray, labels: np.ndarray) -> list[Tensor]:
-    """Return what a way of scoring compares a lesion with: benign references and melanomas, (R, D) each.
-
-    For `prototype` it is the mean embedding of each class, (1, D) (Snell et al. 2017).
-
-    Parameters
-    ----------
-    references : float array of shape (R, D), the training images
-    labels : int array of shape (R,), 1 melanoma, 0 benign; both must occur
-    """
-    if len(np.unique(labels)) < 2:
-        raise ValueError("references of both classes are needed")
-    classes = [references[labels == label] for label in (0, 1)]
-    if scorer == "prototype":
-        classes = [own.mean(axis=0, keepdims=True) for own in classes]
-    return [torch.from_numpy(own) for own in classes]
+    distances = []
+    for label in (0, 1):
+        own = references[labels == label]
+        everyone = torch.from_numpy(own).to(embeddings)
+        prototype = torch.from_numpy(own.mean(axis=0, keepdims=True)).to(embeddings)
+        counts = [len(own), max(1, round(0.25 * len(own))), 20]
+        to_class = [mean_distances(embeddings, everyone, counts), mean_distances(embeddings, prototype, [1])]
+        distances.append(torch.cat(to_class))
+    benign, melanoma = distances
+    return dict(zip(SCORERS[:-1], benign - melanoma, strict=True))
 
 
 def nearest_references(embeddings: np.ndarray, references: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest references of each image.
-
-    Parameters
-    ----------
-    embeddings : float array of shape (N, D)
-    references : float array of shape (R, D)
-    count : K, of fewer references all are found
+    """Find the nearest K references (R, D), all of fewer than `count`, of each embedding (N, D).
 
     Returns
     -------
-    distances : float64 array of shape (N, K), Euclidean, the nearest first
-    places : int64 array of shape (N, K), rows of `references`
+    Euclidean distances, float64 (N, K), the nearest first; their rows of `references`, int64 (N, K)
     """
     # in float64, so that an image that is a reference itself lies at 0 to 7 digits
     search = NearestNeighbors(n_neighbors=min(count, len(references)), algorithm="brute")
@@ -97,16 +78,9 @@ def nearest_references(embeddings: np.ndarray, references: np.ndarray, count: in
 
 
 def familiarity(distance: np.ndarray, usual: np.ndarray) -> np.ndarray:
-    """Return how usual it is to lie as far from the nearest reference.
+    """Return how usual distances (N,) to the nearest reference are: the share of others (V,) as far or farther, (N,).
 
-    Parameters
-    ----------
-    distance : float array of shape (N,), of each image to its nearest reference
-    usual : float array of shape (V,), the same of images that are like the references but not among them
-
-    Returns
-    -------
-    float64 array of shape (N,): share of `usual` that is as far or farther; 1 nearer than all, 0 farther than all
+    usual : distances of images that are like the references but not among them
     """
     return 1 - np.searchsorted(np.sort(usual), distance) / len(usual)
 
@@ -120,13 +94,10 @@ def score_all(
     ----------
     embeddings : float array of shape (N, D), the images to score
     logits : float array of shape (N,), the head's; None where the network has none
-    references, labels : see `references_of`
+    references, labels : see `reference_scores`
     """
-    points = torch.from_numpy(embeddings)
-    scores = {
-        name: reference_score(points, references_of(name, references, labels), **counted).double().numpy()
-        for name, counted in COUNTED.items()
-    }
+    by_distance = reference_scores(torch.from_numpy(embeddings), references, labels)
+    scores = {name: score.double().numpy() for name, score in by_distance.items()}
     if logits is not None:
         scores["head"] = logits.astype(np.float64)
     return scores
@@ -165,10 +136,9 @@ class Judge:
 
     Parameters
     ----------
-    labels : int array of shape (N,), of validation, both classes
-    scores : float array of shape (N,)
-    prevalence : share of melanomas where the probabilities are to hold, and the threshold with them; None takes that
-        of validation. The odds are shifted by the ratio of the prior odds (Saerens et al. 2002)
+    labels, scores : of validation, (N,); both classes
+    prevalence : share of melanomas that probabilities and threshold are for (None: that of validation). The odds are
+        shifted by the ratio of the prior odds (Saerens et al. 2002)
     min_sensitivity : see `choose_threshold`
     """
 
@@ -200,14 +170,11 @@ def best_scorer(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> str:
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray, min_sensitivity: float | None = None) -> float:
-    """Choose the score from which on a lesion is called melanoma.
-
-    Call it on validation, never on test.
+    """Choose the score from which on a lesion is called melanoma, on validation, never on test.
 
     Parameters
     ----------
-    labels : int array of shape (N,), both classes
-    scores : float array of shape (N,)
+    labels, scores : (N,); both classes
     min_sensitivity : None takes the threshold whose smaller one of sensitivity and specificity is largest: it serves
         both classes alike, and moves less from sample to sample than Youden's maximum of their sum. A share in 0..1
         takes the most specific threshold that still finds at least that share of the melanomas

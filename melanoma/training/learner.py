@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from melanoma.common.device import autocast, is_out_of_memory
 from melanoma.common.errors import InputError
 from melanoma.data.augment import Views, show
-from melanoma.training import run_folder
 from melanoma.training.ranks import Ranks
+from melanoma.training.run_folder import fitting
 
 WARM_UP = 0.05  # of all steps, in which the learning rate of the cosine schedule rises from 0
 
@@ -31,7 +31,6 @@ class Learner:
     ----------
     network : on its device; images (B, 3, S, S) become embeddings (B, D) and logits (B,)
     total : steps of the whole training, for the schedule
-    batch_size : the setting, for the message about a memory that is too small
     schedule : constant or cosine
     backbone_rate : learning rate of parameters named `backbone.*`, as a share of `learning_rate`
     ema : decay of the moving average, 0 to do without
@@ -43,7 +42,6 @@ class Learner:
         self,
         network: nn.Module,
         total: int,
-        batch_size: int,
         learning_rate: float,
         schedule: str = "constant",
         backbone_rate: float = 1.0,
@@ -54,7 +52,6 @@ class Learner:
     ) -> None:
         self.network = network
         self.total = total
-        self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.ema = ema
@@ -78,14 +75,14 @@ class Learner:
     @property
     def kept(self) -> Any:
         """The network that is validated and saved: the moving average of the weights if there is one."""
-        return self.network if self.average is None else self.average
+        return self.average or self.network
 
     @property
     def rate(self) -> float:
         """The learning rate of the next step: constant, or a rise from 0 and then half a cosine down to 0."""
+        rising = WARM_UP * self.total
         if self.schedule == "constant":
             return self.learning_rate
-        rising = WARM_UP * self.total
         if self.taken < rising:
             return self.learning_rate * (self.taken + 1) / (rising + 1)
         done = (self.taken - rising) / (self.total - rising)
@@ -120,11 +117,9 @@ class Learner:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            half = self.batch_size // 2
             raise InputError(
-                f"the memory of {images.device} is too small for batch_size {self.batch_size} ({len(images)} images of "
-                f"{images.shape[1]} px) in step {self.taken + 1}: try "
-                f"{f'--batch-size {half}' if half else 'a smaller --image-size'}; the last checkpoint is kept"
+                f"the memory of {images.device} is too small for {len(images)} images of {images.shape[1]} px in step "
+                f"{self.taken + 1}: try half the --batch-size or a smaller --image-size; the last checkpoint is kept"
             ) from error
         return torch.cat([loss.detach().view(1), measures])
 
@@ -147,11 +142,15 @@ class Learner:
         return state
 
     def resume(self, state: dict[str, Any], path: Path) -> None:
-        """Restore a checkpoint's weights and `state`; `path` names it in errors."""
-        run_folder.load_weights(self.kept, state, path)
-        if self.average:
-            run_folder.load_weights(self.network, state, path, "trained")
-        run_folder.load_optimizer(self.optimizer, state, path)
+        """Restore a checkpoint's weights and `state`; `path` names it in the InputError if they do not fit."""
+        fused = self.optimizer.param_groups[0]["fused"]  # of this machine's device, not of the checkpoint's
+        with fitting(path):
+            self.kept.load_state_dict(state["model"])
+            if self.average:
+                self.network.load_state_dict(state["trained"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = fused
 
     @torch.no_grad()
     def _follow(self, average: nn.Module) -> None:

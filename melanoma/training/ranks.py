@@ -26,11 +26,6 @@ class Ranks:
         """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
-    @property
-    def quiet(self) -> bool | None:
-        """What tqdm's `disable` takes: only the first process draws progress, and only on a terminal."""
-        return None if self.first else True
-
     def say(self, text: str) -> None:
         """Print, from the first process alone."""
         if self.first:
@@ -86,8 +81,7 @@ class Ranks:
 def join_ranks(device_name: str) -> Iterator[tuple[torch.device, Ranks]]:
     """Join the processes that torchrun started (read from its environment); yield this one's device and rank.
 
-    With CUDA each process of a machine takes a GPU of its own. Without torchrun there is one process and nothing
-    to join.
+    With CUDA each process of a machine takes a GPU of its own. Without torchrun there is one process.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

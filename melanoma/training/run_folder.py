@@ -13,7 +13,6 @@ import json
 import platform
 import subprocess
 import sys
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -28,8 +27,6 @@ from melanoma.common.errors import InputError, shown
 from melanoma.common.files import (
     is_file,
     locked,
-    make_folder,
-    parse_json,
     read_json,
     read_text,
     remove_halves,
@@ -45,10 +42,8 @@ RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json",
 EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "patient_id", "label", "part"]
-LOGGED = ("epoch", "train_loss", "val_loss", "val_auc")  # numbers that each entry of a log has
-ALSO_LOGGED = ("like_distance", "unlike_distance")  # numbers that it may have
-LARGEST = 1e100  # beyond which a number cannot be drawn
 ADVICE = "run train.py first or pass --run-dir"
+OTHERWISE = "train anew or pass another --run-dir"
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -61,8 +56,6 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in the file can run code, and a byte that has changed is noticed.
 
-    Its `config` is a dict of plain values; whether they are settings, and fit the rest, is not looked at here.
-
     Raises
     ------
     InputError : not there, unreadable, or of another format
@@ -71,25 +64,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"there is no checkpoint {path}: {ADVICE}")
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
-            if archive.testzip() or any(info.compress_type for info in archive.infolist()):
+            if archive.testzip():
                 raise zipfile.BadZipFile
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+        contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise InputError(
-            f"checkpoint {path} is damaged or was not written by train.py: train anew or pass another --run-dir"
-        ) from error
-    if not isinstance(contents, dict) or not _is_of_this_version(contents):
-        raise InputError(f"{path} is no checkpoint of this version (format {FORMAT}): train anew")
+        raise InputError(f"checkpoint {path} is damaged or not of train.py: {OTHERWISE}") from error
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+        raise InputError(f"{path} is no checkpoint of this version (format {FORMAT}): {OTHERWISE}")
     return contents
-
-
-def _is_of_this_version(contents: Mapping[str, Any]) -> bool:
-    number, config = contents.get("format"), contents.get("config")
-    if type(number) is not int or number != FORMAT or not isinstance(config, dict):
-        return False
-    return all(value is None or type(value) in (bool, int, float, str) for value in config.values())
 
 
 @contextlib.contextmanager
@@ -97,42 +79,8 @@ def fitting(path: Path) -> Iterator[None]:
     """Say of a checkpoint whose contents are taken up here that it does not fit, whatever that raises."""
     try:
         yield
-    except Exception as error:  # its contents may be anything
-        raise InputError(
-            f"checkpoint {path} does not fit its own settings: train anew or pass another --run-dir"
-        ) from error
-
-
-def load_weights(network: torch.nn.Module, contents: Mapping[str, Any], path: Path, key: str = "model") -> None:
-    """Put a checkpoint's weights, those of the model or of another `key`, into a network.
-
-    Raises
-    ------
-    InputError : they are of another shape or type
-    """
-    with fitting(path):
-        state, own = contents[key], network.state_dict()
-        for name, value in own.items():
-            if state[name].dtype != value.dtype:  # torch would convert it, complex numbers too
-                raise TypeError(name)
-        network.load_state_dict(state)
-
-
-def load_optimizer(optimizer: torch.optim.AdamW, contents: Mapping[str, Any], path: Path) -> None:
-    """Put a checkpoint's state of AdamW into one of the same parameters.
-
-    Raises
-    ------
-    InputError : it is of other parameters
-    """
-    fused = optimizer.param_groups[0]["fused"]  # of this machine's device, not of the checkpoint's
-    with fitting(path):
-        optimizer.load_state_dict(contents["optimizer"])
-        for group in optimizer.param_groups:
-            group["fused"] = fused
-        for parameter, state in optimizer.state.items():
-            if not state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape:
-                raise ValueError("another shape")
+    except Exception as error:
+        raise InputError(f"checkpoint {path} does not fit its own settings: {OTHERWISE}") from error
 
 
 def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame, device: str, resumed: bool) -> None:
@@ -140,7 +88,6 @@ def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame,
 
     settings : JSON values
     """
-    make_folder(run_dir)
     remove_halves(run_dir)  # the caller holds the lock
     if not resumed:
         for name in RESULTS:
@@ -157,17 +104,14 @@ def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame,
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
     }
-    path = run_dir / "run.json"
     earlier = read_starts(run_dir) if resumed else []
-    write_json(path, [*earlier, run])  # one entry for each time that the run was started or resumed
+    write_json(run_dir / "run.json", [*earlier, run])
 
 
 def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep a run's folder for this process: a context, whose errors are those of `lock.locked`."""
-    return locked(
-        run_dir / "lock",
-        f"run_dir {run_dir} is being written to by another training: wait for its end or pass another --run-dir",
-    )
+    """Keep a run's folder for this process: a context, see `locked`."""
+    refusal = f"run_dir {run_dir} is being written to by another training: wait for its end or pass another --run-dir"
+    return locked(run_dir / "lock", refusal)
 
 
 def check_run_dir(run_dir: Path, wanted: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
@@ -189,10 +133,7 @@ def check_run_dir(run_dir: Path, wanted: Mapping[str, Any], resume: bool, overwr
     if not is_file(last) or overwrite:
         return
     if not resume:
-        raise InputError(
-            f"run_dir {run_dir} already holds a run: pass --resume to go on with it, --overwrite to replace it, or "
-            "another --run-dir"
-        )
+        raise InputError(f"run_dir {run_dir} already holds a run: pass --resume, --overwrite, or another --run-dir")
     contents = load_checkpoint(last)
     stored = contents["config"]
     free = {"recipe", *(["epochs"] if wanted["schedule"] == "constant" else [])}
@@ -205,10 +146,7 @@ def check_run_dir(run_dir: Path, wanted: Mapping[str, Any], resume: bool, overwr
         raise InputError(f"--resume: {run_dir} holds another experiment: {'; '.join(differ)}")
     trained = len(contents["log"])
     if trained > wanted["epochs"]:
-        raise InputError(
-            f"--resume: {run_dir} has been trained for {trained} epochs, {wanted['epochs']} asked for: pass "
-            f"--epochs {trained} or more"
-        )
+        raise InputError(f"--resume: {run_dir} has been trained for {trained} epochs: pass --epochs {trained} or more")
 
 
 def resume_run(run_dir: Path, table: pd.DataFrame) -> dict[str, Any]:
@@ -218,16 +156,10 @@ def resume_run(run_dir: Path, table: pd.DataFrame) -> dict[str, Any]:
     ------
     InputError : the data have changed since the run began, or its files are damaged
     """
-    stored = read_split(run_dir)
-    if not stored.equals(table[SPLIT_COLUMNS]):
-        raise InputError(
-            f"--resume: images, labels or split differ from {run_dir / 'split.csv'}, with which the run "
-            "began: restore the data or start a new run"
-        )
-    path = run_dir / "last.pt"
-    contents = load_checkpoint(path)
-    check_log(contents.get("log"), path)
-    return contents
+    if not read_split(run_dir).equals(table[SPLIT_COLUMNS]):
+        path = run_dir / "split.csv"
+        raise InputError(f"--resume: images, labels or split differ from {path}: restore the data or start a new run")
+    return load_checkpoint(run_dir / "last.pt")
 
 
 def read_split(run_dir: Path) -> pd.DataFrame:
@@ -239,39 +171,21 @@ def read_split(run_dir: Path) -> pd.DataFrame:
     """
     path = run_dir / "split.csv"
     table = read_csv(path, str(path), ADVICE)
-    if list(table.columns) != SPLIT_COLUMNS:
-        raise InputError(f"{path} has columns {shown(list(table.columns))}, not {SPLIT_COLUMNS}: train anew")
-    good = table["label"].isin(["0", "1"]) & table["part"].isin(PARTS)
-    good &= ~table["image_name"].duplicated() & (table["image_name"] != "")
-    if not good.all():
-        raise InputError(
-            f"{path} is damaged in line {table.index[~good][0]}: an image's name comes once, its label is 0 or 1, its "
-            f"part one of {', '.join(PARTS)}: restore it or train anew"
-        )
+    known = list(table.columns) == SPLIT_COLUMNS
+    if not known or not table["label"].isin(["0", "1"]).all() or not table["part"].isin(PARTS).all():
+        raise InputError(f"{path} is damaged or not of train.py: {OTHERWISE}")
     return table.assign(label=table["label"].astype(int)).reset_index(drop=True)
 
 
 def read_starts(run_dir: Path) -> list[Any]:
-    """Return what run.json says of each time that the run was started or resumed; [] if there is no such file.
-
-    Raises
-    ------
-    InputError : no list in JSON
-    """
+    """Return what run.json says of each time that the run was started or resumed; [] if there is no such file."""
     path = run_dir / "run.json"
-    if not path.exists():
-        return []
-    advice = "restore it, or remove it to go on without what it says"
-    starts = read_json(path, str(path), advice)
-    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-        raise InputError(f"{path} holds no list of starts: {advice}")
-    return starts
+    return read_json(path, str(path), "restore or remove it") if path.exists() else []
 
 
 def write_log(path: Path, entries: list[dict[str, Any]]) -> None:
     """Write the log, a JSON object a line."""
-    text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries)
-    write_text(path, text)
+    write_text(path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -281,26 +195,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     ------
     InputError : not there, or no log
     """
-    text = read_text(path, str(path), ADVICE)
     try:
-        log = [parse_json(line) for line in text.splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path} cannot be read: {error}: restore it or train anew") from None
-    check_log(log, path)
+        log = [json.loads(line) for line in read_text(path, str(path), ADVICE).splitlines()]
+    except json.JSONDecodeError:
+        log = []
     if not log:
-        raise InputError(f"{path} has no epoch: {ADVICE}")
+        raise InputError(f"{path} holds no log of a training: {OTHERWISE}")
     return log
-
-
-def check_log(log: Any, path: Path) -> None:
-    """Raise InputError unless this, found in a file, is a list with the finite numbers of each epoch."""
-    whole = isinstance(log, list) and all(isinstance(entry, dict) for entry in log)
-    for entry in log if whole else []:
-        for key in (*LOGGED, *(key for key in ALSO_LOGGED if key in entry)):
-            number = entry.get(key)
-            whole &= type(number) in (int, float) and abs(number) < LARGEST
-    if not whole:
-        raise InputError(f"{path} holds no log of a training: train anew or pass another --run-dir")
 
 
 def best_entry(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -76,10 +76,8 @@ def page_of(name: str) -> str:
         "not_computed": {**plain["not_computed"], "npv": name},
     }
     settings = {**SETTINGS, "command": name, "config": {"train_image": name, name: 1}, name: [{name: name}]}
-    card = report.ModelCard(training_data=name, evaluation_data=CARD.evaluation_data, model=CARD.model)
-    return report.render(
-        metrics, {**{key: FIGURES[key] for key in list(FIGURES)[:3]}, f"{name}.png": None}, settings, card
-    )
+    card = {**CARD, "training_data": name}
+    return report.render(metrics, {key: FIGURES[key] for key in list(FIGURES)[:3]}, settings, card)
 
 
 def skeleton(page: str) -> list[tuple[str, list[str]]]:
@@ -95,7 +93,6 @@ def skeleton(page: str) -> list[tuple[str, list[str]]]:
 @given(name=NAMES)
 @example(name=EVIL)
 def test_a_name_in_the_report_is_text_and_makes_no_element_or_attribute(name):
-    name = name.replace("/", "_")  # as in the name of a figure's file
     page = page_of(name)
     assert skeleton(page) == skeleton(page_of("x" * len(name)))
     seen = "".join(Page(page).texts)
@@ -131,10 +128,10 @@ def test_a_message_is_one_printable_line_whatever_it_quotes(text, most):
     tally(KIND, "clean error")
 
 
-LARGE = [[[1] * 1000] * 1000, {"a": {"b": {"c": {"d": {"e": 1}}}}}, 10**5000, object(), b"\xff" * 10**6]
+LARGE = [[[1] * 1000] * 1000, {"a": {"b": {"c": {"d": {"e": 1}}}}}, object(), b"\xff" * 10**6]
 
 
-@pytest.mark.parametrize("value", LARGE, ids=["lists", "dicts", "digits", "object", "bytes"])
+@pytest.mark.parametrize("value", LARGE, ids=["lists", "dicts", "object", "bytes"])
 def test_any_value_is_quoted_briefly(value):
     assert len(shown(value)) <= 80
     tally(KIND, "clean error")
@@ -149,7 +146,7 @@ def test_a_figure_draws_any_name_without_a_warning(name):
     row = {"attribute": name, "group": name, "n": 9, "n_melanoma": 5, "auc": None, "auc_interval": None, "note": name}
     drawn = [
         curves.confusion_matrix({"tp": 1, "fp": 2, "tn": 3, "fn": 4}, name),
-        curves.forest([row, {**row, "auc": 0.5}], 0.7, name),
+        curves.forest([row, {**row, "auc": 0.5, "auc_interval": [0.4, 0.6]}], 0.7, name),
         error_gallery([PICTURE], np.array([1]), np.array([0.1]), [name], {"fn": 1, "fp": 0}, name),
         lesion_card(name, PICTURE, None, ["called benign"], [Neighbour(name, PICTURE, 0.1)], []),
     ]

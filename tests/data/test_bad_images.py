@@ -624,11 +624,3 @@ def test_files_of_a_cache_cut_anywhere_give_the_right_pixels(built, tmp_path):
         (folder / "pixels.bin").write_bytes(pixels[: rng.integers(len(pixels) + 1)])
         (folder / "index.jsonl").write_bytes(index[: rng.integers(len(index) + 1)])
         check_cache(built, tmp_path / "cache")
-
-
-@pytest.mark.parametrize("name", ["pixels.bin", "index.jsonl"])
-def test_a_cache_whose_file_is_a_folder_is_refused(built, name):
-    paths, folder, _ = built
-    (folder / name).unlink()
-    (folder / name).mkdir()
-    refusal(CACHE, [folder, "cannot be written"], build_cache, paths, SIZE, folder.parent)

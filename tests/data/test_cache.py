@@ -263,13 +263,12 @@ def dying_in_write(number: int) -> Iterator[None]:
     """Let write `number` to a cache, counted from 0, end halfway and the build with it."""
     real_commit, calls = images._commit, []
 
-    def commit(file: BinaryIO, data: bytes, position: int) -> int:
-        calls.append(position)
-        if len(calls) <= number:
-            return real_commit(file, data, position)
-        file.seek(position)
-        file.write(data[: len(data) // 2])
-        raise KeyboardInterrupt
+    def commit(file: BinaryIO, data: bytes) -> None:
+        calls.append(data)
+        if len(calls) > number:
+            file.write(data[: len(data) // 2])
+            raise KeyboardInterrupt
+        real_commit(file, data)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(images, "_commit", commit)

@@ -99,7 +99,7 @@ def test_scores_that_are_not_finite_are_refused_everywhere():
         lambda: compare(labels, scores, labels * 1.0, patients, rng, 5),
         lambda: compare(labels, labels * 1.0, scores, patients, rng, 5),
     ):
-        with pytest.raises(ValueError, match="1 of 20 scores are not finite, at index 4"):
+        with pytest.raises(ValueError, match="not finite"):
             call()
 
 

@@ -9,14 +9,7 @@ from conftest import cache_of
 
 from melanoma.evaluation import subgroups
 from melanoma.evaluation.bootstrap import brief_metrics
-from melanoma.evaluation.subgroups import (
-    band_of,
-    memberships,
-    srgb_to_lab,
-    subgroup_table,
-    typology_angle,
-    typology_angles,
-)
+from melanoma.evaluation.subgroups import memberships, srgb_to_lab, subgroup_table, typology_angle, typology_angles
 
 FIGURES = ("auc", "auc_interval", "sensitivity", "specificity")
 
@@ -104,28 +97,32 @@ def test_attributes_that_the_table_lacks_have_no_rows():
     assert subgroup_table(table.drop(columns="age"), np.random.default_rng(0), 10) == []
 
 
-@pytest.mark.parametrize("blank", ["", None, np.nan])
+@pytest.mark.parametrize("blank", ["", None, np.nan, "unknown"])
 def test_blanks_of_any_kind_are_unknown(blank):
-    members, names = memberships(pd.DataFrame({"site": ["torso", blank, "head/neck"]}))["site"]
-    assert members.tolist() == ["torso", "unknown", "head/neck"]
-    assert names == ["head/neck", "torso", "unknown"]
+    groups = memberships(pd.DataFrame({"site": ["torso", blank, "head/neck"]}))["site"]
+    assert list(groups) == ["torso", "unknown", "head/neck"]
+    assert list(groups.categories) == ["head/neck", "torso", "unknown"]
+
+
+def bands_of(column: str, values: np.ndarray) -> list[str]:
+    """The band of each value of a column."""
+    (groups,) = memberships(pd.DataFrame({column: values})).values()
+    return list(groups)
 
 
 def test_bands_begin_at_their_lower_bound():
     ages = np.array([0, 29.9, 30, 44, 45, 60, 74.9, 75, 90, np.nan])
-    assert band_of(ages, subgroups.AGE_BANDS).tolist() == [
+    assert bands_of("age", ages) == [
         *("under 30", "under 30", "30 to 44", "30 to 44", "45 to 59"),
         *("60 to 74", "60 to 74", "75 and older", "75 and older", "unknown"),
     ]
     angles = np.array([-90, -30.1, -29.9, 9.9, 10.1, 28.1, 41.1, 55.1, 90, 120])
-    assert band_of(angles, subgroups.SKIN_TONES).tolist() == [
+    assert bands_of("typology_angle", angles) == [
         *("dark", "dark", "brown", "brown", "tan", "intermediate", "light"),
         *("very light", "very light", "very light"),
     ]
     sizes = np.array([640 * 480, 1920 * 1080, 4000 * 3000, 6000 * 4000]) / 1e6
-    assert band_of(sizes, subgroups.SIZE_BANDS).tolist() == [
-        *("under 1 megapixel", "1 to 4", "4 to 16", "16 megapixels and more")
-    ]
+    assert bands_of("megapixels", sizes) == ["under 1 megapixel", "1 to 4", "4 to 16", "16 megapixels and more"]
 
 
 # --- skin tone ---
@@ -171,7 +168,7 @@ def test_the_angle_is_that_of_the_skin_not_of_the_lesion(skin, tone, side):
     angle = typology_angle(photo(skin, side)[None])
     lightness, _, yellow = srgb_to_lab(np.array(skin, np.uint8))
     assert angle == pytest.approx(np.degrees(np.arctan2(lightness - 50, yellow)), abs=3)
-    assert band_of(angle, subgroups.SKIN_TONES) == tone
+    assert bands_of("typology_angle", angle) == [tone]
 
 
 def test_the_dark_rim_hairs_and_a_lesion_at_the_border_do_not_count():

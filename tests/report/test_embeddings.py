@@ -46,11 +46,11 @@ def test_pair_distances_are_shares_of_their_kind_with_the_margin():
     ]
 
 
-def test_pairs_of_no_distance_or_of_one_kind_are_drawn(tmp_path):
-    figure = embeddings.pair_distances(np.zeros(3), np.ones(3, bool), 0.5, WHAT)
+def test_pairs_of_no_distance_are_drawn(tmp_path):
+    figure = embeddings.pair_distances(np.zeros(3), np.arange(3) > 0, 0.5, WHAT)
     assert legend_texts(figure.axes[0]) == [
-        "same-class pairs (3, median 0.000)",
-        "different-class pairs (0)",
+        "same-class pairs (2, median 0.000)",
+        "different-class pairs (1, median 0.000)",
         "margin 0.5",
     ]
     save(figure, tmp_path / "figure.png")
@@ -82,7 +82,7 @@ def test_tsne_of_one_class_is_drawn():
 
 
 def test_tsne_panels_colour_by_class_probability_and_size_with_melanomas_on_top():
-    megapixels = np.array([1, 24, 1, 2, 24, 1, np.nan, 2])
+    megapixels = np.array([1, 24, 1, 2, 24, 1, 4, 2])
     figure = embeddings.tsne_panels(POINTS, LABELS, SCORES, megapixels, WHAT)
     by_class, by_score, by_size = figure.axes[:3]
     assert figure.get_suptitle() == f"t-SNE of the embeddings\n{WHAT}"
@@ -92,32 +92,25 @@ def test_tsne_panels_colour_by_class_probability_and_size_with_melanomas_on_top(
         "by source size, megapixels",
     ]
     assert same_color(np.asarray(by_class.collections[1].get_facecolor()).tolist()[0][:3], style.MELANOMA)
-    for axes, values, known in (
-        (by_score, logit(SCORES), np.ones(8, bool)),
-        (by_size, np.log10(megapixels), np.isfinite(megapixels)),
-    ):
-        benign, melanoma = axes.collections[-2:]
+    for axes, values in ((by_score, logit(SCORES)), (by_size, np.log10(megapixels))):
+        benign, melanoma = axes.collections
         for drawn, label in ((benign, 0), (melanoma, 1)):
-            own = known & (label == LABELS)
+            own = label == LABELS
             assert points_of(drawn).tolist() == POINTS[own].tolist()
             np.testing.assert_allclose(np.asarray(drawn.get_array()), values[own])
-            assert drawn.get_clim() == pytest.approx((np.nanmin(values), np.nanmax(values)))  # one scale for both
+            assert drawn.get_clim() == pytest.approx((values.min(), values.max()))  # one scale for both
         assert melanoma.get_zorder() >= benign.get_zorder()
         assert (np.max(benign.get_linewidth()), np.min(melanoma.get_linewidth()) > 0) == (0, True)  # ringed
-    assert points_of(by_size.collections[0]).tolist() == [POINTS[6].tolist()]
-    legend = by_size.get_legend()
-    assert legend and [text.get_text() for text in legend.get_texts()] == ["not known"]
     ticks = [text.get_text() for text in figure.axes[3].get_xticklabels()]
     assert (ticks[0], ticks[-1]) == ("0.02", "0.7")
     ticks = [text.get_text() for text in figure.axes[4].get_xticklabels()]
     assert (ticks[0], ticks[-1]) == ("1", "24")
 
 
-@pytest.mark.parametrize("megapixels", [np.full(8, np.nan), np.ones(8)])
 @pytest.mark.parametrize("probabilities", [SCORES, np.full(8, 0.3), np.arange(8) % 2.0])
-def test_tsne_panels_are_drawn_whatever_is_known(megapixels, probabilities):
+def test_tsne_panels_of_any_probabilities_are_drawn(probabilities):
     for labels in (LABELS, np.zeros(8, int)):
-        embeddings.tsne_panels(POINTS, labels, probabilities, megapixels, WHAT).draw_without_rendering()
+        embeddings.tsne_panels(POINTS, labels, probabilities, np.ones(8), WHAT).draw_without_rendering()
 
 
 def test_images_of_one_size_have_one_colour_whatever_their_class():
@@ -128,4 +121,4 @@ def test_images_of_one_size_have_one_colour_whatever_their_class():
 
 
 def test_one_image_has_a_map(tmp_path):
-    save(embeddings.tsne_panels(POINTS[:1], LABELS[:1], SCORES[:1], np.array([np.nan]), WHAT), tmp_path / "map.png")
+    save(embeddings.tsne_panels(POINTS[:1], LABELS[:1], SCORES[:1], np.ones(1), WHAT), tmp_path / "map.png")

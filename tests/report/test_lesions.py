@@ -126,9 +126,13 @@ def test_confident_errors_are_ordered_by_how_wrong_they_are():
     labels = np.array([1, 1, 1, 1, 0, 0, 0, 0])
     probabilities = np.array([0.4, 0.1, 0.9, 0.2, 0.6, 0.95, 0.1, 0.7])
     assert confident_errors(labels, probabilities, 0.5).tolist() == [1, 3, 0, 5, 7, 4]
-    assert confident_errors(labels, probabilities, 0.5, most=1).tolist() == [1, 5]
     thresholds = np.array([0.3, 0.5, 0.5, 0.5, 0.65, 0.5, 0.05, 0.5])
     assert confident_errors(labels, probabilities, thresholds).tolist() == [1, 3, 5, 7, 6]
+
+
+def test_at_most_six_errors_of_either_kind_are_returned():
+    probabilities = np.append(np.arange(8) / 100, 0.9)
+    assert confident_errors(np.append(np.ones(8, int), 0), probabilities, 0.5).tolist() == [0, 1, 2, 3, 4, 5, 8]
 
 
 def test_a_probability_at_the_threshold_is_called_melanoma():

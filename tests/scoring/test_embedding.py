@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import cache_of
+from conftest import build_network, cache_of
 
 from melanoma.data.augment import to_float
 from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
 from melanoma.scoring.embedding import embed_images
-from modules import SiameseNetwork, build_network
+from modules import SiameseNetwork
 
 CPU = torch.device("cpu")
 

@@ -17,10 +17,8 @@ from melanoma.scoring.scores import (
     best_scorer,
     choose_threshold,
     familiarity,
-    mean_distance,
+    mean_distances,
     nearest_references,
-    reference_score,
-    references_of,
     score_all,
 )
 
@@ -86,33 +84,30 @@ def test_score_does_not_depend_on_the_block(monkeypatch, block):
 
 def test_distance_to_oneself_is_a_number():
     points = torch.from_numpy(np.repeat(random_embeddings(1, 0), 50, axis=0)).requires_grad_()
-    distance = mean_distance(points, points.detach())
+    distance = mean_distances(points, points.detach(), [50])[0]
     np.testing.assert_allclose(distance.detach(), 0, atol=1e-6)
     distance.sum().backward()
     assert points.grad is not None and torch.isfinite(points.grad).all()
 
 
-@pytest.mark.parametrize(
-    ("settings", "counts"),
-    [
-        ({"share": 0.25}, (8, 2)),  # of 32 benign references and 8 melanomas
-        ({"share": 0.1}, (3, 1)),
-        ({"share": 0.01}, (1, 1)),  # one at least
-        ({"most": 5}, (5, 5)),
-        ({"most": 20}, (20, 8)),
-        ({"most": 1}, (1, 1)),
-        ({"share": 0.5, "most": 5}, (5, 4)),
-        ({}, (32, 8)),
-    ],
-)
 @pytest.mark.parametrize("block", [7, 1024])
-def test_scores_from_the_nearest_references_equal_a_slow_loop(settings, counts, block, monkeypatch):
+def test_distances_to_the_nearest_references_equal_a_slow_loop(block, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", block)
     embeddings, references = random_embeddings(30, 0), random_embeddings(40, 1)
-    labels = (np.arange(40) % 5 == 0).astype(int)
-    classes = references_of("nearest", references, labels)
-    scores = reference_score(torch.from_numpy(embeddings), classes, **settings)
-    np.testing.assert_allclose(scores, slow_score(embeddings, references, labels, counts), atol=1e-5)
+    counts = [1, 3, 20, 40, 50]
+    means = mean_distances(torch.from_numpy(embeddings), torch.from_numpy(references), counts)
+    for point, found in zip(embeddings.tolist(), means.T, strict=True):
+        distances = sorted(math.dist(point, reference) for reference in references.tolist())
+        np.testing.assert_allclose(found, [np.mean(distances[:count]) for count in counts], atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "nearest", "neighbours"), [(3, (1, 1), (2, 1)), (40, (8, 2), (20, 8))])
+def test_of_few_references_one_counts_at_least_and_all_at_most(n, nearest, neighbours):
+    embeddings, references = random_embeddings(30, 0), random_embeddings(n, 1)
+    labels = (np.arange(n) % 5 == 0).astype(int)
+    scores = score_all(embeddings, None, references, labels)
+    for name, counts in (("nearest", nearest), ("neighbours", neighbours)):
+        np.testing.assert_allclose(scores[name], slow_score(embeddings, references, labels, counts), atol=1e-5)
 
 
 def test_prototype_score_by_hand():
@@ -165,13 +160,6 @@ def test_every_scorer_is_the_one_of_its_name():
     for name, values in expected.items():
         np.testing.assert_allclose(scores[name], values, atol=1e-5)
     assert list(score_all(embeddings, None, references, labels)) == list(SCORERS[:-1])
-
-
-@pytest.mark.parametrize("label", [0, 1])
-@pytest.mark.parametrize("scorer", ["distance", "prototype"])
-def test_references_of_one_class_are_refused(scorer, label):
-    with pytest.raises(ValueError, match="both classes"):
-        references_of(scorer, random_embeddings(4, 1), np.full(4, label))
 
 
 def test_the_best_scorer_has_the_highest_auc_and_of_equals_is_the_first():

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from conftest import build_network
 from torch import Tensor
 
 from melanoma.training.learner import Learner
-from modules import SiameseNetwork, build_network
+from modules import SiameseNetwork
 
 
 def small(backbone: str = "conv3") -> SiameseNetwork:
@@ -32,11 +33,11 @@ def walk(learner: Learner, steps: int, start: int = 0) -> list[float]:
 
 
 def test_the_learning_rate_is_constant_unless_asked_otherwise() -> None:
-    assert walk(Learner(small(), 5, 4, 0.01), 5) == [0.01] * 5
+    assert walk(Learner(small(), 5, 0.01), 5) == [0.01] * 5
 
 
 def test_the_learning_rate_rises_from_0_in_5_percent_of_the_steps_and_falls_along_a_cosine() -> None:
-    learner, rates = Learner(small(), 60, 4, 0.01, "cosine"), []
+    learner, rates = Learner(small(), 60, 0.01, "cosine"), []
     for learner.taken in range(60):
         rates.append(learner.rate)
     rising = [0.25, 0.5, 0.75]  # a quarter of the way at each of three steps, the peak at the fourth
@@ -49,7 +50,7 @@ def test_the_learning_rate_rises_from_0_in_5_percent_of_the_steps_and_falls_alon
 
 def test_the_first_step_is_the_learning_rate_of_each_part_and_decay_is_for_matrices() -> None:
     network = small()
-    learner = Learner(network, 1, 4, 0.01, backbone_rate=0.1, weight_decay=0.5)
+    learner = Learner(network, 1, 0.01, backbone_rate=0.1, weight_decay=0.5)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     walk(learner, 1)
     assert any(name.startswith("backbone") and p.ndim == 1 for name, p in network.named_parameters())
@@ -64,7 +65,7 @@ def test_the_first_step_is_the_learning_rate_of_each_part_and_decay_is_for_matri
 
 
 def test_the_moving_average_is_that_of_a_slow_loop_and_is_what_is_kept() -> None:
-    decay, learner = 0.3, Learner(small("mobilenet_v2"), 9, 4, 0.01, ema=0.3)
+    decay, learner = 0.3, Learner(small("mobilenet_v2"), 9, 0.01, ema=0.3)
     mean: dict[str, Tensor] = {}
     for step in range(9):
         walk(learner, 1, start=step)
@@ -84,6 +85,6 @@ def test_the_moving_average_is_that_of_a_slow_loop_and_is_what_is_kept() -> None
 
 
 def test_without_a_moving_average_the_network_itself_is_kept() -> None:
-    learner = Learner(small(), 1, 4, 0.01)
+    learner = Learner(small(), 1, 0.01)
     assert learner.kept is learner.network
     assert set(learner.state()) == {"optimizer"}

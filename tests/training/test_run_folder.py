@@ -20,16 +20,8 @@ from config import Config
 from melanoma.common.errors import InputError
 from melanoma.common.settings import experiment, from_dict, to_dict
 from melanoma.training import run_folder as checkpoint
-from melanoma.training.run_folder import (
-    load_checkpoint,
-    load_optimizer,
-    load_weights,
-    lock_run,
-    read_split,
-    resume_run,
-    save_checkpoint,
-    write_log,
-)
+from melanoma.training.learner import Learner
+from melanoma.training.run_folder import load_checkpoint, lock_run, read_split, resume_run, save_checkpoint, write_log
 
 
 @pytest.fixture
@@ -156,51 +148,50 @@ def test_a_checkpoint_that_is_not_there_is_said_to_be_so(tmp_path):
     assert message.startswith(f"there is no checkpoint {tmp_path / 'a.pt'}: run train.py")
 
 
-def test_weights_reach_the_network(tmp_path):
-    saved, fresh = nn.Linear(3, 2), nn.Linear(3, 2)
-    save_checkpoint(tmp_path / "a.pt", {"config": {}, "model": saved.state_dict()})
-    load_weights(fresh, load_checkpoint(tmp_path / "a.pt"), tmp_path / "a.pt")
-    assert torch.equal(fresh.weight, saved.weight)
+# --- taking a checkpoint up ---
 
 
-def test_weights_of_another_name_reach_the_network_and_leave_the_models_alone():
-    model, trained, fresh = (nn.Linear(3, 2) for _ in range(3))
-    contents = {"model": model.state_dict(), "trained": trained.state_dict()}
-    load_weights(fresh, contents, Path("last.pt"), "trained")
-    assert torch.equal(fresh.weight, trained.weight)
-    assert "last.pt" in refusal(load_weights, fresh, contents, Path("last.pt"), "averaged")
+def stepped(ema: float = 0.0, seed: int = 0) -> Learner:
+    """A learner of a small network that has taken a step."""
+    torch.manual_seed(seed)
+    learner = Learner(nn.Sequential(nn.Linear(3, 2)), 1, 0.1, ema=ema)
+    for _ in range(2):
+        learner._update(learner.network(torch.ones(1, 3)).sum())
+    return learner
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_learner_goes_on_from_a_checkpoint(ema):
+    learner, fresh = stepped(ema), stepped(ema, seed=1)
+    fresh.resume({"model": learner.kept.state_dict(), **copy.deepcopy(learner.state())}, Path("last.pt"))
+    fresh.taken = learner.taken
+    for each in (learner, fresh):
+        each._update(each.network(torch.ones(1, 3)).sum())
+    for name, value in learner.network.state_dict().items():
+        assert torch.equal(fresh.network.state_dict()[name], value)
+        assert torch.equal(fresh.kept.state_dict()[name], learner.kept.state_dict()[name])
 
 
 @pytest.mark.parametrize(
-    "contents", [{"model": nn.Linear(3, 4).state_dict()}, {"model": {}}, {}], ids=["shape", "names", "none"]
+    "change",
+    [{"model": {"0.weight": torch.zeros(4, 3), "0.bias": torch.zeros(4)}}, {"model": {}}, {"optimizer": None}],
+    ids=["shape", "names", "optimizer"],
 )
-def test_weights_of_another_shape_are_refused_with_what_to_do(contents):
-    message = refusal(load_weights, nn.Linear(3, 2), contents, Path("runs/last.pt"))
-    assert "runs/last.pt" in message
-    assert "train" in message
+def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_do(change):
+    learner = stepped()
+    contents = {"model": learner.kept.state_dict(), **learner.state(), **change}
+    message = refusal(learner.resume, contents, Path("runs/last.pt"))
+    assert message == "checkpoint runs/last.pt does not fit its own settings: train anew or pass another --run-dir"
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_an_optimizer_goes_on_as_the_device_computes_it(fused):
     """A checkpoint of a device that has AdamW in one piece is taken up by one that has not, and the reverse."""
-
-    def step(network, optimizer):
-        network(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-
-    torch.manual_seed(0)
-    network = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused)
-    step(network, optimizer)
-    other = copy.deepcopy(network)
-    contents = {"optimizer": copy.deepcopy(optimizer.state_dict())}
-    another = torch.optim.AdamW(other.parameters(), lr=0.1, fused=not fused)
-    load_optimizer(another, contents, Path("last.pt"))
-    assert another.param_groups[0]["fused"] is not fused
-    for each in ((network, optimizer), (other, another)):
-        each[0].zero_grad()
-        step(*each)
-    torch.testing.assert_close(other.weight, network.weight)
+    learner, other = stepped(), stepped()
+    learner.optimizer.param_groups[0]["fused"] = not fused
+    other.optimizer.param_groups[0]["fused"] = fused
+    other.resume({"model": learner.kept.state_dict(), **learner.state()}, Path("last.pt"))
+    assert all(group["fused"] is fused for group in other.optimizer.param_groups)
 
 
 # --- starting and resuming ---
@@ -238,7 +229,7 @@ def test_a_run_cannot_be_resumed_for_fewer_epochs_than_it_has(config):
     log = [{"epoch": i, "train_loss": 1.0, "val_loss": 1.0, "val_auc": 0.5} for i in (1, 2, 3)]
     save_checkpoint(last, {**load_checkpoint(last), "log": log})
     message = refusal(check, dataclasses.replace(config, epochs=2), True, False)
-    assert message.endswith("has been trained for 3 epochs, 2 asked for: pass --epochs 3 or more")
+    assert message.endswith("has been trained for 3 epochs: pass --epochs 3 or more")
     check(dataclasses.replace(config, epochs=3), resume=True, overwrite=False)
 
 
@@ -343,7 +334,7 @@ def test_split_comes_back_as_it_was_stored(config, table):
 def test_a_split_that_is_not_there_or_of_other_columns_is_refused(tmp_path):
     assert "run train.py first" in refusal(read_split, tmp_path)
     (tmp_path / "split.csv").write_text("image_name,label,part\na,1,train\n")
-    assert "split.csv has columns" in refusal(read_split, tmp_path)
+    assert "split.csv is damaged" in refusal(read_split, tmp_path)
 
 
 ENTRIES = [{"epoch": epoch, "val_auc": 0.5 + epoch / 10} for epoch in (1, 2, 3)]

@@ -1,8 +1,8 @@
 """All settings. Edit the lines below, then run `python train.py` and `python predict.py`."""
 
 # Paths: text or pathlib.Path; ~ is the home folder.
-train_image = "data/train"  # folder with <image_name>.jpg
-train_labels = "data/ISIC_2020_Training_GroundTruth.csv"  # CSV with image_name and target (or diagnosis)
+train_image = "data/train"  # folder of the images, or a list
+train_labels = "data/ISIC_2020_Training_GroundTruth.csv"  # CSV of labels, or a list (none: class folders)
 run_dir = "runs/siamese"  # folder of this run: checkpoints, log, predictions, metrics
 graph_dir = "graph"  # folder of the figures
 
@@ -17,7 +17,12 @@ device = "auto"  # cuda, cuda:1, mps or cpu; auto takes the first one that is th
 # The other settings, in the same form.
 test_image = "data/test"  # folder of the challenge's test images (no labels)
 test_labels = "data/ISIC_2020_Test_Metadata.csv"  # CSV naming the test images
-duplicates = None  # ISIC_2020_Training_Duplicates.csv: one image of each pair is kept (none: all are)
+duplicates = None  # list of duplicates, of which one image is kept (none: ISIC 2020's list, if it is beside the labels)
+train_metadata = None  # CSV with further columns of the images, such as lesion_id and age; several: a list
+image_column = None  # column of the image names, if it is not found by itself
+label_column = None  # column of the labels or diagnoses, if it is not found by itself
+melanoma_values = None  # values of the label column that mean melanoma (none: by the table of diagnoses)
+group_columns = None  # columns whose equal values are not split (none: patient_id and lesion_id)
 cache_dir = "cache"  # folder of the decoded images
 workers = 0  # threads that decode images (0: one for each core)
 deterministic = False  # on CUDA, compute the same bits each time, more slowly
@@ -40,6 +45,7 @@ head = None  # classification head on the embedding, trained jointly: none, bce,
 
 pairs = None  # independent: each image meets one other; batch: all images of a batch meet
 epoch_share = None  # share of the larger class shown in an epoch, drawn anew
+pairs_within_source = True  # both images of a pair from one source: telling cameras apart earns nothing
 views = None  # random views (augmentation) of both classes: none, mild, wide or wider
 margin = None  # distance past which unlike pairs add no loss
 positive_margin = None  # distance below which like pairs add no loss
@@ -139,14 +145,19 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Config:
     """The settings of one run: types and ranges. Values are edited above, not here."""
 
-    train_image: Path = opt(train_image, group="paths", machine=True)
-    train_labels: Path = opt(train_labels, machine=True)
+    train_image: tuple[Path, ...] = opt(train_image, group="paths", machine=True)
+    train_labels: tuple[Path, ...] = opt(train_labels, machine=True)
     run_dir: Path = opt(run_dir, machine=True)
     graph_dir: Path = opt(graph_dir, machine=True)
     cache_dir: Path = opt(cache_dir, machine=True)
     duplicates: Path | None = opt(duplicates, machine=True)
     test_image: Path = opt(test_image, machine=True, rare=True)
     test_labels: Path = opt(test_labels, machine=True, rare=True)
+    train_metadata: tuple[Path, ...] = opt(train_metadata, machine=True, rare=True)
+    image_column: str | None = opt(image_column, machine=True, rare=True)
+    label_column: str | None = opt(label_column, machine=True, rare=True)
+    melanoma_values: tuple[str, ...] = opt(melanoma_values, machine=True, rare=True)
+    group_columns: tuple[str, ...] = opt(group_columns, machine=True, rare=True)
 
     recipe: str = opt(recipe, tuple(RECIPES), group="what is trained")
     image_size: int = opt(image_size, between(32, 1024))
@@ -177,6 +188,7 @@ class Config:
     head: str = opt(head, ("none", "bce", "focal"))
 
     pairs: str = opt(pairs, ("independent", "batch"), group="pairs and loss")
+    pairs_within_source: bool = opt(pairs_within_source, rare=True)
     epoch_share: float = opt(epoch_share, SHARE, rare=True)
     views: str = opt(views, ("none", "mild", "wide", "wider"))
     margin: float = opt(margin, POSITIVE)
@@ -205,6 +217,8 @@ class Config:
                 problems.append(f"{told}: it must be none with the published split")
             elif self.validation_fold == self.fold:
                 problems.append(f"{told}: that fold tests, choose another")
+        if not self.train_image:
+            problems.append("train_image is none: it must name a folder")
         if self.pairs == "batch" and self.batch_size == 1:
             problems.append("batch_size is 1: with pairs batch it must be 2 or more, whose images meet")
         if self.head == "none" and self.pair_weight == 0:

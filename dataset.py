@@ -16,16 +16,27 @@ import numpy as np
 import pandas as pd
 
 from config import RECIPES, Config
-from melanoma.common.errors import InputError
-from melanoma.common.files import is_file, is_folder
+from melanoma.common.errors import InputError, listed
 from melanoma.common.script import run_script
 from melanoma.common.settings import Parser, add_flags, from_flags
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.check import check_files
-from melanoma.data.decoding import find_images
-from melanoma.data.download import DOWNLOADS, download_isic
-from melanoma.data.labels import NO_PATIENT, drop_duplicates, read_duplicates, read_labels
-from melanoma.data.split import N_FOLDS, PARTS, check_parts, split_patients, split_published
+from melanoma.data.download import download_isic
+from melanoma.data.duplicates import list_duplicates
+from melanoma.data.labels import Columns
+from melanoma.data.sources import Sources, describe_source, read_sources
+from melanoma.data.split import (
+    ALONE,
+    N_FOLDS,
+    PARTS,
+    check_parts,
+    check_sources,
+    group_images,
+    large_patients,
+    split_groups,
+    split_published,
+    without_images,
+)
 from melanoma.data.synthetic import write_demo
 
 
@@ -34,6 +45,65 @@ def validating_fold(config: Config) -> int | None:
     if config.split == "published":
         return None
     return (config.fold + 1) % N_FOLDS if config.validation_fold is None else config.validation_fold
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """The label table of a run, grouped and split, and what was found on the way to it.
+
+    table : as `sources.Sources.table`, with columns group and part
+    keys : columns of the table by which images are grouped
+    paths : image file of each name; empty when only the CSV was looked at
+    reports : how each source was read, see `sources.describe_source`
+    """
+
+    table: pd.DataFrame
+    keys: tuple[str, ...]
+    paths: dict[str, Path]
+    reports: list[dict[str, Any]]
+
+
+def columns_of(config: Config) -> Columns:
+    """Return how the settings say that a label table of an unknown layout is read."""
+    return Columns(config.image_column, config.label_column, config.melanoma_values, config.group_columns)
+
+
+def read_data(config: Config, need_images: bool = True) -> Sources:
+    """Read the labels of all sources and match them with the image files; see `sources.read_sources`."""
+    columns = columns_of(config)
+    return read_sources(
+        config.train_image, config.train_labels, config.train_metadata, columns, config.duplicates, need_images
+    )
+
+
+def load_lesions(config: Config, need_images: bool = True) -> Lesions:
+    """Read the labels, match them with the image files, drop duplicates, group, split.
+
+    need_images : False works from the CSVs alone where the image folder is not there
+    """
+    sources = read_data(config, need_images)
+    table = sources.table.assign(group=group_images(sources.table, sources.groups))
+    return Lesions(split_table(table, config), sources.groups, sources.paths, sources.reports)
+
+
+def join_equal_pictures(lesions: Lesions, cache: ImageCache, config: Config) -> tuple[pd.DataFrame, str]:
+    """Split anew if some images of different groups have equal pixels.
+
+    Returns
+    -------
+    the table of the lesions that could be decoded; what was joined, as a sentence, or ""
+    """
+    table = without_images(lesions.table, cache.errors)
+    pictures = cache.hashes(table["image_name"])
+    group = group_images(table, lesions.keys, pictures)
+    joined = int(table.groupby(group)["group"].nunique().sub(1).sum())
+    if not joined:
+        return table, ""
+    labels = table.groupby(pictures)["label"].nunique()
+    odd = f"; {(labels > 1).sum():,} pictures have two labels" if (labels > 1).any() else ""
+    return split_table(table.assign(group=group), config), (
+        f"equal pictures under different names joined {joined:,} groups to others, and the split was made anew{odd}"
+    )
 
 
 def split_table(table: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -50,131 +120,89 @@ def split_table(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     if validation_fold is None:
         parts = split_published(table, config.split_seed)
     else:
-        parts = split_patients(table, config.fold, config.split_seed, validation_fold)
+        parts = split_groups(table, config.fold, config.split_seed, validation_fold)
     result = table.assign(part=parts)
     check_parts(result)
+    if config.pairs_within_source and result["source"].nunique() > 1:
+        check_sources(result)
     return result
 
 
-@dataclass(frozen=True)
-class Lesions:
-    """The label table of a run, split, and what was found on the way to it."""
-
-    table: pd.DataFrame  # as read_labels, plus part
-    paths: dict[str, Path]  # image file of each name; empty when only the CSV was looked at
-    counts: dict[str, int | None]  # labels, images without a label, labels without an image, duplicates dropped
-
-
-def load_lesions(config: Config, need_images: bool = True) -> Lesions:
-    """Read the labels, match them with the image files, drop duplicates, split.
-
-    need_images : False works from the CSV alone where the image folder is not there
-    """
-    table = read_labels(config.train_labels)
-    counts: dict[str, int | None] = {"labels": len(table)}
-    paths: dict[str, Path] = {}
-    if need_images or is_folder(config.train_image):
-        paths = find_images(config.train_image)
-        has_image = table["image_name"].isin(list(paths))
-        counts["labels_without_image"] = int((~has_image).sum())
-        counts["images_without_label"] = len(paths) - int(has_image.sum())
-        if not has_image.any():
-            raise InputError(
-                f"train_image {config.train_image} has none of the {len(table):,} images that "
-                f"{config.train_labels} names: check both in config.py"
-            )
-        table = table[has_image].reset_index(drop=True)
-        paths = {name: paths[name] for name in sorted(table["image_name"])}
-    else:
-        counts["labels_without_image"] = counts["images_without_label"] = None  # not looked at
-    before = len(table)
-    if config.duplicates is not None:
-        table = drop_duplicates(table, read_duplicates(config.duplicates))
-    counts["duplicates_dropped"] = before - len(table)
-    table = split_table(table, config)
-    return Lesions(table, {name: paths[name] for name in sorted(table["image_name"]) if paths}, counts)
+def count_images(table: pd.DataFrame) -> dict[str, int]:
+    """Return the numbers of images, melanomas, benign lesions, patients, groups, and images without an id."""
+    known = table.loc[table["patient_id"] != "", "patient_id"]
+    return {
+        "images": len(table),
+        "melanoma": int(table["label"].sum()),
+        "benign": int((table["label"] == 0).sum()),
+        "patients": known.nunique(),
+        "groups": table["group"].nunique(),
+        "images_without_id": int(table["group"].str.startswith(ALONE).sum()),
+    }
 
 
 def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
     """Return the counts of a run's lesions as JSON values."""
     table = lesions.table
-
-    def count(rows: pd.DataFrame) -> dict[str, int]:
-        melanoma = int(rows["label"].sum())
-        return {
-            "images": len(rows),
-            "melanoma": melanoma,
-            "benign": len(rows) - melanoma,
-            "patients": rows["patient_id"].nunique(),
-        }
-
     train = table[table["part"] == "train"]
-    summary: dict[str, Any] = {
-        "train_labels": str(config.train_labels),
-        **count(table),
-        **lesions.counts,
+    parts = {part: count_images(table[table["part"] == part]) for part in PARTS}
+    sides = table.groupby("group")["part"].nunique()
+    return {
+        **count_images(table),
+        "sources": lesions.reports,
+        "large_patients": large_patients(table),
         "split": config.split,
+        "grouped_by": [key for key in lesions.keys if (table[key] != "").any()],
         "fold": config.fold,
-        "splits": {part: count(table[table["part"] == part]) for part in PARTS},
+        "splits": parts,
+        "groups_in_two_parts": int((sides > 1).sum()),
         "oversampling_factor": round(oversampling_factor(train["label"].to_numpy()), 3),
-        **_per_epoch(train["label"].to_numpy(), config),
-        "images_without_patient": int(table["patient_id"].str.startswith(NO_PATIENT).sum()),
-        "duplicates_not_used": _duplicates_beside(config),
+        **_per_epoch(train, config),
     }
-    if config.split == "published":  # as published, before validation is cut from the training part
-        summary["published_split"] = {
-            "training": count(table[table["part"] != "test"]),
-            "test": count(table[table["part"] == "test"]),
-        }
-    return summary
 
 
-def _per_epoch(labels: np.ndarray, config: Config) -> dict[str, int | None]:
+def _per_epoch(train: pd.DataFrame, config: Config) -> dict[str, int | None]:
     """Return how many images an epoch shows, and in how many independent pairs; None if they meet in batches."""
-    larger = int(np.bincount(labels, minlength=2).max())
+    groups = [train["source"]] if config.pairs_within_source else [np.zeros(len(train))]
+    larger = [int(labels.value_counts().max()) for _, labels in train["label"].groupby(groups)]
     if config.pairs == "batch":
-        return {"images_per_epoch": 2 * math.ceil(config.epoch_share * larger), "pairs_per_epoch": None}
-    pairs = math.ceil(config.epoch_share * 2 * larger)
+        return {"images_per_epoch": sum(2 * math.ceil(config.epoch_share * n) for n in larger), "pairs_per_epoch": None}
+    pairs = math.ceil(config.epoch_share * 2 * sum(larger))
     return {"images_per_epoch": 2 * pairs, "pairs_per_epoch": pairs}
-
-
-def _duplicates_beside(config: Config) -> str | None:
-    """Return the list of duplicates that lies beside the labels, if none is used."""
-    path = config.train_labels.with_name(DOWNLOADS["duplicates"].address.rpartition("/")[2])
-    return str(path) if config.duplicates is None and is_file(path) else None
 
 
 def describe(summary: dict[str, Any]) -> str:
     """Return a summary as text, a line for each count."""
-    missing = summary["labels_without_image"]
-    listed = summary["duplicates_not_used"]
-    alone = summary["images_without_patient"]
-    unused = f" (--duplicates {listed} drops those that are listed there)" if listed else ""
-    pairs = summary["pairs_per_epoch"]
-    if pairs is None:
-        epoch = f"{summary['images_per_epoch']:,} images an epoch, which meet in batches"
-    else:
-        epoch = f"{pairs:,} pairs an epoch"
-    lines = [
-        f"{summary['images']:,} images of {summary['patients']:,} patients: {summary['melanoma']:,} melanoma, "
-        f"{summary['benign']:,} benign (from {summary['labels']:,} labels)",
-        f"duplicates dropped: {summary['duplicates_dropped']:,}{unused}",
-        "image folder not there: files not checked"
-        if missing is None
-        else f"labels without an image: {missing:,}; images without a label: {summary['images_without_label']:,}",
+    lines = [line for report in summary["sources"] for line in describe_source(report)]
+    lines.append(
+        f"{summary['images']:,} images of {summary['patients']:,} patients, {summary['groups']:,} groups: "
+        f"{summary['melanoma']:,} melanoma, {summary['benign']:,} benign"
+    )
+    if summary["images_without_id"]:
+        lines.append(
+            f"images without a patient or lesion id, each a group of its own: {summary['images_without_id']:,}; "
+            "several may be of one patient, on both sides of the split"
+        )
+    if summary["large_patients"]:
+        lines.append(
+            f"warning: {listed(summary['large_patients'])} has more than 2 % of all images: if it stands for a missing "
+            "patient, leave the cell empty"
+        )
+    by = "image" if summary["split"] == "published" else " and ".join(summary["grouped_by"]) or "image alone"
+    lines.append(f"split {summary['split']!r}, by {by}:")
+    lines += [
+        f"  {part:<10} {c['images']:>7,} images  {c['melanoma']:>5,} melanoma  {c['benign']:>7,} benign  "
+        f"{c['patients']:>6,} patients  {c['groups']:>6,} groups"
+        for part, c in summary["splits"].items()
     ]
-    if alone:
-        lines.append(f"images without a patient_id, each taken for a patient of its own: {alone:,}")
-    rows = [(f"split {summary['split']!r}", summary["splits"])]
-    if "published_split" in summary:
-        rows.append(("as published, validation still in training", summary["published_split"]))
-    for title, parts in rows:
-        lines.append(f"{title}:")
-        lines += [
-            f"  {part:<10} {c['images']:>7,} images  {c['melanoma']:>5,} melanoma  {c['benign']:>7,} benign  "
-            f"{c['patients']:>6,} patients"
-            for part, c in parts.items()
-        ]
+    if summary["groups_in_two_parts"]:
+        lines.append(f"  {summary['groups_in_two_parts']:,} groups have images in two parts or more")
+    pairs = summary["pairs_per_epoch"]
+    epoch = (
+        f"{summary['images_per_epoch']:,} images an epoch, which meet in batches"
+        if pairs is None
+        else f"{pairs:,} pairs an epoch"
+    )
     lines.append(f"oversampling factor {summary['oversampling_factor']:.1f} (benign : melanoma in train), {epoch}")
     return "\n".join(lines)
 
@@ -187,7 +215,9 @@ def oversampling_factor(labels: np.ndarray) -> float:
     return float((labels == 0).sum() / (labels == 1).sum())
 
 
-def sample_pairs(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def sample_pairs(
+    labels: np.ndarray, rng: np.random.Generator, source: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the pairs of one epoch, balanced in both senses.
 
     The larger class appears once each as the first of a pair; the smaller class as often in total, each image
@@ -196,50 +226,61 @@ def sample_pairs(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarr
 
     Parameters
     ----------
-    labels : int array of shape (N,), 1 melanoma, 0 benign; two or more of each
+    labels : int array of shape (N,), 1 melanoma, 0 benign; two or more of each, in each source
     rng : source of every draw
+    source : of each image, (N,), if pairs are drawn within each source, as if it were alone
 
     Returns
     -------
     pairs : int64 array of shape (P, 2), rows of `labels`; P = 2 max(benign, melanoma)
     same : bool array of shape (P,), True where both have one label
     """
-    members = [np.flatnonzero(labels == label) for label in (0, 1)]
-    if min(map(len, members)) < 2:
-        raise ValueError(f"pairs need 2 images of each class, got {[len(m) for m in members]}")
-    each = max(map(len, members))
     firsts, seconds, sames = [], [], []
-    for own, other in (members, members[::-1]):
-        place = _spread(len(own), each, rng)  # place within the class, so that a partner can skip it
-        same = rng.permutation(each) < each // 2
-        alike = rng.integers(0, len(own) - 1, each)
-        alike += alike >= place  # uniform over the class without the image itself
-        unlike = rng.integers(0, len(other), each)
-        firsts.append(own[place])
-        seconds.append(np.where(same, own[alike], other[unlike]))
-        sames.append(same)
-    order = rng.permutation(2 * each)
-    pairs = np.stack([np.concatenate(firsts), np.concatenate(seconds)], axis=1)
-    return pairs[order], np.concatenate(sames)[order]
+    for members in _members(labels, source):
+        if min(map(len, members)) < 2:
+            raise ValueError(f"pairs need 2 images of each class, got {[len(m) for m in members]}")
+        each = max(map(len, members))
+        for own, other in (members, members[::-1]):
+            place = _spread(len(own), each, rng)  # place within the class, so that a partner can skip it
+            same = rng.permutation(each) < each // 2
+            alike = rng.integers(0, len(own) - 1, each)
+            alike += alike >= place  # uniform over the class without the image itself
+            unlike = rng.integers(0, len(other), each)
+            firsts.append(own[place])
+            seconds.append(np.where(same, own[alike], other[unlike]))
+            sames.append(same)
+    pairs, same = np.stack([np.concatenate(firsts), np.concatenate(seconds)], axis=1), np.concatenate(sames)
+    order = rng.permutation(len(pairs))
+    return pairs[order], same[order]
 
 
-def sample_balanced(labels: np.ndarray, rng: np.random.Generator, share: float = 1.0) -> np.ndarray:
+def sample_balanced(
+    labels: np.ndarray, rng: np.random.Generator, share: float = 1.0, source: np.ndarray | None = None
+) -> np.ndarray:
     """Draw the images of one epoch of in-batch pairs, melanomas and benign images in turn.
 
     As in `sample_pairs`, the larger class appears once each and the smaller class as often in total; with a share
     below 1 that many of the larger class, drawn without replacement. Any run of neighbours is half melanoma, to
-    within one image.
+    within one image. With a `source` of each image, (N,), each source is balanced by itself.
 
     Returns
     -------
     int64 array of shape (2 max(benign, melanoma) share,), rows of `labels`
     """
-    members = [np.flatnonzero(labels == label) for label in (1, 0)]
-    each = math.ceil(share * max(map(len, members)))
-    order = np.empty(2 * each, dtype=np.int64)
-    for turn, own in enumerate(members):
-        order[turn::2] = own[rng.permutation(_spread(len(own), each, rng))]
-    return order
+    turns = []
+    for benign, melanoma in _members(labels, source):
+        each = math.ceil(share * max(len(benign), len(melanoma)))
+        turns.append(
+            np.stack([own[rng.permutation(_spread(len(own), each, rng))] for own in (melanoma, benign)], axis=1)
+        )
+    order = np.concatenate(turns)
+    return (order if len(turns) == 1 else rng.permutation(order)).ravel()
+
+
+def _members(labels: np.ndarray, source: np.ndarray | None) -> list[list[np.ndarray]]:
+    """Return the rows of the benign images and of the melanomas, int64 arrays, of each source or of all together."""
+    parts = [np.ones(len(labels), bool)] if source is None else [source == name for name in np.unique(source)]
+    return [[np.flatnonzero(part & (labels == label)) for label in (0, 1)] for part in parts]
 
 
 def _spread(n: int, total: int, rng: np.random.Generator) -> np.ndarray:
@@ -306,10 +347,13 @@ class PairDataset:
         return batches
 
 
-def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, batch_size: int) -> list[Batch]:
+def in_batch_batches(
+    order: np.ndarray, labels: np.ndarray, rows: np.ndarray, batch_size: int, source: np.ndarray | None = None
+) -> list[Batch]:
     """Return the batches of an epoch of in-batch pairs: each image is compared with all others of its batch.
 
-    Two views of one picture are no pair. A last batch of a single image is left out.
+    Two views of one picture are no pair. A last batch of a single image is left out. With a `source` of each image,
+    (N,), only images of one source are compared.
 
     Parameters
     ----------
@@ -321,8 +365,10 @@ def in_batch_batches(order: np.ndarray, labels: np.ndarray, rows: np.ndarray, ba
     for start in range(0, len(order), batch_size):
         images = order[start : start + batch_size]
         first, second = np.triu_indices(len(images), 1)
-        different = images[first] != images[second]
-        first, second = first[different], second[different]
+        paired = images[first] != images[second]
+        if source is not None:
+            paired &= source[images[first]] == source[images[second]]
+        first, second = first[paired], second[paired]
         if len(first):
             own = labels[images]
             batches.append(Batch(rows[images], own, first, second, own[first] == own[second]))
@@ -345,6 +391,12 @@ def make_parser() -> Parser:
     other.add_argument(
         "--check", action="store_true", help="read every image file and compare the folders with the CSVs"
     )
+    other.add_argument(
+        "--find-duplicates",
+        type=Path,
+        metavar="CSV",
+        help="list near-duplicate images in this new CSV, for --duplicates: re-compressed, resized, turned or flipped",
+    )
     other.add_argument("--cache", action="store_true", help="decode all images into the cache now")
     other.add_argument(
         "--generate", type=Path, metavar="DIR", help="write generated lesions in ISIC 2020's layout into this folder"
@@ -361,7 +413,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.with_test and not arguments.download:
         parser.error("--with-test goes with --download DIR")
-    if arguments.json and (arguments.download or arguments.check or arguments.cache or arguments.generate):
+    others = ("download", "check", "find_duplicates", "cache", "generate")
+    if arguments.json and any(getattr(arguments, name) for name in others):
         parser.error("--json goes with the summary alone")
     config = from_flags(Config, RECIPES, arguments)
     if arguments.download:
@@ -369,9 +422,19 @@ def main() -> None:
     elif arguments.generate:
         write_demo(arguments.generate, arguments.images, config.seed)
     elif arguments.check:
-        check_files(config.train_image, config.train_labels, config.duplicates, config.test_image, config.test_labels)
+        data = read_data(config)
+        print("\n".join(line for report in data.reports for line in describe_source(report)))
+        missing = [name for report in data.reports for name in report["missing"]]
+        check_files(data.paths, missing, config.test_image, config.test_labels)
+    elif arguments.find_duplicates:
+        data = read_data(config)
+        cache = build_cache(data.paths, config.image_size, config.cache_dir, config.workers)
+        refuse_unreadable(cache.errors, config.skip_unreadable)
+        table = data.table.assign(group=group_images(data.table, data.groups))
+        known = dict.fromkeys(Path(report["duplicates"]) for report in data.reports if report["duplicates"])
+        list_duplicates(cache, table, list(known), arguments.find_duplicates)
     elif arguments.cache:
-        cache = build_cache(find_images(config.train_image), config.image_size, config.cache_dir, config.workers)
+        cache = build_cache(read_data(config).paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
         print(f"{len(cache.pixels):,} images of {config.image_size} px in {config.cache_dir}")
     else:

@@ -16,6 +16,8 @@ from melanoma.backbones import Backbone, Normalize, TorchvisionBackbone, import_
 HEAD_SCALE = 16.0  # of a unit-length embedding before the head: else its logit could hardly leave -1..1
 FOCUS = 2.0  # gamma of the focal loss: the value that Lin et al. 2017 found best
 COLLAPSED = 0.01  # unlike pairs nearer than this share of the margin, on average: nothing is told apart any more
+DIVERGED = 1e6  # times the loss of all images on one point: like pairs lie some 1000 margins apart
+SETTLED = 100  # steps after which the running statistics of batch normalisation are the network's own in all layers
 MEASURES = ("like_distance", "unlike_distance", "active_share", "spread")
 
 
@@ -117,6 +119,17 @@ class SiameseNetwork(nn.Module):
         norms = [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.still = [*frozen, *norms] if blocks else []
         self.train(self.training)
+
+    @property
+    def settled(self) -> bool:
+        """Whether trained batch normalisation, if there is any, has left its first steps behind.
+
+        In them the statistics of evaluation mode are not yet those of the network. A deep one without pretrained
+        weights then embeds all images alike, or far apart, in evaluation mode alone.
+        """
+        norms = [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        steps = [norm.num_batches_tracked for norm in norms if norm not in self.still]
+        return all(int(taken) >= SETTLED for taken in steps if taken is not None)
 
     def train(self, mode: bool = True) -> SiameseNetwork:
         """Set training or evaluation mode; frozen parts stay in evaluation mode."""
@@ -275,6 +288,15 @@ class SiameseLoss:
         if mined_share < 1:
             weights = weights * hardest(terms, same, mined_share)
         return self.pair_weight * weighted_mean(terms, weights, self.active_only), measures
+
+    @property
+    def on_one_point(self) -> float:
+        """The most that the loss can be if all images lie on one point, at even odds: all pairs are unlike."""
+        return self.pair_weight * self.margin**2 / 2 + (math.log(2) if self.head != "none" else 0.0)
+
+    def diverged(self, value: float) -> bool:
+        """Return whether a training has diverged: its loss is far above that of an embedding that tells nothing."""
+        return value > DIVERGED * self.on_one_point
 
     def collapsed(self, unlike_distance: float) -> bool:
         """Return whether the embedding has collapsed: unlike images lie on almost one point on average."""

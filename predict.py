@@ -45,6 +45,8 @@ def make_parser() -> Parser:
     add("--evaluate-labels", type=_absolute, metavar="CSV", help="labels of --evaluate-image")
     runs = "compare the AUC of --run-dir with that of these runs"
     add("--compare", type=_absolute, nargs="+", metavar="DIR", help=runs)
+    validation = "evaluate this part of the runs' own split (test); validation lets choices be compared"
+    add("--split-part", choices=("test", "validation"), default="test", help=validation)
     submission = "judge test_image and write submission.csv for ISIC 2020"
     add("--submission", action="store_true", help=submission)
     add = parser.add_argument_group("how it is judged").add_argument
@@ -61,7 +63,7 @@ def make_parser() -> Parser:
         metavar="SHARE",
         help="share of melanomas that the probabilities are for, 0.0176 in ISIC 2020 (default: that of validation)",
     )
-    add("--scorer", choices=SCORERS, help="way of scoring (default: the best on validation)")
+    add("--scorer", choices=SCORERS, help="way of scoring (default: head where one is trained, else neighbours)")
     views = "views of a lesion (default: the run's)"
     add("--test-views", dest="views", type=int, choices=(1, 8), help=views)
     cards = "draw a card of each photo (default: of up to 200 photos)"
@@ -90,6 +92,8 @@ def parse_arguments() -> argparse.Namespace:
     asked = [bool(arguments.photos), arguments.submission, arguments.evaluate_image is not None]
     if sum([*asked, arguments.compare is not None]) > 1:
         parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
+    if arguments.split_part != "test" and sum([*asked, arguments.compare is not None]):
+        parser.error("--split-part goes with an evaluation of the runs' own split")
     if arguments.cards is not None and not arguments.photos:
         parser.error("--cards goes with photos: name them before the flags")
     if arguments.metrics_file and (arguments.photos or arguments.submission or arguments.compare):
@@ -114,24 +118,21 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
-from dataset import sample_pairs, validating_fold
+from dataset import columns_of, sample_pairs, validating_fold
 from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
 from melanoma.common.files import replace_file, write_json, write_text
 from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
-from melanoma.data.decoding import find_images, find_photos
+from melanoma.data.decoding import find_photos
+from melanoma.data.duplicates import LIST_NAME, read_duplicates
 from melanoma.data.feed import Feed
+from melanoma.data.labels import read_labels
+from melanoma.data.sources import find_source_images, read_tables
 from melanoma.data.split import without_images
-from melanoma.evaluation.evaluate import (
-    add_context,
-    compare_runs,
-    measure,
-    measure_controls,
-    metadata_notes,
-    read_metadata,
-)
+from melanoma.evaluation.evaluate import add_context, compare_runs, measure, measure_controls, metadata_notes
 from melanoma.evaluation.subgroups import subgroup_table
 from melanoma.report import new_lesions
 from melanoma.report.curves import describe_parts, learning_curves
@@ -148,6 +149,7 @@ from melanoma.scoring.ensemble import (
     describe_ensemble,
     describe_method,
     describe_runs,
+    ensemble_notes,
     make_ensemble,
     results_folder,
     runs_of,
@@ -165,8 +167,9 @@ def main(
     evaluate_labels: Path | None = None,
     choices: Choices = Choices(),
     metrics_file: Path | None = None,
+    part: str = "test",
 ) -> dict[str, Any]:
-    """Evaluate runs on their test parts, or on another labelled folder; return the metrics.
+    """Evaluate runs on a part of their split, or on another labelled folder; return the metrics.
 
     predictions.csv is written first, then metrics.json, then the figures and report.html.
 
@@ -174,10 +177,8 @@ def main(
     judges its own. `run_dirs` defaults to the machine's one.
     """
     keep_freed_memory()
-    argument, labels = "train_labels", machine.train_labels
-    if evaluate_labels:
-        argument, labels = "evaluate_labels", evaluate_labels
-    metadata, unknown = read_metadata(labels, argument)
+    labels = read_labels(evaluate_labels, "evaluate_labels", columns_of(machine)) if evaluate_labels else None
+    metadata, unknown = (labels.table, "") if labels else read_metadata(machine)
     ensembles = load_ensembles(machine, run_dirs, choices)
     first, splits = ensembles[0].runs[0], [ensemble.table for ensemble in ensembles]
     log = run_folder.read_log(first.run_dir / "log.jsonl")
@@ -185,12 +186,13 @@ def main(
 
     # score
     say("scoring the lesions")
-    if evaluate_image and evaluate_labels:
+    if evaluate_image and labels:
         name, prefix = f"folder {Path(*evaluate_image.absolute().parts[-2:])}", run_folder.EVALUATED
-        scored = score_folder(ensembles, evaluate_image, evaluate_labels, partial(decode, machine))
+        twins = find_duplicates_list(machine)
+        scored = score_folder(ensembles, evaluate_image, labels, partial(decode, machine), twins)
     else:
-        name, prefix = "test", ""
-        scored = score_part(ensembles)
+        name, prefix = part, "" if part == "test" else run_folder.VALIDATED
+        scored = score_part(ensembles, part)
     out = results_folder(ensembles, machine.graph_dir)
     predictions_path = out / f"{prefix}predictions.csv"
     replace_file(predictions_path, lambda temporary: scored.table.to_csv(temporary, index=False))
@@ -200,13 +202,18 @@ def main(
     rng = np.random.default_rng([first.seed, 0])
     metrics = {
         "set": name,
-        "notes": [*scored.notes, *calibration_notes(choices.prevalence)],
+        "notes": [*scored.notes, *ensemble_notes(ensembles), *calibration_notes(choices.prevalence)],
         "choices": asdict(choices),
         "runs": describe_runs(ensembles),
         **measure(scored.table, rng),
     }
     if not evaluate_image:
-        metrics["notes"] += metadata_notes(splits, metadata, machine.train_labels)
+        metrics["notes"] += metadata_notes(splits, metadata)
+    if part == "validation":
+        metrics["notes"].append("Epoch, calibration curve and threshold were chosen on this part")
+    if not evaluate_image and part == "test":
+        tested = [run_folder.count_evaluation(run.run_dir, metrics["choices"]) for run in runs_of(ensembles)]
+        metrics["test_evaluations"] = max(tested, key=len)
     say("computing subgroups")
     lesions = add_context(scored.table, scored.cache, metadata)
     metrics["subgroups"] = subgroup_table(lesions, rng)
@@ -215,7 +222,8 @@ def main(
         metrics["not_computed"]["controls"] = reason
     else:
         say("training the controls and comparing the network with them")
-        metrics["controls"] = measure_controls(splits, scored.table, scored.cache, metadata, rng)
+        folds = [table.assign(part=table["part"].replace({"test": "", part: "test"})) for table in splits]
+        metrics["controls"] = measure_controls(folds, scored.table, scored.cache, metadata, rng)
     if unknown:
         metrics["not_computed"]["metadata"] = unknown
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
@@ -233,13 +241,28 @@ def main(
     drawn = {"Train_average_loss.png": draw_log(log, ensembles), **drawn}
     pictures = save_drawn(drawn, machine.graph_dir)
     learnt = [(e.runs[0].fold, e.table.query("part == 'train'")["label"].to_numpy()) for e in ensembles]
-    data = f"{machine.train_image} (split {first.settings['split']!r})"
+    data = f"{', '.join(map(str, machine.train_image))} (split {first.settings['split']!r})"
     card = model_card(metrics, data, learnt, describe_method(ensembles, choices))
     settings = {"config": first.settings, "choices": metrics["choices"], "made": starts}
     write_text(machine.graph_dir / "report.html", render(metrics, pictures, settings, card))
     names = ", ".join(name for name, picture in pictures.items() if picture is not None)
     print(f"wrote {predictions_path}, {metrics_path}, and in {machine.graph_dir} report.html, {names}")
     return metrics
+
+
+def read_metadata(machine: Config) -> tuple[pd.DataFrame | None, str]:
+    """Return the label tables of the training images with their age, sex and site, or None with the reason."""
+    missing = [path for path in machine.train_labels if not is_file(path)]
+    if missing:
+        return None, f"train_labels {missing[0]} does not exist: age, sex and site are unknown"
+    tables = read_tables(machine.train_labels, machine.train_metadata, columns_of(machine))
+    return (pd.concat([found.table for found in tables]), "") if tables else (None, "there is no label table")
+
+
+def find_duplicates_list(machine: Config) -> list[tuple[str, str]]:
+    """Return the pairs of the lists of duplicates of the training images: the setting's, or those beside the labels."""
+    paths = [machine.duplicates] if machine.duplicates else [path.with_name(LIST_NAME) for path in machine.train_labels]
+    return [pair for path in paths if is_file(path) for pair in read_duplicates(path)]
 
 
 def draw_log(log: list[dict[str, Any]], ensembles: Sequence[Ensemble]) -> Figure:
@@ -286,7 +309,7 @@ def judge_photos(
     keep_freed_memory()
     paths = find_photos(photos)
     ensembles = load_ensembles(machine, run_dirs, choices)
-    return new_lesions.judge_photos(ensembles, paths, machine.train_image, machine.graph_dir, machine.workers, cards)
+    return new_lesions.judge_photos(ensembles, paths, machine.graph_dir, machine.workers, cards)
 
 
 def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:
@@ -301,7 +324,7 @@ def load_ensembles(machine: Config, run_dirs: Sequence[Path], choices: Choices =
     """Load runs, by default the machine's one, as an ensemble for each test part, and print what they are."""
     runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
     say(f"predicting on {describe_device(runs[0].feed.device, runs[0].dtype)}")
-    say("scoring the validation images, which choose scorer, calibration and threshold")
+    say("scoring the validation images, which choose calibration and threshold")
     ensembles = [make_ensemble(members, choices) for members in by_test_part(runs)]
     for ensemble in ensembles:
         say(describe_ensemble(ensemble))
@@ -341,11 +364,11 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
     network = network.to(device)
 
     table = run_folder.read_split(config.run_dir)
-    found = find_images(config.train_image)
+    found = find_source_images(config.train_image, table["source"].unique(), set(table["image_name"]))
     missing = [name for name in table["image_name"] if name not in found]
     if missing:
         raise InputError(
-            f"train_image {config.train_image} lacks {len(missing):,} images of the run, {missing[0]} for one: "
+            f"train_image lacks {len(missing):,} images of the run, {missing[0]} for one: "
             "point it at the folder that the run was trained on"
         )
     cache = decode(config, {name: found[name] for name in sorted(table["image_name"])}, config.image_size)
@@ -366,6 +389,7 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
         network=network,
         dtype=dtype,
         table=table,
+        paths=found,
         feed=feed,
         references=references,
         reference_labels=train["label"].to_numpy(),
@@ -398,7 +422,7 @@ def run(arguments: argparse.Namespace | None = None) -> None:
         compare(machine, run_dirs, arguments.compare, choices)
     else:
         folder = arguments.evaluate_image, arguments.evaluate_labels
-        main(machine, run_dirs, *folder, choices, arguments.metrics_file)
+        main(machine, run_dirs, *folder, choices, arguments.metrics_file, arguments.split_part)
 
 
 if __name__ == "__main__":

@@ -56,19 +56,19 @@ from melanoma.common.script import Held, Stopped, hold_signals, run_script
 from melanoma.data.augment import VIEWS, Views, draw_views
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.feed import Feed
-from melanoma.data.split import without_images
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.style import save_figure
 from melanoma.scoring.embedding import embed_images
-from melanoma.scoring.scores import score_all
+from melanoma.scoring.scores import score_all, usual_scorer
 from melanoma.training import run_folder
 from melanoma.training.learner import Learner
 from melanoma.training.progress import Meter
 from melanoma.training.ranks import Ranks, join_ranks
-from modules import MEASURES, SiameseLoss, loss_of, network_of
+from modules import MEASURES, SiameseLoss, SiameseNetwork, loss_of, network_of
 
 LOG_STEPS = 20  # steps between two readings of the loss at most; each waits for the device
 BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them
+KEPT = "the last checkpoint is kept"
 
 
 def main(config: Config, resume: bool = False, overwrite: bool = False, replaced: Sequence[str] = ()) -> None:
@@ -114,6 +114,8 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
     network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
     network.freeze(config.frozen_blocks)
     data = Data.of(lesions, config, device)
+    if data.joined:
+        ranks.say(data.joined)
 
     log: list[dict[str, Any]] = []
     partway: dict[str, Any] | None = None
@@ -165,7 +167,7 @@ def train_epochs(
 
     Raises
     ------
-    InputError : the loss is not finite, the embedding collapsed, the memory or the disk is too small
+    InputError : the training diverges, the embedding collapses, the memory or the disk is too small
     Stopped : a signal came
     """
     ranks, device, feed, loss = learner.ranks, data.feed.device, data.feed, loss_of(config)
@@ -191,56 +193,75 @@ def train_epochs(
         later = (config.epochs - epoch) * len(batches)
         with Meter(name, len(batches), progress.steps, later, quiet=not ranks.first) as meter:
             train_epoch(learner, batches, feed, draw, loss, mined, progress, meter, stopping)
+        refuse_broken_weights(learner, name)
         if progress.steps < len(batches):
-            if ranks.first:
-                save_state(config, learner, log, progress.state(views_generator, device))
-            ranks.wait()
+            with ranks.together(device):
+                if ranks.first:
+                    save_state(config, learner, log, progress.state(views_generator, device))
             raise stopped(f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there")
         trained, measured = time.perf_counter(), progress.means()
-        if ranks.first:
-            validated = validate(learner.kept, loss, feed, data.validation, learner.dtype)
-            seconds = time.perf_counter() - start
-            rate = (progress.images - done) / (trained - start)
-            log.append(
-                {"epoch": epoch, **measured, **validated}
-                | {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)}
-            )
-            save_state(config, learner, log)
-            write_progress(config, log, data.what)
-            ranks.say(describe_epoch(log[-1], config.epochs))
-        ranks.wait()
-        refuse_collapse(loss, measured, epoch)
+        with ranks.together(device):
+            if ranks.first:
+                validated = validate(learner.kept, loss, feed, data.validation, learner.dtype, name)
+                seconds = time.perf_counter() - start
+                rate = (progress.images - done) / (trained - start)
+                log.append(
+                    {"epoch": epoch, **measured, **validated}
+                    | {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)}
+                )
+                save_state(config, learner, log)
+                write_progress(config, log, data.what)
+                ranks.say(describe_epoch(log[-1], config.epochs))
         if stopping():
             rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
             raise stopped(f"saved after {name}; {rest}")
 
 
-def refuse_collapse(loss: SiameseLoss, measured: dict[str, float], epoch: int) -> None:
-    """Stop a training whose embedding no longer tells images apart.
+def refuse_broken_weights(learner: Learner, name: str) -> None:
+    """Raise InputError if a step of an epoch has left weights that are not finite."""
+    if not learner.finite():
+        raise InputError(f"the weights are not finite after {name}: lower --learning-rate; {KEPT}")
+
+
+def refuse_broken(loss: SiameseLoss, value: float, unlike_distance: float, settled: bool, name: str) -> None:
+    """Stop a training that has diverged, or whose embedding no longer tells images apart.
+
+    Parameters
+    ----------
+    value, unlike_distance : loss, and mean distance of unlike pairs, in the validation after an epoch
+    settled : see `SiameseNetwork.settled`; before, only a loss that is no number stops the training
+    name : of the epoch
 
     Raises
     ------
     InputError
     """
-    if loss.collapsed(measured["unlike_distance"]):
+    if not math.isfinite(value) or (settled and loss.diverged(value)):
         raise InputError(
-            f"the embedding has collapsed in epoch {epoch}: unlike images lie {measured['unlike_distance']:.2g} "
-            f"apart on average, with a margin of {loss.margin}: lower --learning-rate, or try --normalize, "
-            "--head bce or --pairs batch"
+            f"the training has diverged in {name}: its validation loss is {value:.3g}, that of all images on one point "
+            f"{loss.on_one_point:.3g} at most: lower --learning-rate; {KEPT}"
+        )
+    if settled and loss.collapsed(unlike_distance):
+        raise InputError(
+            f"the embedding has collapsed in {name}: unlike validation images lie {unlike_distance:.2g} apart on "
+            f"average, with a margin of {loss.margin}: lower --learning-rate, or try --normalize, --head bce or "
+            f"--pairs batch; {KEPT}"
         )
 
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one part: cache rows and labels, int arrays of shape (N,)."""
+    """The images of one part: cache rows and labels, int arrays of shape (N,), and sources if pairs are within them."""
 
     rows: np.ndarray
     labels: np.ndarray
+    source: np.ndarray | None = None
 
     @staticmethod
-    def of_part(table: Any, part: str, cache: ImageCache) -> Images:
+    def of_part(table: Any, part: str, cache: ImageCache, within_source: bool = False) -> Images:
         own = table[table["part"] == part]
-        return Images(cache.rows(own["image_name"]), own["label"].to_numpy(copy=True))
+        source = own["source"].to_numpy(str) if within_source and table["source"].nunique() > 1 else None
+        return Images(cache.rows(own["image_name"]), own["label"].to_numpy(copy=True), source)
 
 
 @dataclass(frozen=True)
@@ -253,10 +274,10 @@ class Validation:
     references: Images
 
     @staticmethod
-    def of(table: Any, cache: ImageCache, seed: int) -> Validation:
+    def of(table: Any, cache: ImageCache, seed: int, within_source: bool = False) -> Validation:
         rng = np.random.default_rng([seed, 0])  # epochs count from 1
-        images = Images.of_part(table, "validation", cache)
-        pairs, same = sample_pairs(images.labels, rng)
+        images = Images.of_part(table, "validation", cache, within_source)
+        pairs, same = sample_pairs(images.labels, rng, images.source)
         train = Images.of_part(table, "train", cache)
         benign = rng.permutation(np.flatnonzero(train.labels == 0))[:BENIGN_REFERENCES]
         kept = np.sort(np.concatenate([np.flatnonzero(train.labels == 1), benign]))
@@ -265,23 +286,24 @@ class Validation:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run is trained and validated on: its images and their feed, and the parts in words for figures."""
+    """What a run is trained and validated on."""
 
     table: Any
     train: Images
     validation: Validation
     feed: Feed
-    what: str
+    what: str  # the parts in words, for figures
+    joined: str  # what equal pictures changed in the split, see `dataset.join_equal_pictures`
 
     @staticmethod
     def of(lesions: dataset.Lesions, config: Config, device: torch.device) -> Data:
         cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
-        table = without_images(lesions.table, cache.errors)
-        train = Images.of_part(table, "train", cache)
-        validation = Validation.of(table, cache, config.seed)
+        table, joined = dataset.join_equal_pictures(lesions, cache, config)
+        train = Images.of_part(table, "train", cache, config.pairs_within_source)
+        validation = Validation.of(table, cache, config.seed, config.pairs_within_source)
         labels = {"training": train.labels, "validation": validation.images.labels}
-        return Data(table, train, validation, Feed(cache, device), describe_parts(labels))
+        return Data(table, train, validation, Feed(cache, device), describe_parts(labels), joined)
 
 
 def epoch_generators(seed: int, epoch: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -297,9 +319,9 @@ def epoch_generators(seed: int, epoch: int) -> tuple[np.random.Generator, torch.
 def epoch_batches(config: Config, train: Images, cache: ImageCache, rng: np.random.Generator) -> list[Batch]:
     """Draw the batches of one epoch."""
     if config.pairs == "batch":
-        order = sample_balanced(train.labels, rng, config.epoch_share)
-        return in_batch_batches(order, train.labels, train.rows, config.batch_size)
-    pairs, same = sample_pairs(train.labels, rng)
+        order = sample_balanced(train.labels, rng, config.epoch_share, train.source)
+        return in_batch_batches(order, train.labels, train.rows, config.batch_size, train.source)
+    pairs, same = sample_pairs(train.labels, rng, train.source)
     shown = slice(math.ceil(config.epoch_share * len(pairs)))  # their order is random
     return PairDataset(cache, train.rows, train.labels, pairs[shown], same[shown]).batches(config.batch_size)
 
@@ -382,10 +404,10 @@ def train_epoch(
         regular = progress.steps % LOG_STEPS == 0 or progress.steps == len(batches)
         reading = regular or meter.due
         means = progress.means() if reading else {}
-        if not all(map(math.isfinite, means.values())):
+        if regular and not all(map(math.isfinite, means.values())):  # where all processes read it
             raise InputError(
                 f"the loss is not finite in {meter.name}, step {progress.steps}, learning rate {rate:.3g}: "
-                "lower --learning-rate; the last epoch's checkpoint is kept"
+                f"lower --learning-rate; {KEPT}"
             )
         meter.update(means.get("train_loss"))
         # several processes must agree, which takes time
@@ -394,24 +416,34 @@ def train_epoch(
 
 
 def validate(
-    network: torch.nn.Module, loss: SiameseLoss, feed: Feed, validation: Validation, dtype: torch.dtype
+    network: SiameseNetwork, loss: SiameseLoss, feed: Feed, validation: Validation, dtype: torch.dtype, name: str
 ) -> dict[str, Any]:
-    """Return the log's figures of validation: its loss, the AUC of its images by each way to score, the best way.
+    """Return the log's figures of validation: its loss, the AUC of its images by the usual scorer, and by each.
 
     The head's loss is over the images of the pairs, half of which are melanomas, as they are in training.
+
+    name : of the epoch
+
+    Raises
+    ------
+    InputError : the training has diverged, or the embedding collapsed
     """
     images, references = validation.images, validation.references
     embeddings, logits = embed_images(network, feed, images.rows, dtype)
     first, second = torch.from_numpy(validation.pairs.T)
     labels, shown_images = torch.from_numpy(images.labels), torch.cat([first, second])
-    of_pairs, _ = loss.of_pairs(torch.from_numpy(embeddings), labels, first, second, torch.from_numpy(validation.same))
+    of_pairs, measures = loss.of_pairs(
+        torch.from_numpy(embeddings), labels, first, second, torch.from_numpy(validation.same)
+    )
     of_head = loss.of_head(torch.from_numpy(logits)[shown_images], labels[shown_images])
+    value = float(of_pairs + of_head)
+    unlike_distance = float(measures[MEASURES.index("unlike_distance")])
+    refuse_broken(loss, value, unlike_distance, network.settled, name)
     reference_embeddings, _ = embed_images(network, feed, references.rows, dtype)
     head = logits if loss.head != "none" else None
     scores = score_all(embeddings, head, reference_embeddings, references.labels)
     aucs = {name: float(roc_auc_score(images.labels, own)) for name, own in scores.items()}
-    scorer = max(aucs, key=lambda name: aucs[name])
-    return {"val_loss": float(of_pairs + of_head), "val_auc": aucs[scorer], "scorer": scorer, "val_aucs": aucs}
+    return {"val_loss": value, "val_auc": aucs[usual_scorer(head is not None)], "val_aucs": aucs}
 
 
 def save_state(

@@ -1,9 +1,9 @@
 """What each step of the recipes is worth: `python benchmarks/ablation.py --train-image DIR --train-labels CSV`.
 
-Trains every step with several seeds on one fold and prints the figures of its *validation* part, mean and standard
-deviation over the seeds; the test part is not looked at. Each step keeps what the one before it had; those marked "or"
-are tried on top of the wider views and then left. All are shown the same number of images, up to the last two or three,
-which are the whole recipes.
+Trains every step with several seeds on one fold and prints the figures of its *validation* part after the last epoch,
+so that validation has chosen nothing: mean and standard deviation over the seeds. The test part is not looked at. Each
+step keeps what the one before it had; those marked "or" are tried on top of the wider views and then left. All are
+shown the same number of images, up to the last two or three, which are the whole recipes.
 
 The first two steps bring back faults of the first published attempt by patching the training: the network that
 calls like pairs unlike, and views for the melanomas alone.
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -115,11 +116,12 @@ def ladder(weights: str | None) -> list[Step]:
 
 
 def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManager[None]]) -> dict[str, float]:
-    """Train one run and return the figures of its validation part."""
+    """Train one run and return the figures of its validation part, with the weights of the last epoch."""
     start = time.perf_counter()
     with fault():
         train.main(config, overwrite=True)
     minutes = (time.perf_counter() - start) / 60
+    shutil.copyfile(config.run_dir / "last.pt", config.run_dir / "best.pt")  # the best would be chosen by validation
     judges = ensemble.make_ensemble([predict.load_run(config)])
     table = ensemble.score_part([judges], "validation").table
     figures = predict.measure(table, np.random.default_rng(0))
@@ -155,8 +157,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", help="numbers of the steps, from 0 (default: all)")
     arguments = parser.parse_args()
     base = Config(
-        train_image=arguments.train_image,
-        train_labels=arguments.train_labels,
+        train_image=(arguments.train_image,),
+        train_labels=(arguments.train_labels,),
         cache_dir=arguments.cache_dir,
         run_dir=arguments.work / "run",
         graph_dir=arguments.work / "graph",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from melanoma.common.errors import InputError, shown
 from melanoma.common.files import is_file
@@ -73,7 +75,8 @@ class TorchvisionBackbone(Backbone):
     ----------
     name : as torchvision.models.list_models() has it
     image_size : side S of the input; vision transformers are built for it
-    weights : imagenet, none, or the path of a state dict in torchvision's names, with or without the classifier
+    weights : imagenet, none, or the path of a state dict in torchvision's names, with or without the classifier; it
+        may be of a DataParallel network, and the entry "state_dict" or "model" of a checkpoint
     grid : 1 keeps the model's own pooling; above, the features are the means of grid × grid fields of its last
         convolution, so that an embedding knows what is in the lesion's middle and what around it
 
@@ -194,7 +197,8 @@ def _read_state(path: Path) -> Any:
     if not is_file(path):
         raise InputError(f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # the flags that torchvision's own training saves
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
         raise InputError(f"backbone_weights {path} is damaged or no state dict: pass another") from error
 
@@ -202,6 +206,9 @@ def _read_state(path: Path) -> Any:
 def _fill(model: nn.Module, state: Any, source: str, name: str) -> None:
     """Load a state dict; its classifier may be there or not, everything else must."""
     try:
+        if isinstance(state, dict):  # a checkpoint's
+            state = state.get("state_dict", state.get("model", state))
+            consume_prefix_in_state_dict_if_present(state, "module.")  # of DataParallel
         missing = model.load_state_dict(state, strict=False).missing_keys
     except Exception as error:  # torch raises many kinds for what is no state dict, or has other shapes
         reason = str(error).splitlines()[-1].strip()

@@ -113,8 +113,8 @@ def points_of(drawn) -> np.ndarray:
 def quick_config(folder: Path, **changes: Any) -> Config:
     """Return settings that train on such a folder within a second, bit for bit the same each time."""
     settings: dict[str, Any] = {
-        "train_image": folder / "train",
-        "train_labels": folder / "train.csv",
+        "train_image": (folder / "train",),
+        "train_labels": (folder / "train.csv",),
         "cache_dir": folder / "cache",
         "run_dir": folder / "run",
         "graph_dir": folder / "graph",
@@ -130,11 +130,12 @@ def quick_config(folder: Path, **changes: Any) -> Config:
 
 
 def another_folder(images: Path, labels: Path, to: Path) -> tuple[Path, Path]:
-    """Copy labelled images under names that no run knows, which begin with `new_`."""
+    """Copy labelled images, a shade brighter, under names that no run knows, which begin with `new_`."""
     table = pd.read_csv(labels, dtype=str, keep_default_na=False)
     (to / "train").mkdir(parents=True)
     for name in table["image_name"]:
-        shutil.copyfile(images / f"{name}.jpg", to / "train" / f"new_{name}.jpg")
+        with Image.open(images / f"{name}.jpg") as image:
+            image.point(lambda value: min(value + 2, 255)).save(to / "train" / f"new_{name}.jpg", quality=95)
     table.assign(image_name="new_" + table["image_name"]).to_csv(to / "train.csv", index=False)
     return to / "train", to / "train.csv"
 

@@ -2,6 +2,7 @@
 
 import os
 import urllib.error
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,19 @@ def test_a_file_of_weights_is_what_the_backbone_starts_from(resnet, classifier, 
     assert all(torch.equal(value, state[name]) for name, value in own.items())
 
 
+@pytest.mark.parametrize("wrap", ["state_dict", "model", None])
+@pytest.mark.parametrize("prefix", ["module.", ""])
+def test_weights_of_a_checkpoint_or_of_data_parallel_are_the_same_weights(resnet, wrap, prefix, tmp_path):
+    state = {prefix + name: value for name, value in resnet.state_dict().items()}
+    more = {"epoch": 3, "args": Namespace(lr=0.1), "optimizer": {"state": {}}}  # as torchvision's own training saves
+    torch.save({wrap: state, **more} if wrap else state, tmp_path / "resnet.pt")
+    network = build_network("resnet18", 64, 6, weights=str(tmp_path / "resnet.pt"))
+    assert isinstance(network.backbone, TorchvisionBackbone)
+    own = network.backbone.model.state_dict()
+    assert len(own) == 120
+    assert all(torch.equal(value, resnet.state_dict()[name]) for name, value in own.items())
+
+
 class Command:
     """An object whose unpickling makes a folder."""
 
@@ -153,7 +167,8 @@ def truncated(path: Path, state: dict) -> None:
         (lambda path, state: path.write_text("hello"), "is damaged or no state dict"),
         (lambda path, state: path.write_bytes(b""), "is damaged or no state dict"),
         (lambda path, state: torch.save([1], path), "does not fit resnet18: Expected state_dict to be dict-like"),
-        (lambda path, state: torch.save({"model": state}, path), "does not fit resnet18: it lacks conv1.weight"),
+        (lambda path, state: torch.save({"net": state}, path), "does not fit resnet18: it lacks conv1.weight"),
+        (lambda path, state: torch.save({"model": [1]}, path), "does not fit resnet18: "),
         (lambda path, state: None, "does not exist: pass imagenet, none, or a state dict's file"),
         (lambda path, state: path.mkdir(), "does not exist: pass imagenet, none, or a state dict's file"),
     ],

@@ -40,8 +40,9 @@ def call(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def flags(quick: Config) -> list[str]:
-    names = ("train_image", "train_labels", "cache_dir", "run_dir", "graph_dir")
-    return [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(quick, name)))]
+    values = {name: getattr(quick, name) for name in ("cache_dir", "run_dir", "graph_dir")}
+    values |= {"train_image": quick.train_image[0], "train_labels": quick.train_labels[0]}
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 BAD_INPUT = [

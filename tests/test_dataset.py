@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from conftest import cache_of
 from scipy.stats import chisquare
+from test_split import TABLE, isic_like_table
 from torch.utils.data import DataLoader
 
 import dataset
@@ -28,14 +28,13 @@ from dataset import (
     load_lesions,
     sample_balanced,
     sample_pairs,
-    split_patients,
-    split_published,
     split_table,
     summarise,
 )
 from melanoma.common.errors import InputError
 from melanoma.common.script import run_script
-from melanoma.data.split import without_images
+from melanoma.data.cache import build_cache
+from melanoma.data.split import split_groups
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,66 +42,13 @@ ROOT = Path(__file__).parents[1]
 # --- split ---
 
 
-def make_table(n_patients: int, melanoma_share: float, seed: int = 0) -> pd.DataFrame:
-    """A label table of patients with 1 to 9 images each; images of a patient lie apart."""
-    rng = np.random.default_rng(seed)
-    patients = np.repeat(np.arange(n_patients), rng.integers(1, 10, n_patients))
-    rng.shuffle(patients)
-    n = len(patients)
-    return pd.DataFrame(
-        {
-            "image_name": [f"i{i}" for i in range(n)],
-            "patient_id": [f"p{patient}" for patient in patients],
-            "label": (rng.random(n) < melanoma_share).astype(int),
-        }
-    )
-
-
-TABLE = make_table(200, 0.15)
-
-
-@pytest.fixture(scope="module")
-def all_folds() -> np.ndarray:
-    """The parts of TABLE's rows in each fold, shape (5, N)."""
-    return np.array([split_patients(TABLE, fold, 0, (fold + 1) % 5) for fold in range(5)])
-
-
-def test_no_patient_is_in_two_parts(all_folds):
-    for parts in all_folds:
-        assert TABLE.assign(part=parts).groupby("patient_id")["part"].nunique().max() == 1
-
-
-def test_fold_k_tests_fold_k_plus_1_validates_and_the_rest_trains(all_folds):
-    tests, validates = all_folds == "test", all_folds == "validation"
-    assert (tests.sum(axis=0) == 1).all()  # each image tests in one fold
-    np.testing.assert_array_equal(validates, np.roll(tests, -1, axis=0))
-    assert (all_folds[~tests & ~validates] == "train").all()
-
-
-@pytest.mark.parametrize("validation", [0, 2, 3, 4])
-def test_another_fold_can_validate_for_the_same_test_part(all_folds, validation):
-    parts = split_patients(TABLE, 1, 0, validation)
-    np.testing.assert_array_equal(parts == "test", all_folds[1] == "test")
-    np.testing.assert_array_equal(parts == "validation", all_folds[validation] == "test")
-    assert set(parts) == set(dataset.PARTS)
-
-
 @pytest.mark.parametrize("fold, setting, validation", [(1, 4, 4), (1, None, 2), (4, None, 0), (4, 0, 0)])
 def test_the_fold_after_the_one_that_tests_validates_unless_another_is_set(tmp_path, fold, setting, validation):
     TABLE.rename(columns={"label": "target"}).to_csv(tmp_path / "labels.csv", index=False)
-    config = Config(train_labels=tmp_path / "labels.csv", fold=fold, validation_fold=setting)
+    config = Config(train_labels=(tmp_path / "labels.csv",), fold=fold, validation_fold=setting)
     parts = load_lesions(config, need_images=False).table["part"]
-    assert parts.tolist() == split_patients(TABLE, fold, 0, validation).tolist()
-
-
-def test_a_split_does_not_depend_on_the_version_of_scikit_learn(all_folds):
-    assert sha256("".join(all_folds[0]).encode()).hexdigest()[:8] == "1eef7057"
-
-
-def test_each_fold_holds_about_a_fifth_of_each_class(all_folds):
-    for label in (0, 1):
-        shares = (all_folds[:, TABLE["label"] == label] == "test").mean(axis=1)
-        np.testing.assert_allclose(shares, 0.2, atol=0.03)
+    expected = pd.Series(split_groups(TABLE, fold, 0, validation), TABLE["image_name"]).sort_index()
+    assert parts.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("split", ["patient", "published"])
@@ -110,29 +56,11 @@ def test_the_split_follows_from_its_own_seed_and_not_from_that_of_the_training(t
     TABLE.rename(columns={"label": "target"}).to_csv(tmp_path / "labels.csv", index=False)
 
     def parts(**settings: Any) -> list[str]:
-        config = Config(train_labels=tmp_path / "labels.csv", split=split, **settings)
+        config = Config(train_labels=(tmp_path / "labels.csv",), split=split, **settings)
         return load_lesions(config, need_images=False).table["part"].tolist()
 
     assert parts(seed=0) == parts(seed=1)
     assert parts(split_seed=0) != parts(split_seed=1)
-
-
-def isic_like_table() -> pd.DataFrame:
-    """33,126 images, 584 of them melanomas, as in ISIC 2020."""
-    labels = np.random.default_rng(0).permutation(np.arange(33_126) < 584).astype(int)
-    names = np.arange(33_126).astype(str)
-    return pd.DataFrame({"image_name": names, "patient_id": names, "label": labels})
-
-
-def test_the_published_split_has_the_published_counts():
-    table = isic_like_table()
-    labels, parts = table["label"].to_numpy(), split_published(table, seed=0)
-    test = parts == "test"
-    assert ((~test).sum(), labels[~test].sum(), test.sum(), labels[test].sum()) == (26_500, 467, 6_626, 117)
-    validation = parts == "validation"  # a tenth of all, of each class
-    assert (validation.sum(), labels[validation].sum()) == (3_313, 58)
-    np.testing.assert_array_equal(parts, split_published(table, seed=0))
-    assert (parts != split_published(table, seed=1)).any()
 
 
 @pytest.mark.parametrize("label, name", [(1, "benign"), (0, "melanoma")])
@@ -145,7 +73,7 @@ def test_one_class_alone_cannot_be_split(split, label, name):
 @pytest.mark.parametrize("rare, name", [(1, "melanoma"), (0, "benign")])
 def test_a_class_of_fewer_than_5_patients_cannot_be_split_by_patient(rare, name):
     own = TABLE["patient_id"].isin(["p1", "p2", "p3", "p4"])
-    with pytest.raises(InputError, match=f"^4 patients have {name} images: a split by patient needs 5"):
+    with pytest.raises(InputError, match=rf"^4 patients \(groups\) have {name} images: a split by patient needs 5"):
         split_table(TABLE.assign(label=np.where(own, rare, 1 - rare)), Config())
 
 
@@ -158,16 +86,6 @@ def test_a_part_without_enough_of_a_class_is_named():
     melanoma = ~TABLE["patient_id"].duplicated() & TABLE["patient_id"].isin([f"p{i}" for i in range(5)])
     with pytest.raises(InputError, match=r"^the .* part has [01] melanoma images, it needs [12]: .* too few"):
         split_table(TABLE.assign(label=melanoma.astype(int)), Config())
-
-
-def test_images_left_out_do_not_move_the_others():
-    table = split_table(TABLE, Config())
-    kept = without_images(table, {"i3", "i5", "unknown"})
-    expected = table[~table["image_name"].isin(["i3", "i5"])].reset_index(drop=True)
-    pd.testing.assert_frame_equal(kept, expected)
-    melanoma = set(table["image_name"][(table["part"] == "test") & (table["label"] == 1)])
-    with pytest.raises(InputError, match=r"^the test part has 0 melanoma images, it needs 1"):
-        without_images(table, melanoma)
 
 
 # --- pairs ---
@@ -300,9 +218,10 @@ def test_the_summary_works_from_the_csv_alone(folder):
     )
     assert (done.returncode, done.stderr) == (0, "")
     summary = json.loads(done.stdout)
-    expected: dict[str, Any] = {"labels": 60, "images": 60, "melanoma": 12, "benign": 48, "patients": 30}
-    expected |= {"duplicates_dropped": 0, "labels_without_image": None, "images_without_label": None}
-    assert summary.items() >= (expected | {"split": "patient", "fold": 0}).items()
+    expected: dict[str, Any] = {"images": 60, "melanoma": 12, "benign": 48, "patients": 30, "groups": 30}
+    assert summary.items() >= (expected | {"split": "patient", "fold": 0, "images_without_id": 0}).items()
+    assert summary["sources"][0].items() >= {"source": "train", "labels": 60, "duplicates_dropped": 0}.items()
+    assert "labels_without_image" not in summary["sources"][0]
     parts = summary["splits"]
     assert set(parts) == {"train", "validation", "test"}
     for count in ("images", "melanoma", "benign", "patients"):
@@ -326,25 +245,48 @@ def test_the_summary_says_what_an_epoch_shows(quick, pairs, share):
     assert describe(summary).endswith(what)
 
 
-def test_images_without_a_patient_are_counted(quick):
-    assert "patient_id" not in describe(summarise(load_lesions(quick), quick))
-    text = quick.train_labels.read_text()
-    quick.train_labels.write_text(text.replace("IP_0000002,", ",").replace("IP_0000003,", ","))
+def test_images_without_a_patient_are_counted_and_are_no_patients(quick):
+    assert "without a patient" not in describe(summarise(load_lesions(quick), quick))
+    (labels,) = quick.train_labels
+    labels.write_text(labels.read_text().replace("IP_0000002,", ",").replace("IP_0000003,", "-1,"))
     summary = summarise(load_lesions(quick), quick)
-    assert summary["images_without_patient"] == 4
-    line = "images without a patient_id, each taken for a patient of its own: 4"
-    assert line in describe(summary).splitlines()
+    assert (summary["images_without_id"], summary["patients"], summary["groups"]) == (4, 28, 32)
+    assert "images without a patient or lesion id, each a group of its own: 4; " in describe(summary)
 
 
-def test_a_list_of_duplicates_that_lies_there_unused_is_pointed_out(quick):
-    beside = quick.train_labels.with_name("ISIC_2020_Training_Duplicates.csv")
-    beside.write_text("image_name_1,image_name_2\nISIC_0000020,ISIC_0000021\n")
-    for given, line in (
-        (None, f"duplicates dropped: 0 (--duplicates {beside} drops those that are listed there)"),
-        (beside, "duplicates dropped: 1"),
-    ):
-        config = dataclasses.replace(quick, duplicates=given)
-        assert line in describe(summarise(load_lesions(config), config)).splitlines()
+def test_a_patient_with_a_large_share_is_warned_of(quick):
+    (labels,) = quick.train_labels
+    head, *rows = labels.read_text().splitlines()
+    more = [row.replace("ISIC_", f"COPY{i}_").replace("IP_", f"IQ{i}_") for i in range(4) for row in rows]
+    missing = [",".join([f"MISS_{i}", "-9", *rows[1].split(",")[2:]]) for i in range(51)]
+    labels.write_text("\n".join([head, *rows, *more, *missing]))
+    config = dataclasses.replace(quick, train_image=(Path("nowhere"),))
+    assert "warning: -9 has more than 2 % of all images" in describe(summarise(load_lesions(config, False), config))
+
+
+def test_lesions_are_kept_together_where_there_is_no_patient(quick):
+    (labels,) = quick.train_labels
+    labels.write_text(labels.read_text().replace("patient_id", "lesion_id"))
+    lesions = load_lesions(quick)
+    assert (lesions.table.groupby("lesion_id")["part"].nunique() == 1).all()
+    assert lesions.table["lesion_id"].nunique() == 30
+    assert "split 'patient', by lesion_id:" in describe(summarise(lesions, quick))
+
+
+def test_equal_pictures_under_two_names_are_one_group(quick, tmp_path):
+    (images,) = quick.train_image
+    lesions = load_lesions(quick)
+    parts = dict(zip(lesions.table["image_name"], lesions.table["part"], strict=True))
+    benign = lesions.table.loc[lesions.table["label"] == 0, "image_name"]
+    first, second = (next(name for name in benign if parts[name] == part) for part in ("train", "test"))
+    shutil.copy(images / f"{first}.jpg", images / f"{second}.jpg")
+    cache = build_cache(lesions.paths, 32, tmp_path / "cache")
+    table, said = dataset.join_equal_pictures(lesions, cache, quick)
+    found = table.set_index("image_name")
+    assert found.loc[first, "group"] == found.loc[second, "group"]
+    assert (table.groupby("group")["part"].nunique() == 1).all()
+    assert said.startswith("equal pictures under different names joined 1 groups to others")
+    assert table["group"].nunique() == lesions.table["group"].nunique() - 1
 
 
 def test_bad_input_ends_the_program_in_one_line(folder):
@@ -367,32 +309,35 @@ def test_missing_files_and_duplicates_are_counted(folder, monkeypatch, capsys):
     assert run_summary(monkeypatch, "--json", *flags) == 0
     summary = json.loads(capsys.readouterr().out)
     expected = {"labels": 60, "labels_without_image": 2, "images_without_label": 1, "duplicates_dropped": 2}
-    assert summary.items() >= (expected | {"images": 56, "melanoma": 12, "benign": 44}).items()
+    assert summary["sources"][0].items() >= expected.items()
+    assert summary.items() >= {"images": 56, "melanoma": 12, "benign": 44}.items()
     assert run_summary(monkeypatch, *flags) == 0
     text = capsys.readouterr().out
-    for line in ("56 images of 30 patients: 12 melanoma, 44 benign (from 60 labels)", "duplicates dropped: 2"):
+    for line in ("56 images of 30 patients, 30 groups: 12 melanoma, 44 benign", "pairs.csv: 2"):
         assert line in text
-    assert "labels without an image: 2; images without a label: 1" in text
+    assert "60 labels; labels without an image: 2; images without a label: 1" in text
+    assert "warning: 3% of the labels have no image: looked for 'ISIC_0000013'" in text
 
 
 def test_images_are_matched_whatever_the_case_of_their_extension(folder):
     for i, path in enumerate(sorted((folder / "train").iterdir())):
         path.rename(path.with_suffix([".JPG", ".jpeg", ".Png"][i % 3]))
-    config = Config(train_labels=folder / "train.csv", train_image=folder / "train")
+    config = Config(train_labels=(folder / "train.csv",), train_image=(folder / "train",))
     lesions = load_lesions(config)
-    assert lesions.counts["labels_without_image"] == lesions.counts["images_without_label"] == 0
+    assert lesions.reports[0].items() >= {"labels_without_image": 0, "images_without_label": 0}.items()
     assert list(lesions.paths) == sorted(lesions.table["image_name"])
     assert all(path.is_file() and path.stem == name for name, path in lesions.paths.items())
 
 
 def published_counts(monkeypatch: pytest.MonkeyPatch, capsys, labels: Path) -> dict[str, dict[str, int]]:
     assert run_summary(monkeypatch, "--json", "--split", "published", "--train-labels", labels) == 0
-    split = json.loads(capsys.readouterr().out)["published_split"]
-    return {part: {name: n for name, n in split[part].items() if name != "patients"} for part in split}
+    splits = json.loads(capsys.readouterr().out)["splits"]
+    return {part: {name: splits[part][name] for name in ("images", "melanoma", "benign")} for part in splits}
 
 
 PUBLISHED = {
-    "training": {"images": 26_500, "melanoma": 467, "benign": 26_033},
+    "train": {"images": 23_187, "melanoma": 409, "benign": 22_778},
+    "validation": {"images": 3_313, "melanoma": 58, "benign": 3_255},  # of the 26,500 that were published for training
     "test": {"images": 6_626, "melanoma": 117, "benign": 6_509},
 }
 
@@ -415,13 +360,13 @@ ONE_CLASS = "image_name,target\n" + "".join(f"a{i},0\n" for i in range(40))
 TWO_PATIENTS = "image_name,patient_id,target\n" + "".join(f"a{i},p{i % 2},{i % 2}\n" for i in range(40))
 BAD_INPUT = {
     "no such table": (["--train-labels", "nowhere.csv"], "/nowhere.csv does not exist"),
-    "no column": (["--train-labels", "no_column.csv"], "has no column image_name"),
+    "no column": (["--train-labels", "no_column.csv"], "has no column of image names"),
     "empty": (["--train-labels", "empty.csv"], "/empty.csv is empty"),
     "one class": (["--train-labels", "one_class.csv"], "there is no melanoma image"),
-    "few patients": (["--train-labels", "two_patients.csv"], "1 patients have melanoma images"),
-    "a path": (["--train-labels", "path.csv"], "image_name is not a plain file name in line 2"),
+    "few patients": (["--train-labels", "two_patients.csv"], "1 patients (groups) have melanoma images"),
+    "a path": (["--train-labels", "path.csv"], "image_name is not a file name in line 2"),
     "no duplicates": (["--duplicates", "nowhere.csv"], "/nowhere.csv does not exist"),
-    "other images": (["--train-image", "others"], "/others has none of the 60 images"),
+    "other images": (["--train-image", "others"], "train_image has none of the 60 images"),
     "margin 0": (["--margin", "0"], "margin is 0.0: it must be a finite number above 0"),
     "no such config": (["--config", "nowhere.json"], "/nowhere.json does not exist"),
 }
@@ -431,7 +376,7 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_code_2(folder, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(folder)
     Path("others").mkdir()
-    texts = {"no_column": "image,target\na,0\n", "empty": "", "path": "image_name,target\n../a,0\n"}
+    texts = {"no_column": "name,target\na,0\n", "empty": "", "path": "image_name,target\n../,0\n"}
     for name, text in (texts | {"one_class": ONE_CLASS, "two_patients": TWO_PATIENTS}).items():
         Path(f"{name}.csv").write_text(text)
     assert run_summary(monkeypatch, "--train-labels", "train.csv", *flags) == 2
@@ -509,6 +454,48 @@ def test_in_batch_pairs_are_all_pairs_but_those_of_one_picture():
         np.testing.assert_array_equal(batch.same, batch.labels[batch.first] == batch.labels[batch.second])
 
 
+@pytest.mark.parametrize("n_sources", [1, 2, 3])
+def test_within_sources_each_is_balanced_as_if_alone(n_sources):
+    rng = np.random.default_rng(0)
+    sizes = [(40, 6), (5, 21), (9, 9)][:n_sources]
+    labels = np.concatenate([make_labels(*own) for own in sizes])
+    source = np.repeat([f"s{i}" for i in range(n_sources)], [sum(own) for own in sizes])
+    shuffled = rng.permutation(len(labels))
+    labels, source = labels[shuffled], source[shuffled]
+    pairs, same = sample_pairs(labels, np.random.default_rng(1), source)
+    assert (source[pairs[:, 0]] == source[pairs[:, 1]]).all()
+    np.testing.assert_array_equal(same, labels[pairs[:, 0]] == labels[pairs[:, 1]])
+    order = sample_balanced(labels, np.random.default_rng(1), 1.0, source)
+    assert np.array_equal(labels[order], np.tile([1, 0], len(order) // 2))
+    assert np.array_equal(source[order[::2]], source[order[1::2]])
+    for i, own in enumerate(sizes):
+        firsts = pairs[source[pairs[:, 0]] == f"s{i}", 0]
+        assert np.bincount(labels[firsts]).tolist() == [max(own)] * 2
+        assert np.bincount(labels[order[source[order] == f"s{i}"]]).tolist() == [max(own)] * 2
+    if n_sources > 1:
+        assert len(set(source[order[:8]])) > 1  # a batch has images of several
+    batches = in_batch_batches(order, labels, np.arange(len(labels)), 16, source)
+    for batch in batches:
+        assert (source[batch.rows[batch.first]] == source[batch.rows[batch.second]]).all()
+    compared = sum(len(batch.first) for batch in batches)
+    assert (compared < sum(len(b.first) for b in in_batch_batches(order, labels, np.arange(len(labels)), 16))) == (
+        n_sources > 1
+    )
+
+
+def test_one_source_draws_what_none_does():
+    labels = make_labels(30, 7)
+    alone = np.full(37, "a")
+    for one, other in zip(
+        sample_pairs(labels, np.random.default_rng(3)),
+        sample_pairs(labels, np.random.default_rng(3), alone),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    one, other = (sample_balanced(labels, np.random.default_rng(3), 0.5, own) for own in (None, alone))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_a_last_batch_of_one_image_is_left_out():
     labels = make_labels(4, 4)
     order = sample_balanced(labels, np.random.default_rng(0))
@@ -527,6 +514,6 @@ def test_generated_lesions_are_a_data_set_and_are_decoded_into_the_cache(tmp_pat
     flags = ["--train-image", "made/train", "--train-labels", "made/ISIC_2020_Training_GroundTruth.csv"]
     done = run_process(tmp_path, *flags, "--cache", "--image-size", "32")
     assert done.returncode == 0, done.stderr
-    assert f"100 images of 32 px in {tmp_path / 'cache'}" in done.stdout
+    assert f"99 images of 32 px in {tmp_path / 'cache'}" in done.stdout
     done = run_process(tmp_path, *flags, "--json")
-    assert json.loads(done.stdout)["images"] == 100
+    assert json.loads(done.stdout)["images"] == 99  # without the duplicate that is listed beside the labels

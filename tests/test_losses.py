@@ -1,5 +1,6 @@
 """The losses against slow loops, mining, what is said of the embedding, and the sign of it all."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -286,6 +287,18 @@ def test_an_embedding_on_one_point_has_collapsed():
         assert loss.collapsed(float(measures[MEASURES.index("unlike_distance")])) is collapsed
     assert loss.collapsed(0.0049) and not loss.collapsed(0.0051)  # a hundredth of the margin
     assert not SiameseLoss(pair_weight=0.0, head="bce").collapsed(0.0)  # nothing holds it apart
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
+def test_a_loss_a_million_times_that_of_one_point_has_diverged(loss):
+    embeddings, logits, labels, first, second, _ = random_batch()
+    unlike = torch.zeros(len(first), dtype=torch.bool)
+    plain = dataclasses.replace(loss, melanoma_weight=1.0)
+    value, _ = plain(torch.ones_like(embeddings), torch.zeros_like(logits), labels, first, second, unlike)
+    focal = 0.75 * math.log(2) if loss.head == "focal" else 0.0  # at even odds it costs a quarter of cross-entropy
+    assert loss.on_one_point == pytest.approx(float(value) + focal)
+    assert not loss.diverged(0.9e6 * loss.on_one_point) and loss.diverged(1.1e6 * loss.on_one_point)
+    assert loss.diverged(math.inf)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))

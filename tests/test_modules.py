@@ -1,5 +1,6 @@
 """The networks: what an embedding is, which weights it starts from, and what is kept from being trained."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -249,3 +250,27 @@ def test_blocks_of_conv3_are_frozen_from_the_input_on():
     network.freeze(2)
     before = step_on(network)
     assert changed(network, before) == set(before) - names_of(network, "convolutions.0", "convolutions.1")
+
+
+def test_batch_normalisation_settles_after_a_hundred_steps_of_training():
+    network = build_network("resnet18", 32, 4).train()
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.fill_(99)
+    assert not network.settled
+    network.eval()
+    network(images(2, 32))
+    assert not network.settled
+    network.train()
+    network(images(2, 32))
+    assert network.settled
+
+
+@pytest.mark.parametrize(
+    ("backbone", "frozen", "settled"), [("conv3", 0, True), ("resnet18", 0, False), ("resnet18", 1, True)]
+)
+def test_what_is_not_trained_or_not_there_has_settled(backbone, frozen, settled):
+    network = build_network(backbone, 32, 4)
+    network.freeze(frozen)
+    assert network.settled is settled
+    assert copy.deepcopy(network).settled is settled

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -74,7 +75,7 @@ def keep_freed_memory() -> None:
     come before the first large tensor. One arena for all threads, and blocks of 128 MB and more still mapped each
     time, keep what is held from crumbling: 2.7 GB instead of 3.1 at conv3, 128 px, 256 pairs, for 2 % of the speed.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":  # it reads python.exe, which Windows may refuse
         return
     mallopt = ctypes.CDLL(None).mallopt
     m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8  # from malloc.h

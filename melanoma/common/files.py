@@ -26,8 +26,8 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises then)
 
 
-def read_text(path: Path, what: str, advice: str) -> str:
-    """Return a text file's content, UTF-8 with or without a byte order mark, line ends as they are.
+def read_bytes(path: Path, what: str, advice: str) -> bytes:
+    """Return a file's content.
 
     Parameters
     ----------
@@ -35,18 +35,24 @@ def read_text(path: Path, what: str, advice: str) -> str:
 
     Raises
     ------
-    InputError : it does not exist, is not a file (a pipe would be waited for), cannot be read, or is no UTF-8 text
+    InputError : it does not exist, is not a file (a pipe would be waited for), or cannot be read
     """
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{what} is not a file: {advice}")
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{what} does not exist: {advice}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{what} is no UTF-8 text, see byte {error.start:,}: {advice}") from None
     except OSError as error:
         raise InputError(f"{what} cannot be read: {error.strerror}: {advice}") from None
+
+
+def read_text(path: Path, what: str, advice: str) -> str:
+    """Return a text file's content, UTF-8 with or without a byte order mark; arguments and errors as `read_bytes`."""
+    try:
+        return read_bytes(path, what, advice).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{what} is no UTF-8 text, see byte {error.start:,}: {advice}") from None
 
 
 def read_json(path: Path, what: str, advice: str) -> Any:
@@ -71,7 +77,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # to write: Windows syncs no file that is open for reading
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -88,7 +94,15 @@ def remove_halves(folder: Path, names: Container[str] | None = None) -> None:
     for path in folder.glob(".*.tmp"):
         half = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
         if half and (names is None or half[1] in names):
-            path.unlink()
+            remove_file(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file if it is there; an InputError says why it cannot be removed."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # on Windows a program may have it open
+        raise InputError(f"{path} cannot be removed: {error.strerror or error}: {_advice(error)}") from error
 
 
 def need_room(folder: Path, need: int, what: str, advice: str) -> None:
@@ -109,12 +123,19 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"folder {folder} cannot be made: {error.strerror or error}: choose another") from error
 
 
-def cannot_write(path: Path, error: OSError) -> InputError:
-    """Return what to tell the user when the system refuses to write a file."""
+def cannot_write(path: Path, error: OSError | NotImplementedError) -> InputError:
+    """Return what to tell the user when the system refuses to write a file, or the file system has no locks."""
+    if isinstance(error, NotImplementedError):  # of filelock before 3.24; later ones warn and make do
+        return InputError(f"{path} cannot be locked: its file system has no flock: choose another, or upgrade filelock")
     return InputError(
-        f"{path} cannot be written: {error.strerror or error}; what was there is unchanged: free some room or choose "
-        "another folder"
+        f"{path} cannot be written: {error.strerror or error}; what was there is unchanged: {_advice(error)}"
     )
+
+
+def _advice(error: OSError) -> str:
+    """Return what to do if a file cannot be written or removed."""
+    first = "close what has it open" if isinstance(error, PermissionError) else "free some room"
+    return f"{first} or choose another folder"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -145,12 +166,13 @@ def locked(file: Path, refusal: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(refusal) from None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:
         raise cannot_write(file.parent, error) from error
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows keeps what is open, and its lock removes the file itself
+            file.unlink(missing_ok=True)
         lock.release()
         if new:
             with contextlib.suppress(OSError):

@@ -54,7 +54,7 @@ def run_script(main: Callable[[], None]) -> typing.NoReturn:
             sys.stdout.flush()
         except BrokenPipeError:  # the reader, such as head, has all that it wants
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = 128 + signal.SIGPIPE
+            code = 141  # 128 + SIGPIPE, which Windows has no number for
         except (InputError, FileNotFoundError) as error:
             _tell(f"error: {printable(str(error))}")
             code = 2

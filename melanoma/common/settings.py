@@ -64,13 +64,14 @@ def opt(
         choices = tuple(map(str, allowed))
         allowed = ("one of " + ", ".join(choices), lambda value: value in choices)
     metadata = {"allowed": allowed, "choices": choices, "group": group, "machine": machine, "rare": rare}
-    return dataclasses.field(default=line, metadata=metadata)
+    return dataclasses.field(default=tuple(line) if isinstance(line, list) else line, metadata=metadata)
 
 
 def complete(settings: Any, recipe: Mapping[str, Any]) -> list[str]:
     """Fill the fields of new settings that are None from a recipe, convert paths and numbers, and check all.
 
-    Text serves for a path; paths become absolute and `~` the home folder. A whole number serves for a float.
+    Text serves for a path; paths become absolute and `~` the home folder. A whole number serves for a float, and one
+    value for a list of one.
 
     Returns
     -------
@@ -85,22 +86,39 @@ def complete(settings: Any, recipe: Mapping[str, Any]) -> list[str]:
             value = recipe.get(item.name)
         elif value is item.default:
             told = f"{inspect.getfile(own)}, line {_line(own, item.name)[0]}: {told}"
-        if Path in kinds and isinstance(value, (str, Path)):
-            value = Path(os.path.expanduser(value)).absolute()  # noqa: PTH111 (Path.expanduser raises for ~unknown)
-        elif float in kinds and type(value) is int and abs(value) < 2**53:
-            value = float(value)
-        object.__setattr__(settings, item.name, value)  # as a frozen dataclass does itself
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            problems.append(f"{told} is {shown(value)}: it must be of type {_name(kinds)}")
-        elif allowed and not allowed[1](value):
-            problems.append(f"{told} is {shown(value)}: it must be {allowed[0]}")
+        values = [_convert(one, kinds) for one in _values(item, value)]
+        object.__setattr__(settings, item.name, tuple(values) if _is_list(item) else values[0])  # as dataclasses do
+        for value in values:
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                problems.append(f"{told} is {shown(value)}: it must be of type {_name(kinds)}")
+            elif allowed and not allowed[1](value):
+                problems.append(f"{told} is {shown(value)}: it must be {allowed[0]}")
     return problems
+
+
+def _values(item: dataclasses.Field[Any], value: Any) -> list[Any]:
+    """Return the values of a field: those of a list, without None, or the one."""
+    if not _is_list(item):
+        return [value]
+    return [one for one in (value if isinstance(value, (list, tuple)) else [value]) if one is not None]
+
+
+def _convert(value: Any, kinds: tuple[Any, ...]) -> Any:
+    """Return text as an absolute path, and a whole number as a float, where the kinds of a field ask for it."""
+    if Path in kinds and isinstance(value, (str, Path)):
+        return Path(os.path.expanduser(value)).absolute()  # noqa: PTH111 (Path.expanduser raises for ~unknown)
+    return float(value) if float in kinds and type(value) is int and abs(value) < 2**53 else value
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return the settings as JSON values (paths as text)."""
-    values = dataclasses.asdict(settings)
-    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(one) for one in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {item.name: plain(getattr(settings, item.name)) for item in dataclasses.fields(settings)}
 
 
 def from_dict(settings: type, values: Mapping[str, Any], source: str) -> Any:
@@ -199,6 +217,7 @@ def add_flags(
         if bool not in kinds:
             metavar = "NAME" if own["choices"] else _name(kinds).upper()
             options = {"type": _reader(kinds), "choices": own["choices"], "metavar": metavar}
+            options |= {"nargs": "+"} if _is_list(item) else {}
         action = group.add_argument(
             f"--{item.name.replace('_', '-')}",
             default=argparse.SUPPRESS,
@@ -256,8 +275,13 @@ def _names(settings: type) -> set[str]:
 
 
 def _kinds(item: dataclasses.Field[Any]) -> tuple[Any, ...]:
-    """Return the types that a field's value may have."""
-    return typing.get_args(item.type) or (item.type,)
+    """Return the types that a field's value, or each value of a list, may have."""
+    return tuple(kind for kind in typing.get_args(item.type) if kind is not ...) or (item.type,)
+
+
+def _is_list(item: dataclasses.Field[Any]) -> bool:
+    """Return whether a field, of type `tuple[kind, ...]`, holds any number of values."""
+    return typing.get_origin(item.type) is tuple
 
 
 def _name(kinds: tuple[Any, ...]) -> str:
@@ -268,7 +292,7 @@ def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
     """Return what makes a flag's text a value."""
 
     def read(text: str) -> Any:
-        return None if type(None) in kinds and text.lower() in ("", "none") else kinds[0](text)
+        return None if (type(None) in kinds or Path in kinds) and text.lower() in ("", "none") else kinds[0](text)
 
     read.__name__ = kinds[0].__name__  # argparse names it in its error
     return read

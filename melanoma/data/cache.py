@@ -4,7 +4,7 @@ The cache of one folder at one size is two files that only grow:
 
     pixels.bin   a uint8 (S, S, 3) block for each row
     index.jsonl  a header line, then a line for each row: its number, name, bytes and mtime_ns of the file, and width
-                 and height of the image, or error if it could not be decoded
+                 and height of the image and a hash of the row's pixels, or error if it could not be decoded
 
 A row counts once its line in the index is complete, and that line is written after the row's pixels have reached the
 disk. A build that is killed loses at most the rows of its last commit, and the next build resumes there. A source file
@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,7 +35,7 @@ from melanoma.common.files import cannot_write, make_folder, need_room
 from melanoma.common.threads import map_ahead
 from melanoma.data.decoding import UnreadableImage, count_links, decode_with_size, hidden_warnings
 
-FORMAT = "lesion-cache-3"
+FORMAT = "lesion-cache-4"
 COMMIT_ROWS = 256  # rows between two waits for the disk: a kill loses at most these
 SPARE_BYTES = 64 * 2**20  # left free on the cache's disk
 
@@ -57,12 +57,14 @@ class ImageCache:
     row_of : row of each readable image, by name
     errors : what was wrong with each unreadable image, by name
     sources : the file of each readable image, by name
+    hash_of : hash of the pixels of each readable image, by name: equal pictures have equal ones
     """
 
     pixels: np.ndarray
     row_of: Mapping[str, int]
     errors: Mapping[str, str]
     sources: Mapping[str, Source] = field(default_factory=dict)
+    hash_of: Mapping[str, str] = field(default_factory=dict)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of images by row, uint8 (B, S, S, 3).
@@ -78,24 +80,31 @@ class ImageCache:
         """Return the rows of named images, int64 of shape (len(names),)."""
         return np.array([self.row_of[name] for name in names], dtype=np.int64)
 
+    def hashes(self, names: Iterable[str]) -> list[str]:
+        """Return the hashes of the pixels of named images."""
+        return [self.hash_of[name] for name in names]
+
 
 def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: int = 0) -> ImageCache:
     """Return the cache of these image files, decoding only those that are new or have changed.
 
     Parameters
     ----------
-    paths : image file of each name, all in one folder; each folder and size has its own cache
+    paths : image file of each name; each folder that holds them all, and each size, has its own cache
     size : side S in pixels
     cache_dir : where caches are kept; made if it does not exist
     workers : decoding threads (Pillow decodes outside Python's lock); 0: one for each core
 
     Raises
     ------
-    InputError : too little room on the disk, or the cache cannot be written
+    InputError : too little room on the disk, images on several drives, or the cache cannot be written
     """
     if not paths:
         raise InputError("no images to decode: check train_image and train_labels")
-    folder = next(iter(paths.values())).parent.resolve()
+    try:
+        folder = Path(os.path.commonpath([path.parent for path in paths.values()])).resolve()
+    except ValueError as error:  # Windows has no folder above its drives
+        raise InputError("the images lie on several drives: put them on one") from error
     where = cache_dir / f"{folder.name}-{sha256(str(folder).encode()).hexdigest()[:8]}-{size}px"
     stats = {name: _stat(path) for name, path in paths.items()}
     entries, _ = _read_index(where, size)
@@ -104,7 +113,7 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
         try:
             with FileLock(where / "lock"):
                 _append_missing(where, paths, stats, size, workers)
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:
             raise cannot_write(where, error) from error
         entries, _ = _read_index(where, size)
     latest = {entry["name"]: entry for entry in entries}
@@ -113,7 +122,7 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
     row_of = {entry["name"]: entry["row"] for entry in readable}
     sources = {entry["name"]: Source(entry["bytes"], entry["width"], entry["height"]) for entry in readable}
     pixels = np.memmap(where / "pixels.bin", np.uint8, "r", shape=(len(entries), size, size, 3))
-    return ImageCache(pixels, row_of, errors, sources)
+    return ImageCache(pixels, row_of, errors, sources, {entry["name"]: entry["hash"] for entry in readable})
 
 
 def decode_photos(paths: Mapping[str, Path], size: int, workers: int = 0) -> ImageCache:
@@ -122,7 +131,8 @@ def decode_photos(paths: Mapping[str, Path], size: int, workers: int = 0) -> Ima
     pixels = np.stack([block for _, block, _ in decoded])
     errors = {name: found["error"] for name, _, found in decoded if "error" in found}
     row_of = {name: row for row, (name, _, _) in enumerate(decoded) if name not in errors}
-    return ImageCache(pixels, row_of, errors)
+    hash_of = {name: found["hash"] for name, _, found in decoded if name in row_of}
+    return ImageCache(pixels, row_of, errors, hash_of=hash_of)
 
 
 def refuse_unreadable(errors: Mapping[str, str], skip: bool) -> None:
@@ -195,19 +205,24 @@ def _append_missing(
 
 
 def _decode_all(paths: Mapping[str, Path], size: int, workers: int) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
-    """Yield (name, pixels, {width, height} or {error}) in the order of `paths`, few images in memory at a time."""
+    """Yield (name, pixels, {width, height, hash} or {error}) in the order of `paths`, few images in memory."""
     workers = workers or os.cpu_count() or 1
     black = np.zeros((size, size, 3), np.uint8)  # the row of an unreadable file; never used
 
     def decode(name: str) -> tuple[str, np.ndarray, dict[str, Any]]:
         try:
             pixels, (width, height) = decode_with_size(paths[name], size)
-            return name, pixels, {"width": width, "height": height}
+            return name, pixels, {"width": width, "height": height, "hash": pixel_hash(pixels)}
         except UnreadableImage as error:
             return name, black, {"error": error.reason} | ({"passing": True} if error.passing else {})
 
     with hidden_warnings():
         yield from map_ahead(decode, paths, workers, 4 * workers)
+
+
+def pixel_hash(pixels: np.ndarray) -> str:
+    """Return a hash of an image's pixels, uint8 (S, S, 3): 128 bits in hexadecimal."""
+    return blake2b(pixels.tobytes(), digest_size=16).hexdigest()
 
 
 def _commit(file: BinaryIO, data: bytes) -> None:

@@ -13,7 +13,7 @@ from melanoma.common.errors import InputError, listed
 from melanoma.common.files import is_folder
 from melanoma.common.threads import map_ahead
 from melanoma.data.decoding import UnreadableImage, count_links, decode_with_size, find_images, hidden_warnings
-from melanoma.data.labels import read_duplicates, read_labels, read_test_names
+from melanoma.data.labels import read_test_names
 
 
 @dataclass(frozen=True)
@@ -49,36 +49,30 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def check_files(
-    train_image: Path, train_labels: Path, duplicates: Path | None, test_image: Path, test_labels: Path
-) -> None:
+def check_files(train: Mapping[str, Path], missing: Collection[str], test_image: Path, test_labels: Path) -> None:
     """Check the images of the training set, and of the test set if it is there, and print what is found.
+
+    Parameters
+    ----------
+    train, missing : image files by name, and the names of labels without one
 
     Raises
     ------
     InputError : an image that a CSV names is missing, or one cannot be decoded
     """
-    labelled = read_labels(train_labels)["image_name"].tolist()
-    parts = [("train_image", train_image, train_labels, labelled)]
+    parts = [("train_image", [*train, *missing], train)]
     if is_folder(test_image):
-        parts.append(("test_image", test_image, test_labels, read_test_names(test_labels)))
+        parts.append(("test_image", read_test_names(test_labels), find_images(test_image, "test_image")))
     problems = []
-    for argument, folder, table, names in parts:
-        paths = find_images(folder, argument)
-        print(f"{folder}: {len(paths):,} images, {count_links(paths.values()):,} of them links")
+    for argument, names, paths in parts:
+        print(f"{argument}: {len(paths):,} images, {count_links(paths.values()):,} of them links")
         findings = check_images(names, paths)
         for what, images in (("missing", findings.missing), ("unreadable", findings.unreadable)):
             if images:
                 print(f"  {len(images):,} {what}: {listed(images)}")
-                problems.append(f"{folder}: {len(images):,} {what}")
+                problems.append(f"{argument}: {len(images):,} {what}")
         if findings.extra:
-            print(f"  {len(findings.extra):,} not in {table} and not used: {listed(findings.extra)}")
-    if duplicates is not None:
-        pairs = read_duplicates(duplicates)
-        unknown = {name for pair in pairs for name in pair} - set(labelled)
-        print(f"{duplicates}: {len(pairs):,} pairs, {len(unknown):,} of their images without a label")
-        if unknown:
-            problems.append(f"{duplicates}: {len(unknown):,} images that {train_labels} lacks")
+            print(f"  {len(findings.extra):,} not in {test_labels} and not used: {listed(findings.extra)}")
     if problems:
         raise InputError(f"{'; '.join(problems)}: delete what is unreadable, then get what is missing with --download")
     print("all images are complete")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +15,43 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from melanoma.common.errors import InputError, brief, printable
 from melanoma.common.files import is_folder
 
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # of the content; the extension does not count
 MAX_PIXELS = 100_000_000  # four times ISIC's largest image; 400 MB once decoded
 
 
-def find_images(folder: Path, argument: str = "train_image") -> dict[str, Path]:
-    """Return the image files of a folder by name without extension, sorted; any case of .jpg .jpeg .png.
+def image_id(name: str) -> str:
+    """Return the id of an image's name: without folders, an image's extension, and ISIC 2019's `_downsampled`."""
+    name = name.replace("\\", "/").rpartition("/")[2]
+    stem, dot, extension = name.rpartition(".")
+    name = stem if dot + extension.lower() in EXTENSIONS else name
+    return name.removesuffix("_downsampled")
+
+
+def find_images(folders: Path | Sequence[Path], argument: str = "train_image") -> dict[str, Path]:
+    """Return the image files in folders, at any depth, by their `image_id`, sorted; hidden files are ignored.
 
     Links are followed; `count_links` says how many there are.
 
     Raises
     ------
-    InputError : the folder does not exist, or two files differ only in their extension
+    InputError : a folder does not exist, or two files have one id
     """
-    if not is_folder(folder):
-        flag = argument.replace("_", "-")
-        raise InputError(f"{argument} {folder} is not a folder: edit config.py or pass --{flag}")
     found: dict[str, Path] = {}
-    for path in _image_files(folder):
-        if path.stem in found:
-            raise InputError(f"{path} and {found[path.stem].name} have one name: remove one of them")
-        found[path.stem] = path
-    return found
+    for folder in [folders] if isinstance(folders, Path) else folders:
+        if not is_folder(folder):
+            flag = argument.replace("_", "-")
+            raise InputError(f"{argument} {folder} is not a folder: edit config.py or pass --{flag}")
+        for path in _image_files(folder):
+            name = image_id(path.name)
+            if name in found:
+                raise InputError(f"{path} and {found[name]} have one name, {name}: remove or rename one of them")
+            found[name] = path
+    return dict(sorted(found.items()))
 
 
 def find_photos(places: Iterable[Path]) -> list[Path]:
-    """Return the named files, of any extension, and the image files of the named folders, sorted; each path once.
+    """Return the named files, of any extension, and the image files in the named folders, sorted; each path once.
 
     Raises
     ------
@@ -62,10 +73,16 @@ def count_links(paths: Iterable[Path]) -> int:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
-    except OSError as error:
-        raise InputError(f"folder {folder} cannot be read: {error.strerror}: choose another") from error
+    """Return the image files in a folder at any depth, sorted; those in hidden folders, and macOS's ._*, are hidden."""
+
+    def stop(error: OSError) -> None:
+        raise InputError(f"folder {error.filename} cannot be read: {error.strerror}: choose another") from error
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=stop, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.suffix.lower() in EXTENSIONS)
 
 
 @contextlib.contextmanager

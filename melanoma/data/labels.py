@@ -1,222 +1,335 @@
-"""Read the CSVs of labels, test images and duplicates."""
+"""Read tables of labels in the layouts that are public and common, and the names of images without labels."""
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from melanoma.common.errors import InputError, brief, listed
-from melanoma.common.files import read_text
+from melanoma.common.errors import InputError, listed, shown
+from melanoma.data.decoding import image_id
+from melanoma.data.diagnoses import UNKNOWN, UnknownDiagnosis, read_diagnosis
+from melanoma.data.tables import column_key, known_values, read_csv, refuse_rows
 
-TARGET = r"[01](\.0+)?"  # 1.0 is what tables that are handled as numbers make of 1
-AGE = r"[0-9]{1,3}(\.[0-9]+)?"
+# Columns by what they hold; of several the first that is there is read.
+IMAGE = ("image_name", "image_id", "isic_id", "image", "img_id", "filename", "file_name", "file")
+PATIENT, LESION = ("patient_id", "patient"), ("lesion_id", "lesion")
+SEX, AGE = ("sex", "gender"), ("age_approx", "age")
+SITE = (
+    "anatom_site_general_challenge",
+    "anatom_site_general",
+    "anatom_site_1",
+    "localization",
+    "site",
+    "location",
+    "region",
+)
+DIAGNOSIS = ("diagnosis", "dx", "diagnostic", "clinical_diagnosis")
+LEVELS = tuple(f"diagnosis_{level}" for level in range(1, 6))  # of the ISIC Archive
+LEVELS_2024 = tuple(f"iddx_{level}" for level in range(1, 6))  # of ISIC 2024, whose target is "malignant"
+ONE_HOT = ("mel", "nv", "bcc", "ak", "akiec", "bkl", "df", "vasc", "scc", "unk")  # of ISIC 2018 and 2019
+ONE_HOT_2017 = ("melanoma", "seborrheic_keratosis")  # neither: a nevus
+FOLDER = "folder"
+
+TRUE = r"1([.,]0*)?|true"
+BINARY = rf"{TRUE}|0([.,]0*)?|false"
+AGE_YEARS = r"[0-9]{1,3}([.,][0-9]+)?"
 OLDEST = 120.0  # years
-CONTROL = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
-NO_PATIENT = "image:"  # begins the patient_id of an image without one, which is a patient of its own
-AS_CSV = "save it as CSV in UTF-8, separated by commas"
+MELANOMA, OTHER, LEFT_OUT, UNCLEAR = "melanoma", "other", "left out", "unclear"  # how a value is read
+READ_AS = {1: MELANOMA, 0: OTHER, None: LEFT_OUT}
 
 
-def read_labels(path: Path, argument: str = "train_labels") -> pd.DataFrame:
-    """Read a label CSV: one row an image, in the file's order.
+@dataclass(frozen=True)
+class Columns:
+    """How a label table is read where its layout is not known; what is left empty is found by itself.
 
-    Reads the ISIC 2020 ground truth, its v2, the Kaggle train.csv, and any CSV with `image_name` plus `target` (0 or 1,
-    also 0.0 or 1.0) or `diagnosis`. A diagnosis that begins with melanoma is label 1; one that has the word further on,
-    or the short form mel, is an error; any other is label 0. Spaces around names are ignored. An age that is no plain
-    number of years up to 120 is unknown.
+    image, label : column of the image names, and of the labels or diagnoses
+    melanoma : values of the label column that mean melanoma; all others are other lesions
+    groups : columns of patients, lesions, or whatever must not be in two parts of a split
+    """
 
-    Returns
-    -------
-    columns image_name (str), patient_id (str; an image without one is its own patient), label (int, 1 melanoma),
-    sex, site (str, "" where blank), age (float, NaN where blank)
+    image: str | None = None
+    label: str | None = None
+    melanoma: Sequence[str] = ()
+    groups: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label table, sorted by image_name, and how it was read.
+
+    table : columns image_name (str), patient_id, lesion_id (str, "" where missing), label (int, 1 melanoma, 0 other),
+        sex, site (str, "" where missing), age (float, years, NaN where missing), and further columns of `groups`
+    groups : columns of the table whose equal values belong together
+    layout : how it was read, in a sentence
+    values : each distinct value of the label column, how it was read, and its number of images
+    """
+
+    table: pd.DataFrame
+    groups: tuple[str, ...]
+    layout: str
+    values: list[tuple[str, str, int]]
+
+    @property
+    def left_out(self) -> int:
+        """Number of rows whose diagnosis is unknown or indeterminate."""
+        return sum(count for _, read_as, count in self.values if read_as == LEFT_OUT)
+
+
+def read_labels(
+    path: Path, argument: str = "train_labels", columns: Columns = Columns(), metadata: Sequence[Path] = ()
+) -> Labels:
+    """Read a label CSV of any layout in docs/data.md, or of another with the help of `columns`.
+
+    Parameters
+    ----------
+    metadata : CSVs with further columns of the same images, as ISIC 2019 has them
 
     Raises
     ------
-    InputError : no such file, no CSV (see `read_csv`), missing column, no rows, bad names or labels, rows of one image
-        that contradict each other; the message names the lines
+    InputError : no such file, no CSV (see `read_csv`), a missing column, no rows, bad names or labels, rows of one
+        image that contradict each other; the message names the lines
     """
-    table = _read_table(path, argument)
     where = f"{argument} {path}"
-    if "image_name" not in table:
-        raise InputError(f"{where} has no column image_name: {_columns(table)}")
-    _refuse_empty(where, table)
-    names = table["image_name"]
-    _refuse_names(where, "image_name", names)
-    blank = pd.Series("", index=table.index, dtype=str)
-    patients = table.get("patient_id", blank)
-    patients = patients.where(patients != "", NO_PATIENT + names)
-    sex, site = (table.get(column, blank) for column in ("sex", "anatom_site_general_challenge"))
-    for column, cells in (("patient_id", patients), ("sex", sex), ("site", site)):
-        _refuse_rows(where, f"{column} has a control character", names, cells.str.contains(CONTROL))
-    labels = _labels(table, where)
-    for column, cells in (("label", labels), ("patient_id", patients)):
-        differ = cells.groupby(names).transform("nunique") > 1
-        _refuse_rows(where, f"rows of one image_name differ in {column}", names, differ)
-    ages = table.get("age_approx", blank)
-    years = pd.to_numeric(ages.where(ages.str.fullmatch(AGE), ""), errors="coerce").astype(float)
-    result = pd.DataFrame(
-        {
-            "image_name": names,
-            "patient_id": patients,
-            "label": labels,
-            "sex": sex,
-            "age": years.where(years <= OLDEST),
-            "site": site,
-        }
-    )
-    return result.drop_duplicates("image_name").reset_index(drop=True)
+    raw, names, image_column = _read_named(path, argument, columns.image)
+    for extra in metadata:
+        further, its_names, _ = _read_named(extra, "train_metadata", None)
+        further = further.set_index(its_names)[lambda table: ~table.index.duplicated()]
+        for name in [name for name in further if name not in raw]:
+            raw[name] = names.map(further[name]).fillna("")
+    return _labels(raw, names, where, image_column, columns)
+
+
+def labels_of_folders(files: Mapping[str, Path], columns: Columns = Columns()) -> Labels:
+    """Return the labels of image files, by name, that lie in a folder for each class, such as melanoma/ and nevus/.
+
+    Raises
+    ------
+    InputError : a folder's name is no known diagnosis
+    """
+    names = pd.Series(list(files), dtype=str)
+    raw = pd.DataFrame({FOLDER: [path.parent.name for path in files.values()]})
+    return _labels(raw, names, "train_image (class folders)", "file name", Columns(None, FOLDER, columns.melanoma))
 
 
 def read_test_names(path: Path, argument: str = "test_labels") -> list[str]:
-    """Read the names of images without labels, in the file's order, from a column image_name or image.
-
-    Reads ISIC_2020_Test_Metadata.csv (image) and Kaggle's test.csv (image_name).
+    """Read the names of images without labels, in the file's order, from the column that `read_labels` would take.
 
     Raises
     ------
     InputError : no such file, no CSV, no such column, no rows, names that are no file names or come twice
     """
-    table = _read_table(path, argument)
-    where = f"{argument} {path}"
-    column = next((name for name in ("image_name", "image") if name in table), None)
-    if column is None:
-        raise InputError(f"{where} has no column image_name and no image: {_columns(table)}")
-    _refuse_empty(where, table)
-    names = table[column]
-    _refuse_names(where, column, names)
-    _refuse_rows(where, f"{column} comes twice", names, names.duplicated(keep=False))
+    _, names, column = _read_named(path, argument, None)
+    refuse_rows(f"{argument} {path}", f"{column} comes twice", names, names.duplicated(keep=False))
     return names.tolist()
 
 
-def read_duplicates(path: Path) -> list[tuple[str, str]]:
-    """Read the pairs of duplicate images (columns image_name_1, image_name_2).
-
-    Raises
-    ------
-    InputError : no such file, no CSV, no such columns
-    """
-    table = _read_table(path, "duplicates")
-    missing = [name for name in ("image_name_1", "image_name_2") if name not in table]
-    if missing:
-        raise InputError(f"duplicates {path} has no column {' and no '.join(missing)}: {_columns(table)}")
-    return list(zip(table["image_name_1"], table["image_name_2"], strict=True))
-
-
-def drop_duplicates(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Keep one image, the first in the table, of each group that the pairs connect."""
-    position = {name: i for i, name in enumerate(table["image_name"])}
-    known = np.array([(position[a], position[b]) for a, b in pairs if a in position and b in position])
-    if not len(known):
-        return table
-    links = coo_array((np.ones(len(known)), known.T), shape=(len(table), len(table)))
-    group = pd.Series(connected_components(links, directed=False)[1], index=table.index)
-    return table[~group.duplicated()].reset_index(drop=True)
+def _read_named(path: Path, argument: str, image_column: str | None) -> tuple[pd.DataFrame, pd.Series, str]:
+    """Return a CSV's table with its columns' names as keys, its images' ids, and the column that they come from."""
+    where = f"{argument} {path}"
+    raw = read_csv(path, where, f"edit config.py or pass --{argument.replace('_', '-')}")
+    raw.columns = pd.Index([column_key(name) for name in raw.columns])
+    raw = raw.loc[:, ~raw.columns.duplicated()]
+    column = _column(raw, image_column, "image_column", where) or _first(raw, IMAGE)
+    if column is None:
+        raise InputError(
+            f"{where} has no column of image names ({', '.join(IMAGE[:4])}): its columns are "
+            f"{listed(raw.columns, 12)}: name it with --image-column"
+        )
+    if raw.empty:
+        raise InputError(f"{where} has no rows below its header")
+    names = raw[column].map(image_id)
+    refuse_rows(where, f"{column} is not a file name", raw[column], names.isin(["", ".", ".."]))
+    return raw, names, column
 
 
-def read_csv(path: Path, what: str, advice: str) -> pd.DataFrame:
-    """Read a CSV as text: UTF-8 with or without a byte order mark, commas, any line ends, quotes as in RFC 4180.
-
-    Spaces around a cell are removed; blank lines, and columns without a name, are skipped.
-
-    Parameters
-    ----------
-    what, advice : begin and end of error messages: which file it is, and what to do if it does not exist
-
-    Returns
-    -------
-    a table of str; the index is the line of the file in which each row begins
-
-    Raises
-    ------
-    InputError : no such file, no UTF-8 text, a NUL character, an open quote, a cell of more than 131,072 characters, a
-        row that is longer or shorter than the header, two columns of one name; the message names the line
-    """
-    text = read_text(path, what, advice)
-    if "\0" in text:
-        line = 1 + len(re.findall(r"\r\n?|\n", text[: text.index("\0")]))
-        raise InputError(f"{what} is not a CSV: there is a NUL character in line {line:,}: {AS_CSV}")
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: dict[int, list[str]] = {}
-    begins = 1
-    try:
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if any(cells):
-                rows[begins] = cells
-            begins = reader.line_num + 1
-    except csv.Error as error:
-        reason = f"{error}, in the row that begins in line {begins:,}"
-        raise InputError(f"{what} is not a CSV: {reason}: {AS_CSV}") from None
-    if not rows:
-        raise InputError(f"{what} is empty: {AS_CSV}")
-    header = rows.pop(min(rows))
-    for line, cells in rows.items():
-        if len(cells) != len(header):
-            reason = f"line {line:,} has {len(cells):,} fields, the header has {len(header):,}"
-            raise InputError(f"{what} is not a CSV: {reason}: {AS_CSV}")
-    named = [name for name in header if name]
-    twice = [name for name, times in Counter(named).items() if times > 1]
-    if twice:
-        raise InputError(f"{what} has two columns of one name: {listed(twice)}: remove one of them")
-    table = pd.DataFrame(list(rows.values()), index=list(rows), columns=header, dtype=str)
-    return table[named]
+def _labels(raw: pd.DataFrame, names: pd.Series, where: str, image_column: str, columns: Columns) -> Labels:
+    value, read_as, rule = _read_values(raw, names, where, columns)
+    blank = pd.Series("", raw.index, dtype=str)
+    patient, lesion, sex, site = (
+        known_values(raw[name]) if (name := _first(raw, keys)) else blank for keys in (PATIENT, LESION, SEX, SITE)
+    )
+    ages = raw[name] if (name := _first(raw, AGE)) else blank
+    years = pd.to_numeric(ages.where(ages.str.fullmatch(AGE_YEARS), "").str.replace(",", "."), errors="coerce")
+    found = {
+        "image_name": names,
+        "patient_id": patient,
+        "lesion_id": lesion,
+        "label": (read_as == MELANOMA).astype(int),
+    }
+    table = pd.DataFrame(
+        {**found, "sex": sex, "age": years.astype(float).where(years.between(1, OLDEST)), "site": site}
+    )
+    groups = ["patient_id", "lesion_id"]
+    if columns.groups:
+        groups = [str(_column(raw, name, "group_columns", where)) for name in columns.groups]
+        groups = ["patient_id" if name in PATIENT else "lesion_id" if name in LESION else name for name in groups]
+        table = table.assign(**{name: known_values(raw[name]) for name in groups if name not in table})
+    for name, cells in (("label", read_as), *((name, table[name]) for name in groups)):
+        differ = cells.groupby(names).transform("nunique") > 1
+        refuse_rows(where, f"rows of one image differ in {name}", names, differ)
+    first = ~names.duplicated()
+    counts = pd.DataFrame({"value": value, "read_as": read_as})[first].value_counts()
+    table = table[first & (read_as != LEFT_OUT)].sort_values("image_name", ignore_index=True)
+    used = [name for name in groups if (table[name] != "").any()]
+    return Labels(
+        table,
+        tuple(groups),
+        f"{_layout(raw)}: {image_column}, {rule}; grouped by {' and '.join(used) or 'image alone'}",
+        [(*key, int(count)) for key, count in counts.items()],
+    )
 
 
-def _read_table(path: Path, argument: str) -> pd.DataFrame:
-    """Return the table in the file of a setting."""
-    return read_csv(path, f"{argument} {path}", f"edit config.py or pass --{argument.replace('_', '-')}")
+def _layout(raw: pd.DataFrame) -> str:
+    """Return the name of a table's layout."""
+    known = set(raw.columns)
+    for layout, signature in (
+        ("class folders", {FOLDER}),
+        ("HAM10000 metadata", {"image_id", "dx"}),
+        ("ISIC 2019 ground truth", {"image", "mel", "scc"}),
+        ("ISIC 2018 ground truth", {"image", "mel", "akiec"}),
+        ("ISIC 2017 ground truth", {"image_id", *ONE_HOT_2017}),
+        ("ISIC 2024", {"isic_id", "target"}),
+        ("ISIC Archive", {"isic_id"}),
+        ("ISIC 2020", {"image_name", "target"}),
+    ):
+        if signature <= known:
+            return layout
+    return "label table"
 
 
-def _refuse_empty(where: str, table: pd.DataFrame) -> None:
-    if table.empty:
-        raise InputError(f"{where} has no rows below its header: {_columns(table)}")
+def _read_values(raw: pd.DataFrame, names: pd.Series, where: str, columns: Columns) -> tuple[pd.Series, pd.Series, str]:
+    """Return each row's value as it is shown, how it is read (melanoma, other, left out), and the rule in words."""
+    asked = _column(raw, columns.label, "label_column", where)
+    levels = [name for name in LEVELS if name in raw] or [name for name in DIAGNOSIS if name in raw][:1]
+    one_hot = [name for name in (*ONE_HOT, *ONE_HOT_2017) if name in raw]
+    if columns.melanoma:
+        column = asked or _first(raw, (FOLDER, *levels[-1:], "target"))
+        if column is None:
+            raise InputError(f"{where}: melanoma_values need a column: name it with --label-column")
+        return _read_listed(raw[column], column, columns.melanoma, where)
+    if asked == "target" or (asked and raw[asked].str.fullmatch(BINARY).all()):
+        return raw[asked], _binary(raw, asked, names, where).map(READ_AS), f"{asked}; melanoma = 1"
+    if asked:
+        return _read_diagnoses(raw[[asked]], where)
+    if "target" in raw:
+        return _read_target(raw, names, levels, where)
+    if {"mel", "nv"} <= set(one_hot) or set(ONE_HOT_2017) <= set(one_hot):
+        return _read_one_hot(raw, one_hot, names, where)
+    if levels:
+        return _read_diagnoses(raw[levels], where)
+    raise InputError(
+        f"{where} has no column of labels (target, diagnosis, dx): its columns are {listed(raw.columns, 12)}: name "
+        "it with --label-column"
+    )
 
 
-def _columns(table: pd.DataFrame) -> str:
-    """Return the columns of a table that lacks one, for an error message."""
-    columns = f"its columns are {listed(table.columns, 12)}"
-    if len(table.columns) == 1 and any(mark in table.columns[0] for mark in ";\t|"):
-        columns += f": {AS_CSV}"
-    return columns
+def _read_target(
+    raw: pd.DataFrame, names: pd.Series, levels: list[str], where: str
+) -> tuple[pd.Series, pd.Series, str]:
+    """Read a column target, 1 for melanoma, and check it against the diagnoses that are there too."""
+    target = _binary(raw, "target", names, where).map(READ_AS)
+    full = raw.get("iddx_full", pd.Series(dtype=str)).str.split("::", expand=True).fillna("")
+    malignant = raw[[name for name in LEVELS_2024 if name in raw]] if "iddx_1" in raw else full
+    if len(malignant):  # ISIC 2024, where the target is "malignant": not melanoma if a level names another lesion
+        told = _diagnoses(malignant)
+        value = raw["target"] + " " + _shown(malignant)
+        rule = "target and iddx; melanoma = malignant and not named otherwise"
+        return value, target.mask((target == MELANOMA) & (told == OTHER), OTHER), rule
+    if levels:
+        told = _diagnoses(raw[levels])
+        refuse_rows(
+            where,
+            f"target and {levels[-1]} contradict each other",
+            names,
+            told.isin([MELANOMA, OTHER]) & (told != target),
+            f": pass --label-column target, or --label-column {levels[-1]}, to take one of them as it is",
+        )
+    return raw["target"], target, "target; melanoma = 1"
 
 
-def _labels(table: pd.DataFrame, where: str) -> pd.Series:
-    """Return int labels from target, from diagnosis, or from both where they agree."""
-    names = table["image_name"]
-    if "target" not in table and "diagnosis" not in table:
-        raise InputError(f"{where} has no column target and no diagnosis: one of them is needed")
-    if "diagnosis" in table:
-        diagnosis = table["diagnosis"].str.lower()
-        melanoma = diagnosis.str.startswith("melanoma")
-        unclear = ~melanoma & (diagnosis.str.contains("melanoma") | (diagnosis == "mel"))
-    if "target" not in table:
-        _refuse_rows(where, "diagnosis is blank", names, diagnosis == "")
-        what = "diagnosis may be melanoma or not (begin it with melanoma, or add a column target)"
-        _refuse_rows(where, what, names, unclear)
-        return melanoma.astype(int)
-    _refuse_rows(where, "target is neither 0 nor 1", names, ~table["target"].str.fullmatch(TARGET))
-    target = (table["target"].str[0] == "1").astype(int)
-    if "diagnosis" in table:
-        told = ~diagnosis.isin(["", "unknown"]) & ~unclear
-        _refuse_rows(where, "target and diagnosis contradict", names, told & (melanoma != (target == 1)))
-    return target
+def _read_one_hot(
+    raw: pd.DataFrame, one_hot: list[str], names: pd.Series, where: str
+) -> tuple[pd.Series, pd.Series, str]:
+    """Read a column for each class, 1 in that of the image's and 0 in the others."""
+    cells = pd.DataFrame({name: _binary(raw, name, names, where) for name in one_hot})
+    total, least = cells.sum(axis=1), 0 if "melanoma" in one_hot else 1
+    refuse_rows(where, f"the classes {', '.join(one_hot)} do not sum to 1", names, (total < least) | (total > 1))
+    value = cells.idxmax(axis=1).where(total == 1, "none of them")
+    read_as = value.map({"mel": MELANOMA, "melanoma": MELANOMA, "unk": LEFT_OUT}).fillna(OTHER)
+    return value, read_as, f"a column for each class; melanoma = {'mel' if 'mel' in one_hot else 'melanoma'}"
 
 
-def _refuse_names(where: str, column: str, names: pd.Series) -> None:
-    odd = names.str.contains(r"[/\\]") | names.str.contains(CONTROL) | names.isin(["", ".", ".."])
-    _refuse_rows(where, f"{column} is not a plain file name", names, odd)
+def _read_listed(
+    cells: pd.Series, column: str, melanoma: Sequence[str], where: str
+) -> tuple[pd.Series, pd.Series, str]:
+    """Read a column whose melanomas are listed by their values."""
+    value, wanted = cells.str.casefold(), [text.strip().casefold() for text in melanoma]
+    absent = sorted(set(wanted) - set(value))
+    if absent:
+        raise InputError(
+            f"{where}: melanoma_values names {listed(absent)}, but {column} has only {listed(cells.unique(), 10)}"
+        )
+    is_melanoma = value.isin(wanted)
+    read_as = pd.Series(np.where(is_melanoma, MELANOMA, np.where(value.isin(UNKNOWN), LEFT_OUT, OTHER)), cells.index)
+    return cells, read_as, f"{column}; melanoma = {', '.join(melanoma)}"
 
 
-def _refuse_rows(where: str, problem: str, names: pd.Series, bad: pd.Series) -> None:
-    if bad.any():
-        rows = [f"line {line} ({brief(repr(names[line]), 40)})" for line in names.index[bad][:5]]
-        more = f" and {bad.sum() - 5} more" if bad.sum() > 5 else ""
-        raise InputError(f"{where}: {problem} in {', '.join(rows)}{more}")
+def _read_diagnoses(levels: pd.DataFrame, where: str) -> tuple[pd.Series, pd.Series, str]:
+    """Read diagnoses by the table of `diagnoses.py`; a value that it does not know is an error."""
+    value, read_as = _shown(levels), _diagnoses(levels)
+    unclear = value[read_as == UNCLEAR].value_counts()
+    if len(unclear):
+        column = levels.columns[-1]
+        counts = listed([f"{name} ({count:,})" for name, count in unclear.items()])
+        raise InputError(
+            f"{where}: {column} has values that may or may not be melanoma: {counts}: pass --melanoma-values with all "
+            "that are" + ("" if column == FOLDER else f", and --label-column {column}")
+        )
+    return value, read_as, f"{', '.join(levels.columns)}; melanoma = {listed(value[read_as == MELANOMA].unique(), 3)}"
+
+
+def _diagnoses(levels: pd.DataFrame) -> pd.Series:
+    """Return how each row's diagnosis is read: melanoma, other, left out or unclear."""
+
+    def read(cells: tuple[str, ...]) -> str:
+        try:
+            return READ_AS[read_diagnosis(cells)]
+        except UnknownDiagnosis:
+            return UNCLEAR
+
+    cells = pd.Series(list(levels.itertuples(index=False, name=None)), levels.index)
+    return cells.map({distinct: read(distinct) for distinct in set(cells)})
+
+
+def _shown(levels: pd.DataFrame) -> pd.Series:
+    """Return the levels of each row's diagnosis in one text."""
+    return levels.agg(lambda cells: " > ".join(cell for cell in cells if cell), axis=1)
+
+
+def _binary(raw: pd.DataFrame, column: str, names: pd.Series, where: str) -> pd.Series:
+    """Return the int 0 or 1 of each cell of a column."""
+    cells = raw[column].str.casefold()
+    bad = ~cells.str.fullmatch(BINARY)
+    advice = ": pass --label-column and --melanoma-values for labels in words"
+    refuse_rows(where, f"{column} is neither 0 nor 1", names, bad, advice if column == "target" else "")
+    return cells.str.fullmatch(TRUE).astype(int)
+
+
+def _first(raw: pd.DataFrame, names: Iterable[str]) -> str | None:
+    """Return the first of the columns that is there."""
+    return next((name for name in names if name in raw), None)
+
+
+def _column(raw: pd.DataFrame, name: str | None, setting: str, where: str) -> str | None:
+    """Return the key of the column that a setting names; None if it names none."""
+    if name is None:
+        return None
+    if column_key(name) not in raw:
+        raise InputError(
+            f"{where} has no column {shown(name)}, which {setting} names: there are {listed(raw.columns, 12)}"
+        )
+    return column_key(name)

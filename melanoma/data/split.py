@@ -1,11 +1,13 @@
-"""The split of a data set into train, validation and test, by patient or as published."""
+"""The split of a data set into train, validation and test: by group, or by image as published."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from sklearn.utils import check_random_state
 
@@ -16,28 +18,68 @@ N_FOLDS = 5
 PUBLISHED_TEST_SHARE = 0.2
 PUBLISHED_VALIDATION_SHARE = 0.125  # of the training part: a tenth of all images
 PUBLISHED_LEAST = 20  # of each class: two in validation
+ALONE = "image:"  # begins the group of an image that has no patient and no lesion
+LARGE_SHARE, LARGE_COUNT = 0.02, 50  # of the images; a patient with more than both may be a value for "missing"
 
 
-def split_patients(table: pd.DataFrame, fold: int, seed: int, validation_fold: int) -> np.ndarray:
-    """Split by patient: of 5 stratified folds, `fold` tests, another validates, the other three train.
+def connected(links: Sequence[tuple[np.ndarray, np.ndarray]], n: int) -> np.ndarray:
+    """Return the component of each of n nodes, int (n,), that links between nodes (K,) and nodes (K,) connect."""
+    first, second = (np.concatenate(ends) for ends in zip(*links, strict=True))
+    return connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(n, n)), directed=False)[1]
+
+
+def group_images(table: pd.DataFrame, keys: Sequence[str], equal: Sequence[str] | None = None) -> pd.Series:
+    """Return the group of each image: images are in one group if they are connected by equal values of any key.
+
+    Parameters
+    ----------
+    table : image_name, and columns of str, "" where missing, by name in `keys`, such as patient_id and lesion_id
+    equal : hash of each image's pixels, if known: images with equal pixels are in one group
 
     Returns
     -------
-    part of each row, str of shape (N,): train, validation or test; no patient is in two parts
+    str (N,): the group's first patient_id, or another key with its column's name before it, or "image:" and the name
+    """
+    name = "z" + ALONE + table["image_name"]  # the letter in front puts ids first
+    for letter, key in reversed(list(zip("abcdefgh", keys, strict=False))):
+        prefix = letter if key == "patient_id" else f"{letter}{key}:"
+        name = name.where(table[key] == "", prefix + table[key])
+    links, nodes = [], len(table)
+    for cells in [*(table[key] for key in keys), *([pd.Series(equal, table.index)] if equal is not None else [])]:
+        known = np.flatnonzero(cells != "")
+        codes, values = pd.factorize(cells.iloc[known])
+        links.append((known, nodes + codes))
+        nodes += len(values)
+    component = connected(links, nodes)[: len(table)]
+    return name.groupby(component).transform("min").str[1:]
+
+
+def large_patients(table: pd.DataFrame) -> list[str]:
+    """Return the patients with more than 2 % of all images and more than 50: each may be a value for "missing"."""
+    counts = table.loc[table["patient_id"] != "", "patient_id"].value_counts()
+    return counts[counts > max(LARGE_COUNT, LARGE_SHARE * len(table))].index.tolist()
+
+
+def split_groups(table: pd.DataFrame, fold: int, seed: int, validation_fold: int) -> np.ndarray:
+    """Split by group: of 5 folds, stratified by label and source, `fold` tests, another validates, the others train.
+
+    Returns
+    -------
+    part of each row, str of shape (N,): train, validation or test; no group is in two parts
 
     Raises
     ------
-    InputError : a class with fewer than 5 patients, or a part that one class is absent from
+    InputError : a class with fewer than 5 groups
     """
     for label, name in ((1, "melanoma"), (0, "benign")):
-        patients = table.loc[table["label"] == label, "patient_id"].nunique()
-        if patients < N_FOLDS:
-            raise InputError(f"{patients} patients have {name} images: a split by patient needs {N_FOLDS}")
+        groups = table.loc[table["label"] == label, "group"].nunique()
+        if groups < N_FOLDS:
+            raise InputError(f"{groups} patients (groups) have {name} images: a split by patient needs {N_FOLDS}")
     # StratifiedGroupKFold(shuffle=True), done here: before scikit-learn 1.8 it shuffled without stratifying
-    names, patient = np.unique(table["patient_id"], return_inverse=True)
+    names, group = np.unique(table["group"], return_inverse=True)
     place = np.argsort(check_random_state(seed).permutation(len(names)))
-    folds = StratifiedGroupKFold(N_FOLDS).split(table, table["label"], groups=place[patient])
-    held_out = [test for _, test in folds]
+    strata = table["source"] + table["label"].astype(str)
+    held_out = [test for _, test in StratifiedGroupKFold(N_FOLDS).split(table, strata, groups=place[group])]
     parts = np.full(len(table), "train", dtype="<U10")
     parts[held_out[fold]] = "test"
     parts[held_out[validation_fold]] = "validation"
@@ -75,6 +117,21 @@ def check_parts(table: pd.DataFrame) -> None:
                     f"the {part} part has {counts.get(label, 0)} {name} images, it needs {least}: "
                     "there are too few images or patients to split"
                 )
+
+
+def check_sources(table: pd.DataFrame) -> None:
+    """Raise InputError unless each source has two images of each class in train and in validation, to pair."""
+    parts = table[table["part"] != "test"]
+    counts = parts.groupby(["source", "part", "label"]).size()
+    for source in parts["source"].unique():
+        for part in PARTS[:2]:
+            for label, name in ((1, "melanoma"), (0, "benign")):
+                n = int(counts.get((source, part, label), 0))
+                if n < 2:
+                    raise InputError(
+                        f"source {source} has {n} {name} images in the {part} part, pairs within it need 2: pass "
+                        "--no-pairs-within-source or leave the source out"
+                    )
 
 
 def without_images(table: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:

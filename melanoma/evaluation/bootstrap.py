@@ -1,7 +1,9 @@
-"""Intervals by bootstrap over patients: patients are drawn with replacement, each with all lesions.
+"""Intervals by bootstrap over groups: they are drawn with replacement, each with all its lesions.
 
-Lesions of one patient resemble each other and carry less information than lesions of different patients; intervals that
-assume independent lesions are too narrow. The draws of a block are computed at once.
+A group is a patient, or a lesion or image where nothing else is known, see `split.group_images`. Lesions of one patient
+resemble each other and carry less information than lesions of different patients; intervals that assume independent
+lesions are too narrow. Over a few groups the draws show hardly any of the variation: there is no interval then, see
+`too_few`. The draws of a block are computed at once.
 """
 
 from __future__ import annotations
@@ -17,7 +19,22 @@ from melanoma.evaluation.metrics import absent_class, auc, evaluate, nested, roc
 
 DRAWS = 2000
 INTERVAL = ((1 - 0.95) / 2, (1 + 0.95) / 2)  # quantiles at its ends
+LEAST_GROUPS, LEAST_OF_CLASS = 10, 5  # that an interval needs, in all and with a lesion of each class
 BLOCK = 2**17  # weights at a time, 1 MB: intermediate arrays fit the processor's cache
+
+
+def too_few(labels: np.ndarray, groups: np.ndarray) -> str | None:
+    """Return why the groups (N,) of labels (N,) are too few for an interval, or None.
+
+    It needs 10 groups, 5 with a melanoma and 5 with a benign lesion.
+    """
+    n, melanoma, benign = (len(pd.unique(own)) for own in (groups, groups[labels == 1], groups[labels == 0]))
+    if n >= LEAST_GROUPS and min(melanoma, benign) >= LEAST_OF_CLASS:
+        return None
+    return (
+        f"only {n:,} patients (groups), {melanoma:,} with a melanoma and {benign:,} with a benign lesion: an interval "
+        f"needs {LEAST_GROUPS}, {LEAST_OF_CLASS} and {LEAST_OF_CLASS}"
+    )
 
 
 def intervals(
@@ -30,17 +47,19 @@ def intervals(
 ) -> dict[str, Any]:
     """Return a 95 % percentile interval, [low, high], of every metric of `metrics.evaluate`, nested as there.
 
-    An interval is None if the metric cannot be computed; draws in which it cannot (a class is absent, for example) are
-    left out. The calibration error is never negative and grows with the noise of the draws: its interval is biased
-    upwards, and can lie above the value itself if calibration is very good.
+    An interval is None if the groups are `too_few` or the metric cannot be computed; draws in which it cannot (a class
+    is absent, for example) are left out. The calibration error is never negative and grows with the noise of the draws:
+    its interval is biased upwards, and can lie above the value itself if calibration is very good.
 
     Parameters
     ----------
     labels, scores, threshold : see `metrics.evaluate`
-    groups : array of shape (N,), the patient of each lesion
+    groups : array of shape (N,), the group of each lesion
     rng : source of the draws
     draws : number of bootstrap samples
     """
+    if too_few(labels, groups):
+        return nested(dict.fromkeys(weighted_metrics(labels, scores, threshold, np.ones((1, len(labels))))))
     blocks = [weighted_metrics(labels, scores, threshold, weights) for weights in weightings(groups, rng, draws)]
     return nested({name: percentiles(np.concatenate([own[name] for own in blocks])) for name in blocks[0]})
 
@@ -48,21 +67,25 @@ def intervals(
 def auc_interval(
     labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, rng: Generator, draws: int = DRAWS
 ) -> list[float] | None:
-    """Return the interval of the ROC AUC alone, [low, high]; None if a class is absent. See `intervals`."""
+    """Return the interval of the ROC AUC alone, [low, high]; None if the groups are `too_few`. See `intervals`."""
+    if too_few(labels, groups):
+        return None
     return percentiles(_draw(lambda weights: auc(*roc_counts(labels, scores, weights)), groups, rng, draws))
 
 
 def roc_band(
     labels: np.ndarray, scores: np.ndarray, groups: np.ndarray, rng: Generator, draws: int = DRAWS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Return the pointwise 95 % interval of the ROC curve's sensitivity at 101 false positive rates.
 
-    Draws that lack a class are left out. The labels must have both classes.
+    It is None if the groups are `too_few`. Draws that lack a class are left out.
 
     Returns
     -------
     1 - specificity, and the lowest and the highest sensitivity, float64 (101,) each
     """
+    if too_few(labels, groups):
+        return None
     grid = np.linspace(0, 1, 101)
 
     def sensitivities(weights: np.ndarray) -> np.ndarray:
@@ -85,7 +108,7 @@ def compare(
     rng: Generator,
     draws: int = DRAWS,
 ) -> dict[str, Any]:
-    """Return the difference of two AUCs on the same lesions, by a paired bootstrap over patients.
+    """Return the difference of two AUCs on the same lesions, by a paired bootstrap over groups.
 
     Parameters
     ----------
@@ -98,7 +121,8 @@ def compare(
     {auc_a, auc_b, difference, interval, p, not_computed}. difference : a minus b. interval : 95 %, of the difference.
     p : two-sided, of no difference: twice the smaller share of draws on either side of 0, with one added to both counts
     (Davison and Hinkley 1997, eq. 4.11); except for rounding, p < 0.05 if and only if the interval excludes 0.
-    not_computed : the reason if a class is absent; the others are then None
+    not_computed : the reason if a class is absent, all others are then None; or if the groups are `too_few`, interval
+    and p are then None
     """
     reason = absent_class(len(labels), int(labels.sum()))
     if reason:
@@ -109,36 +133,36 @@ def compare(
 
     once = np.ones((1, len(labels)))
     a, b = (float(auc(*roc_counts(labels, scores, once))[0]) for scores in (scores_a, scores_b))
+    found = {"auc_a": a, "auc_b": b, "difference": a - b}
+    few = too_few(labels, groups)
+    if few:
+        return found | {"interval": None, "p": None, "not_computed": few}
     differences = _draw(difference_of, groups, rng, draws)
     differences = differences[~np.isnan(differences)]
     sides = [(differences <= 0).sum(), (differences >= 0).sum()]
-    return {
-        "auc_a": a,
-        "auc_b": b,
-        "difference": a - b,
-        "interval": percentiles(differences),
-        "p": min(1.0, float(2 * (min(sides) + 1) / (len(differences) + 1))),
-        "not_computed": None,
-    }
+    p = min(1.0, float(2 * (min(sides) + 1) / (len(differences) + 1)))
+    return found | {"interval": percentiles(differences), "p": p, "not_computed": None}
 
 
 def brief_metrics(table: pd.DataFrame, rng: Generator, draws: int = DRAWS) -> dict[str, Any]:
-    """Return {n, n_melanoma, auc, auc_interval, sensitivity, specificity} of a fold or subgroup.
+    """Return {n, n_melanoma, auc, auc_interval, sensitivity, specificity, note} of a fold or subgroup.
 
-    table : judged lesions: columns label, probability, threshold and patient_id
+    table : judged lesions: columns label, probability, threshold and group
     sensitivity, specificity : as `metrics.rate`
+    note : why auc or auc_interval is None, or ""
     """
-    labels, scores, threshold, patients = (
-        table[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
+    labels, scores, threshold, groups = (
+        table[name].to_numpy() for name in ("label", "probability", "threshold", "group")
     )
     metrics = evaluate(labels, scores, threshold)
     return {
         "n": metrics["n"],
         "n_melanoma": metrics["n_melanoma"],
         "auc": metrics["auc"],
-        "auc_interval": auc_interval(labels, scores, patients, rng, draws),
+        "auc_interval": auc_interval(labels, scores, groups, rng, draws),
         "sensitivity": metrics["rates"]["sensitivity"],
         "specificity": metrics["rates"]["specificity"],
+        "note": metrics["not_computed"].get("auc") or too_few(labels, groups) or "",
     }
 
 

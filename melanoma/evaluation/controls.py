@@ -1,7 +1,8 @@
 """Controls: what can be predicted without looking at the lesion. A useful network is better than these.
 
 Each control learns on the training part of a split and judges its test part, as a network does. It sees nothing (always
-benign); age, sex and site; the size of the image; the size of its file; or its mean colour.
+benign); age, sex and site; the size of the image; the size of its file; its mean colour; or, where there are several,
+the source.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from melanoma.data.cache import ImageCache
-from melanoma.evaluation.bootstrap import DRAWS, auc_interval, compare
+from melanoma.evaluation.bootstrap import DRAWS, auc_interval, compare, too_few
 from melanoma.evaluation.metrics import evaluate
 
 METADATA = ["age", "sex", "site"]
@@ -28,6 +29,7 @@ CONTROLS: dict[str, list[str]] = {
     "image size": ["width", "height"],
     "file size": ["bytes"],
     "mean colour": COLOURS,
+    "source": ["source"],  # only where there are several
 }
 UNEVEN = 0.05  # a larger difference between the classes' shares of blanks is noted
 BLOCK = 64  # images at a time
@@ -76,12 +78,12 @@ def control_scores(folds: Sequence[pd.DataFrame], features: pd.DataFrame | None 
 
     Parameters
     ----------
-    folds : a table for each split: image_name, patient_id, label, part, and if known age, sex, site
+    folds : a table for each split: image_name, group, label, part, and if known source, age, sex, site
     features : as `image_features`, of all images of the folds; None leaves out the controls that need it
 
     Returns
     -------
-    a row for each test image: image_name, patient_id, label, age, sex, site, and a column of scores for each control
+    a row for each test image: image_name, group, label, age, sex, site, and a column of scores for each control
     whose features are available, by its name
     """
     parts = []
@@ -91,15 +93,17 @@ def control_scores(folds: Sequence[pd.DataFrame], features: pd.DataFrame | None 
         scores = {
             name: fit_and_score(train, test, columns)
             for name, columns in CONTROLS.items()
-            if set(columns) <= set(table)
+            if set(columns) <= set(table) and (name != "source" or table["source"].nunique() > 1)
         }
         known = [name for name in METADATA if name in test]
-        parts.append(test[["image_name", "patient_id", "label", *known]].assign(**scores))
+        parts.append(test[["image_name", "group", "label", *known]].assign(**scores))
     return pd.concat(parts, ignore_index=True)
 
 
 def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS) -> list[dict[str, Any]]:
     """Return a row of metrics for each control as JSON values, also for those that could not judge.
+
+    The control by source is left out where there is only one.
 
     Parameters
     ----------
@@ -110,9 +114,12 @@ def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = D
     -------
     rows {name, auc, auc_interval, average_precision, sensitivity_at_specificity: {"90%"}, note}
     """
-    labels, patients = scores["label"].to_numpy(), scores["patient_id"].to_numpy()
+    labels, groups = scores["label"].to_numpy(), scores["group"].to_numpy()
+    few = too_few(labels, groups)
     rows = []
     for name, columns in CONTROLS.items():
+        if name == "source" and name not in scores:
+            continue
         auc = interval = precision = sensitivity = None
         note = f"not computed: needs {', '.join(columns)}"
         if name in scores:
@@ -120,8 +127,8 @@ def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = D
             metrics = evaluate(labels, own, 0.0)
             auc, precision = metrics["auc"], metrics["average_precision"]
             sensitivity = metrics["sensitivity_at_specificity"]["90%"]
-            interval = auc_interval(labels, own, patients, rng, draws)
-            note = _note(name, scores)
+            interval = auc_interval(labels, own, groups, rng, draws)
+            note = "; ".join(text for text in (_note(name, scores), few) if text)
         rows.append(
             {
                 "name": name,
@@ -138,7 +145,7 @@ def control_table(scores: pd.DataFrame, rng: np.random.Generator, draws: int = D
 def beaten(
     judged: pd.DataFrame, scores: pd.DataFrame, rng: np.random.Generator, draws: int = DRAWS
 ) -> dict[str, dict[str, Any]]:
-    """Compare a network with each control on the images that both have judged, by a paired bootstrap over patients.
+    """Compare a network with each control on the images that both have judged, by a paired bootstrap over groups.
 
     Parameters
     ----------
@@ -149,13 +156,13 @@ def beaten(
     Returns
     -------
     {beaten, verdict} by control. beaten : whether the 95 % interval of the difference of the AUCs lies above 0; None
-    without an AUC. verdict : the same in words
+    without an interval. verdict : the same in words
     """
     both = scores.merge(judged[["image_name", "probability"]], on="image_name", validate="one_to_one")
-    labels, patients = both["label"].to_numpy(), both["patient_id"].to_numpy()
+    labels, groups = both["label"].to_numpy(), both["group"].to_numpy()
     rows: dict[str, dict[str, Any]] = {}
     for name in (name for name in CONTROLS if name in both):
-        found = compare(labels, both["probability"].to_numpy(), both[name].to_numpy(), patients, rng, draws)
+        found = compare(labels, both["probability"].to_numpy(), both[name].to_numpy(), groups, rng, draws)
         alone = name if name == "always benign" else f"{name} alone"
         if found["interval"] is None:
             rows[name] = {"beaten": None, "verdict": f"not compared with {alone}: {found['not_computed']}"}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from melanoma.common.files import is_file
 from melanoma.data.cache import ImageCache
-from melanoma.data.labels import read_labels
-from melanoma.evaluation.bootstrap import compare, fold_metrics, intervals
+from melanoma.data.split import ALONE
+from melanoma.evaluation.bootstrap import brief_metrics, compare, fold_metrics, intervals, too_few
 from melanoma.evaluation.controls import METADATA, beaten, control_scores, control_table, image_features
-from melanoma.evaluation.metrics import evaluate
+from melanoma.evaluation.metrics import count_outcomes, evaluate, rate
 from melanoma.evaluation.subgroups import typology_angles
 
 
@@ -23,15 +21,46 @@ def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
 
     Parameters
     ----------
-    table : columns label, probability, threshold and patient_id, and `fold` where folds are pooled
+    table : columns label, probability, threshold, patient_id and group, `fold` where folds are pooled, and
+        specific_threshold, the one with 90 % specificity on validation, if known
     rng : source of the bootstrap samples
+
+    Returns
+    -------
+    `metrics.evaluate`, and
+    n_patients, n_groups, n_without_id : the last counts images without a patient or lesion id, groups of their own
+    intervals, auc_interval
+    at_specific_threshold : sensitivity and specificity at that threshold, as `metrics.rate`
+    auc_with_id : of the images that have an id, where some have none: {auc, auc_interval, n, n_melanoma}
+    not_computed : has the reasons of intervals and auc_with_id, too
     """
-    labels, probability, threshold, patients = (
-        table[name].to_numpy() for name in ("label", "probability", "threshold", "patient_id")
+    labels, probability, threshold, groups = (
+        table[name].to_numpy() for name in ("label", "probability", "threshold", "group")
     )
     metrics = evaluate(labels, probability, threshold)
-    own = intervals(labels, probability, threshold, patients, rng)
-    metrics |= {"n_patients": table["patient_id"].nunique(), "intervals": own, "auc_interval": own["auc"]}
+    own = intervals(labels, probability, threshold, groups, rng)
+    few = too_few(labels, groups)
+    if few:
+        metrics["not_computed"]["intervals"] = few
+    if "specific_threshold" in table:
+        found = count_outcomes(labels, probability, table["specific_threshold"].to_numpy())
+        metrics["at_specific_threshold"] = {
+            "sensitivity": rate(found["tp"], found["tp"] + found["fn"]),
+            "specificity": rate(found["tn"], found["tn"] + found["fp"]),
+        }
+    alone = table["group"].str.startswith(ALONE)
+    metrics |= {
+        "n_patients": table.loc[table["patient_id"] != "", "patient_id"].nunique(),
+        "n_groups": table["group"].nunique(),
+        "n_without_id": int(alone.sum()),
+        "intervals": own,
+        "auc_interval": own["auc"],
+    }
+    if alone.any() and not alone.all():
+        known = brief_metrics(table[~alone], rng)
+        metrics["auc_with_id"] = {key: known[key] for key in ("auc", "auc_interval", "n", "n_melanoma")}
+        if known["note"]:
+            metrics["not_computed"]["auc_with_id"] = known["note"]
     if "fold" in table and table["fold"].nunique() > 1:
         metrics["folds"] = fold_metrics(table, rng)
     return metrics
@@ -40,7 +69,7 @@ def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
 def compare_runs(tables: Sequence[pd.DataFrame], names: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
     """Compare two runs or ensembles by AUC: `bootstrap.compare`, with the names of a and b and the number of lesions.
 
-    tables : two tables of image_name, patient_id, label, probability, in any order of the rows
+    tables : two tables of image_name, group, label, probability, in any order of the rows
 
     Raises
     ------
@@ -49,18 +78,18 @@ def compare_runs(tables: Sequence[pd.DataFrame], names: Sequence[str], rng: np.r
     first, second = (table.sort_values("image_name").reset_index(drop=True) for table in tables)
     if not first[["image_name", "label"]].equals(second[["image_name", "label"]]):
         raise ValueError("the two have not judged the same images")
-    labels, scores, patients = (first[key].to_numpy() for key in ("label", "probability", "patient_id"))
-    found = compare(labels, scores, second["probability"].to_numpy(), patients, rng)
+    labels, scores, groups = (first[key].to_numpy() for key in ("label", "probability", "group"))
+    found = compare(labels, scores, second["probability"].to_numpy(), groups, rng)
     return {"a": names[0], "b": names[1], "n": len(first), **found}
 
 
 def add_context(table: pd.DataFrame, cache: ImageCache, metadata: pd.DataFrame | None) -> pd.DataFrame:
     """Return judged lesions with the columns of subgroups: megapixels, typology_angle, and if known age, sex, site.
 
-    metadata : as `read_metadata`
+    metadata : a label table, as `labels.Labels.table`
     """
     if metadata is not None:
-        table = table.merge(metadata, on="image_name", how="left")
+        table = table.merge(metadata[["image_name", *METADATA]], on="image_name", how="left")
     sources = [cache.sources[name] for name in table["image_name"]]
     return table.assign(
         megapixels=[source.width * source.height / 1e6 for source in sources],
@@ -79,7 +108,7 @@ def measure_controls(
 
     Parameters
     ----------
-    folds : a table of image_name, patient_id, label and part for each split; the same images in all
+    folds : a table of image_name, source, group, label and part for each split; the same images in all
     judged : columns image_name and probability, by the network
     cache : has the pixels of all images
 
@@ -89,15 +118,16 @@ def measure_controls(
     """
     features = image_features(cache, folds[0]["image_name"])
     if metadata is not None:
-        folds = [fold.merge(metadata, on="image_name", how="left") for fold in folds]
+        known = metadata[["image_name", *METADATA]]
+        folds = [fold.merge(known, on="image_name", how="left") for fold in folds]
     scores = control_scores(folds, features)
     verdicts = beaten(judged, scores, rng)
     unknown = {"beaten": None, "verdict": None}
     return [row | verdicts.get(row["name"], unknown) for row in control_table(scores, rng)]
 
 
-def metadata_notes(tables: Sequence[pd.DataFrame], metadata: pd.DataFrame | None, labels: Path) -> list[str]:
-    """Return a note if the label CSV lacks images of the runs, whose age, sex and site are then unknown."""
+def metadata_notes(tables: Sequence[pd.DataFrame], metadata: pd.DataFrame | None) -> list[str]:
+    """Return a note if the label CSVs lack images of the runs, whose age, sex and site are then unknown."""
     if metadata is None:
         return []
     names = pd.concat([table["image_name"] for table in tables]).drop_duplicates()
@@ -105,13 +135,6 @@ def metadata_notes(tables: Sequence[pd.DataFrame], metadata: pd.DataFrame | None
     if missing.empty:
         return []
     return [
-        f"Age, sex and site of {len(missing):,} of the runs' {len(names):,} images are unknown: {labels} lacks them "
-        f"(for example {missing.iloc[0]}); subgroups and the metadata control use the others only"
+        f"Age, sex and site of {len(missing):,} of the runs' {len(names):,} images are unknown: train_labels lacks "
+        f"them (for example {missing.iloc[0]}); subgroups and the metadata control use the others only"
     ]
-
-
-def read_metadata(labels: Path, argument: str) -> tuple[pd.DataFrame | None, str]:
-    """Return image_name, age, sex and site of a label CSV, or None with the reason."""
-    if not is_file(labels):
-        return None, f"{argument} {labels} does not exist: age, sex and site are unknown"
-    return read_labels(labels, argument)[["image_name", *METADATA]], ""

@@ -69,7 +69,7 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
 def rate(hits: int, of: int) -> dict[str, Any]:
     """Return a rate with its counts and its 95 % interval (Wilson 1927): {value, hits, of, wilson}.
 
-    Value and interval are None if `of` is 0. The interval assumes independent lesions; the bootstrap over patients
+    Value and interval are None if `of` is 0. The interval assumes independent lesions; the bootstrap over groups
     does not.
     """
     if not of:

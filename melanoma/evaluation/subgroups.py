@@ -1,4 +1,4 @@
-"""Metrics by sex, age, site, image size and estimated skin tone; small groups are listed with the reason."""
+"""Metrics by source, sex, age, site, image size and estimated skin tone; small groups are listed with the reason."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ def subgroup_table(table: pd.DataFrame, rng: np.random.Generator, draws: int = D
 
     Parameters
     ----------
-    table : columns label, probability, threshold and patient_id, and any of sex, age, site (as `labels.read_labels`),
-        megapixels (of the source file) and typology_angle (as `typology_angles`); blanks and NaN are unknown
+    table : columns label, probability, threshold and group, and any of source, sex, age, site (as
+        `labels.read_labels`), megapixels (of the source file) and typology_angle (as `typology_angles`); blanks and NaN
+        are unknown, a single source is no attribute
     rng, draws : see `bootstrap.intervals`
 
     Returns
     -------
-    rows {attribute, group, note} and `bootstrap.brief_metrics`. If a class has fewer than 5 images, auc, auc_interval,
+    rows {attribute, group} and `bootstrap.brief_metrics`. If a class has fewer than 5 images, auc, auc_interval,
     sensitivity and specificity are None, and note is the reason
     """
     rows = []
@@ -54,8 +55,8 @@ def memberships(table: pd.DataFrame) -> dict[str, pd.Categorical]:
     Empty bands are categories too, `unknown` only if it has lesions.
     """
     found = {}
-    for attribute in ("sex", "site"):
-        if attribute in table:
+    for attribute in ("source", "sex", "site"):
+        if attribute in table and (attribute != "source" or table["source"].nunique() > 1):
             found[attribute] = pd.Categorical(table[attribute].where(~table[attribute].isin(["", UNKNOWN])))
     for column, attribute, bands in (
         ("age", "age", AGE_BANDS),
@@ -72,14 +73,14 @@ def memberships(table: pd.DataFrame) -> dict[str, pd.Categorical]:
 
 
 def _metrics(table: pd.DataFrame, rng: np.random.Generator, draws: int) -> dict[str, Any]:
-    """Return `brief_metrics` and a note, or why the group is too small for them."""
+    """Return `brief_metrics`, or why the group is too small for them."""
     n, n_melanoma = len(table), int(table["label"].sum())
     for count, name in ((n_melanoma, "melanomas"), (n - n_melanoma, "benign lesions")):
         if count < LEAST:
             metrics = dict.fromkeys(("auc", "auc_interval", "sensitivity", "specificity"))
             note = f"too small: {count} {name}, {LEAST} are needed"
             return {"n": n, "n_melanoma": n_melanoma, **metrics, "note": note}
-    return {**brief_metrics(table, rng, draws), "note": ""}
+    return brief_metrics(table, rng, draws)
 
 
 # --- skin tone ---

@@ -22,6 +22,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from melanoma.evaluation.metrics import BINS, rate
 from melanoma.report import style
 
+NO_INTERVAL = "no interval: too few patients"
 Point = tuple[float, float]  # of a curve, at the threshold in use
 
 
@@ -84,24 +85,25 @@ def confusion_matrix(counts: Mapping[str, int], what: str) -> Figure:
 
 @rc_context(style.STYLE)
 def roc(
-    labels: np.ndarray, scores: np.ndarray, auc: float, point: Point, what: str, band: Sequence[np.ndarray]
+    labels: np.ndarray, scores: np.ndarray, auc: float, point: Point, what: str, band: Sequence[np.ndarray] | None
 ) -> Figure:
     """Draw the ROC curve of labels (N,) and scores (N,).
 
-    `point` is 1 - specificity and sensitivity; `band` the curve's pointwise 95 % interval, see `bootstrap.roc_band`.
+    `point` is 1 - specificity and sensitivity; `band` the curve's pointwise 95 % interval, see `bootstrap.roc_band`,
+    None where there are too few groups.
     """
     false_rate, true_rate, _ = roc_curve(labels, scores, drop_intermediate=False)
     figure, axes = style.one_panel("ROC curve", what)
     axes.plot([0, 1], [0, 1], "--", color=style.GREY, label="chance")
-    grid, lowest, highest = band
-    axes.fill_between(
-        grid, lowest, highest, color=style.BENIGN, alpha=0.2, linewidth=0, label="95 % of bootstrap samples"
-    )
+    if band is not None:
+        shade: dict[str, Any] = {"color": style.BENIGN, "alpha": 0.2, "linewidth": 0}
+        grid, lowest, highest = band
+        axes.fill_between(grid, lowest, highest, label="95 % of bootstrap samples", **shade)
     axes.plot(false_rate, true_rate, color=style.BENIGN, linewidth=2, label=f"AUC {auc:.3f}")
     label = f"threshold: sensitivity {point[1]:.1%}, specificity {1 - point[0]:.1%}"
     axes.plot(*point, "o", color=style.MELANOMA, markersize=9, label=label)
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", title=NO_INTERVAL if band is None else None)
     return figure
 
 
@@ -214,7 +216,7 @@ def forest(rows: Sequence[Mapping[str, Any]], auc: float | None, what: str) -> F
     lines: list[tuple[str, Mapping[str, Any] | None]] = []
     for attribute, own in groupby(rows, lambda row: row["attribute"]):
         lines += [(attribute, None), *((row["group"], row) for row in own)]
-    low = min([0.45, *(row["auc_interval"][0] - 0.02 for row in rows if row["auc"] is not None)])
+    low = min([0.45, *(min(row["auc_interval"] or [row["auc"]]) - 0.02 for row in rows if row["auc"] is not None)])
     figure = Figure(figsize=(9.6, 1.9 + 0.3 * len(lines)), layout="constrained")
     axes, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     axes.grid(axis="y", visible=False)
@@ -238,9 +240,11 @@ def forest(rows: Sequence[Mapping[str, Any]], auc: float | None, what: str) -> F
             font: dict[str, Any] = {"color": style.GREY, "style": "italic", "fontsize": 10, "bbox": white}
             axes.text(low + 0.01, y, reason, va="center", parse_math=False, **font)
         else:
-            shown, colour = "{:.3f} ({:.3f} to {:.3f})".format(row["auc"], *row["auc_interval"]), "black"
             axes.plot(row["auc"], y, "s", color=style.BENIGN, markersize=7)
-            axes.plot(row["auc_interval"], [y, y], color=style.BENIGN, linewidth=2, solid_capstyle="butt")
+            shown, colour = f"{row['auc']:.3f} (too few patients)", "black"
+            if row["auc_interval"]:
+                shown = "{:.3f} ({:.3f} to {:.3f})".format(row["auc"], *row["auc_interval"])
+                axes.plot(row["auc_interval"], [y, y], color=style.BENIGN, linewidth=2, solid_capstyle="butt")
         label.set_color(colour)
         columns.append((y, f"{row['n']:,} / {row['n_melanoma']:,}", shown, colour))
     for height, images, shown, colour in columns:

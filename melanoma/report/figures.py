@@ -86,7 +86,7 @@ def draw_all(
         missing |= dict.fromkeys(("ROC_curve.png", "Precision_recall.png", "Threshold.png"), reason)
     else:
         sensitivity, specificity, precision = (metrics[key] for key in ("sensitivity", "specificity", "precision"))
-        band = roc_band(labels, probability, table["patient_id"].to_numpy(), rng)
+        band = roc_band(labels, probability, table["group"].to_numpy(), rng)
         on_roc, both = (1 - specificity, sensitivity), (sensitivity, specificity)
         on_curve = None if precision is None else (sensitivity, precision)
         average = metrics["average_precision"]

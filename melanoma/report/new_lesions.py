@@ -29,6 +29,7 @@ from melanoma.scoring.ensemble import (
     Ensemble,
     common_threshold,
     decode_all,
+    known_pictures,
     results_folder,
     runs_of,
     score_together,
@@ -36,7 +37,7 @@ from melanoma.scoring.ensemble import (
 from melanoma.scoring.explain import grad_cam
 from melanoma.scoring.scores import familiarity, nearest_references
 
-COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "error"]
+COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "known", "error"]
 CARDS = 200  # of more photos no cards are drawn unless asked for, and the terminal shows the first
 AT_A_TIME = 256  # photos held in memory
 SIDE = 256  # pixels of an image on a card
@@ -47,12 +48,7 @@ UNFAMILIAR = 0.01  # below it a photo is said to be unlike anything seen
 
 
 def judge_photos(
-    ensembles: list[Ensemble],
-    paths: Sequence[Path],
-    train_image: Path,
-    graph_dir: Path,
-    workers: int = 0,
-    cards: bool | None = None,
+    ensembles: list[Ensemble], paths: Sequence[Path], graph_dir: Path, workers: int = 0, cards: bool | None = None
 ) -> pd.DataFrame:
     """Judge images by the mean of all runs' log odds; write new_lesions.csv and a card for each.
 
@@ -61,7 +57,6 @@ def judge_photos(
 
     Parameters
     ----------
-    train_image : folder of the training images, for the neighbours on the cards
     graph_dir : the cards go to its folder lesions/, and the table of several runs to it
     workers : threads that decode images (0: one for each core)
     cards : draw them; None: if there are not too many
@@ -69,7 +64,8 @@ def judge_photos(
     Returns
     -------
     the table written, a row for each image: path; probability of melanoma, threshold, decision; distance to the
-    nearest reference, and the share of validation images that lie as far from theirs; or, with all these blank, error
+    nearest reference, and the share of validation images that lie as far from theirs; whether a run was trained on this
+    picture or chosen by it (known); or, with all these blank, error
 
     Raises
     ------
@@ -77,7 +73,6 @@ def judge_photos(
     """
     first = ensembles[0].runs[0]
     usual = nearest_references(ensembles[0].validation, first.references, 1)[0][:, 0]
-    files = find_images(train_image)
     drawn = len(paths) <= CARDS if cards is None else cards
     folder, taken = graph_dir / "lesions", set[str]()
     tables = []
@@ -93,7 +88,7 @@ def judge_photos(
             for row, embedding in zip(readable.to_dict("records"), embeddings, strict=True):
                 if drawn:
                     path, pixels = keyed[row["path"]], cache.pixels[cache.row_of[row["path"]]]
-                    card = draw_card(ensembles, files, path, row, pixels, embedding)
+                    card = draw_card(ensembles, path, row, pixels, embedding)
                     save_figure(card, folder / f"{unique_name(path.stem, taken)}.png")
                 bar.update()
     table = pd.concat(tables, ignore_index=True)
@@ -135,6 +130,7 @@ def judge_chunk(
         table.loc[names, "decision"] = np.where(probability >= threshold, "melanoma", "benign")
         table.loc[names, "nearest_distance"] = distances
         table.loc[names, "familiarity"] = familiarity(distances, usual)
+        table.loc[names, "known"] = known_pictures(ensembles, feeds, names.tolist())
     return table.reset_index(), embeddings, feeds[first.image_size].cache
 
 
@@ -148,6 +144,7 @@ def describe_photos(table: pd.DataFrame) -> str:
             lines.append(f"{name}  cannot be read: {row['error']}")
             continue
         flag = "  unlike anything seen" if row["familiarity"] < UNFAMILIAR else ""
+        flag += "  a picture that a run was trained on" if row["known"] else ""
         lines.append(
             f"{name}  {row['probability']:>11.3f}  {row['decision']:<8}  {row['nearest_distance']:>7.3f}  "
             f"{100 * row['familiarity']:>9.1f} %{flag}"
@@ -159,25 +156,19 @@ def describe_photos(table: pd.DataFrame) -> str:
     strange = int((scored["familiarity"] < UNFAMILIAR).sum())
     from_on = f" (probability {scored['threshold'].iloc[0]:.3f} or more)" if len(scored) else ""
     lines.append(
-        f"{len(scored):,} judged: {melanoma:,} called melanoma{from_on}, {strange:,} unlike anything seen; "
-        f"{len(table) - len(scored):,} could not be read"
+        f"{len(scored):,} judged: {melanoma:,} called melanoma{from_on}, {strange:,} unlike anything seen, "
+        f"{int(scored['known'].eq(True).sum()):,} known from training; {len(table) - len(scored):,} could not be read"
     )
     return "\n".join(lines)
 
 
 def draw_card(
-    ensembles: Sequence[Ensemble],
-    files: Mapping[str, Path],
-    path: Path,
-    row: Mapping[str, Any],
-    pixels: np.ndarray,
-    embedding: np.ndarray,
+    ensembles: Sequence[Ensemble], path: Path, row: Mapping[str, Any], pixels: np.ndarray, embedding: np.ndarray
 ) -> Figure:
     """Draw the card of a photo, with the heat map and the neighbours that the first run sees.
 
     Parameters
     ----------
-    files : training images by name
     path, row : the photo, and its row of the table
     pixels, embedding : uint8 (S, S, 3), as the run saw it, and float (D,), by the run
     """
@@ -189,7 +180,7 @@ def draw_card(
         own = run.reference_labels == label
         distances, places = nearest_references(embedding[None], run.references[own], NEIGHBOURS)
         found = zip(names[own][places[0]], distances[0], strict=True)
-        nearest.append([Neighbour(name, decode_image(files[name], SIDE), distance) for name, distance in found])
+        nearest.append([Neighbour(name, decode_image(run.paths[name], SIDE), distance) for name, distance in found])
     verdict = describe_verdict(row, alone=len(runs_of(ensembles)) == 1)
     return lesion_card(row["path"], decode_image(path, SIDE), heat, verdict, *nearest)
 
@@ -207,6 +198,8 @@ def describe_verdict(row: Mapping[str, Any], alone: bool) -> list[str]:
     ]
     if row["familiarity"] < UNFAMILIAR:
         lines.append("unlike anything seen: do not trust it")
+    if row["known"]:
+        lines.append("a picture that a run was trained on: no test of it")
     if not alone:
         lines.append("map and neighbours: by the first run")
     return [*lines, "", "research software,", "not a medical device"]

@@ -7,6 +7,7 @@ template, which escapes all values; tables.py turns the metrics into text.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +24,8 @@ PICTURES = {
     "ROC_curve.png": (
         "ROC curve",
         "Sensitivity against 1 - specificity over all thresholds. The band is the pointwise 95 % interval from "
-        "bootstrap samples of the patients. The dot is the threshold in use, the dashed line is chance.",
+        "bootstrap samples of the groups, where they are enough. The dot is the threshold in use, the dashed line is "
+        "chance.",
     ),
     "Precision_recall.png": (
         "Precision and recall",
@@ -86,9 +88,18 @@ def model_card(
     return {
         "model": model,
         "training_data": f"The training parts of {training_data}: {sizes}.",
-        "evaluation_data": f"{metrics['n']:,} images of {metrics['n_patients']:,} patients, "
-        f"{metrics['n_melanoma']:,} melanomas; none of them chose anything. {notes}",
+        "evaluation_data": f"{tables.describe_set(metrics)}. {describe_evaluations(metrics)}{notes}",
     }
+
+
+def describe_evaluations(metrics: Mapping[str, Any]) -> str:
+    """Return how often the test part was evaluated, and with how many different choices, as a sentence; or ""."""
+    evaluations = metrics.get("test_evaluations")
+    if not evaluations:
+        return ""
+    different = len({json.dumps(choices, sort_keys=True) for choices in evaluations})
+    times = "once" if len(evaluations) == 1 else f"{len(evaluations)} times, with {different} different choices"
+    return f"This test part was evaluated {times} for this run. "
 
 
 def calibration_notes(prevalence: float | None) -> list[str]:
@@ -120,6 +131,7 @@ def render(
     return environment.get_template("report.html").render(
         what=tables.describe_set(metrics),
         tiles=tables.headline(metrics),
+        interval_notes=tables.interval_notes(metrics),
         pictures=[show_picture(metrics, name, figures[name]) for name in PICTURES if name in figures],
         tables=tables.all_tables(metrics),
         settings=tables.setting_tables(settings),

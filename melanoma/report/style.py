@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from melanoma.common.errors import brief
-from melanoma.common.files import replace_file
+from melanoma.common.files import remove_file, replace_file
 
 # Colours of Okabe and Ito (2008), safe for colour blindness.
 BENIGN, MELANOMA = "#0072b2", "#d55e00"
@@ -51,7 +51,7 @@ def save_drawn(drawn: Mapping[str, Figure | None], folder: Path) -> dict[str, by
         if figure:
             save_figure(figure, folder / name)
         else:
-            (folder / name).unlink(missing_ok=True)
+            remove_file(folder / name)
     return {name: (folder / name).read_bytes() if figure else None for name, figure in drawn.items()}
 
 

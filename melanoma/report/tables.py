@@ -34,7 +34,7 @@ METRICS = {
     "threshold": ("threshold, chosen on validation (mean of several runs)", 4),
 }
 AUC_COLUMN = "AUC (95 % interval)"
-GROUP_COLUMNS = ["images", "melanomas", AUC_COLUMN, "sensitivity (Wilson)", "specificity (Wilson)"]
+GROUP_COLUMNS = ["images", "melanomas", AUC_COLUMN, "sensitivity (Wilson)", "specificity (Wilson)", "note"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,26 @@ class Table:
 
 
 def describe_set(metrics: Mapping[str, Any]) -> str:
-    """Return the set's name and its numbers of images, melanomas and patients."""
-    return "{set}: {n:,} images, {n_melanoma:,} melanoma, {n_patients:,} patients".format_map(metrics)
+    """Return the set's name and its numbers of images, melanomas and patients, and of groups where that is another."""
+    text = "{set}: {n:,} images, {n_melanoma:,} melanoma, {n_patients:,} patients".format_map(metrics)
+    if metrics["n_groups"] != metrics["n_patients"]:
+        text += ", {n_groups:,} groups".format_map(metrics)
+    if metrics["n_without_id"]:
+        text += ", {n_without_id:,} images without a patient or lesion id".format_map(metrics)
+    return text
+
+
+def interval_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of the intervals must know of this set, a sentence each."""
+    notes = []
+    if "intervals" in metrics["not_computed"]:
+        notes.append(f"There are no intervals: {reason_for(metrics, 'intervals')}")
+    if metrics["n_without_id"]:
+        notes.append(
+            f"{metrics['n_without_id']:,} images have no patient or lesion id: each counts as a group of its own, so "
+            "intervals may be too narrow and siblings may be in training"
+        )
+    return notes
 
 
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
@@ -58,16 +76,19 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     keys = ("partial_auc", "precision", "f1", "balanced_accuracy", "ece", "calibration_slope", "brier")
     lines += [f"{METRICS[key][0]:<34} {_number(metrics[key])}" for key in keys]
     lines += [row["verdict"] for row in metrics.get("controls", []) if row["verdict"]]
-    return "\n  ".join([printable(describe_set(metrics)), *lines])
+    return "\n  ".join([printable(describe_set(metrics)), *lines, *interval_notes(metrics)])
 
 
 def describe_comparison(found: Mapping[str, Any]) -> str:
     """Return a comparison of two runs, see `evaluate.compare_runs`, as text."""
-    if found["interval"] is None:
+    if found["difference"] is None:
         return "{a} and {b}: not compared, {not_computed}".format_map(found)
+    sure = "95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}, p {p:.3f}"
+    if found["interval"] is None:
+        sure = "no interval: {not_computed}"
     return (
         "{a}: AUC {auc_a:.3f}; {b}: AUC {auc_b:.3f}, on the same {n:,} images; difference {difference:+.3f} "
-        "(95 % interval {interval[0]:+.3f} to {interval[1]:+.3f}, p {p:.3f})"
+        f"({sure})"
     ).format_map(found)
 
 
@@ -79,12 +100,12 @@ def headline(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         ("ROC AUC", ("auc",), ""),
         ("sensitivity", ("sensitivity",), f"; {tp:,} true positives of {tp + fn:,} melanomas"),
         ("specificity", ("specificity",), f"; {tn:,} true negatives of {tn + fp:,} benign lesions"),
-        ("sensitivity at 90 % specificity", ("sensitivity_at_specificity", "90%"), ""),
+        ("sensitivity at 90 % specificity", ("sensitivity_at_specificity", "90%"), f"; {_off_curve(metrics)}"),
         ("average precision", ("average_precision",), f"; chance: {metrics['n_melanoma'] / metrics['n']:.3f}"),
         ("accuracy", ("accuracy",), f"; always benign: {metrics['always_benign_accuracy']:.3f}"),
     ):
         value, interval = _at(metrics, path), _at(metrics["intervals"], path)
-        detail = reason_for(metrics, path[0]) if value is None else f"95 % interval {_span(interval)}{detail}"
+        detail = reason_for(metrics, path[0]) if value is None else f"{_interval(interval)}{detail}"
         tiles.append({"name": name, "value": _number(value), "detail": detail})
     return tiles
 
@@ -106,6 +127,7 @@ def metric_table(metrics: Mapping[str, Any]) -> Table:
         ("sensitivity_at_specificity", "sensitivity at {} specificity"),
         ("specificity_at_sensitivity", "specificity at {} sensitivity"),
     ):
+        name = f"{name}, {_off_curve(metrics)}"
         lines += [(name.format(_percent(level)), (key, level), 3) for level in metrics[key]]
     for share, own in metrics["at_prevalence"].items():
         prevalence = f"at {_percent(share)} prevalence"
@@ -117,22 +139,33 @@ def metric_table(metrics: Mapping[str, Any]) -> Table:
         reason = f": {reason_for(metrics, path[0])}" if value is None else ""
         counts = f"{rate['hits']:,} of {rate['of']:,}" if "hits" in rate else ""
         rows.append([name, _number(value, digits) + reason, _span(interval), counts, _span(rate["wilson"])])
-    header = ["metric", "value", "95 %, bootstrap over patients", "images", "95 %, Wilson"]
-    return Table("All metrics", header, rows)
+    if "auc_with_id" in metrics:
+        own = metrics["auc_with_id"]
+        reason = metrics["not_computed"].get("auc_with_id", "")
+        value, span = _number(own["auc"]), _span(own["auc_interval"])
+        value, span = (f"{value}: {reason}", "") if own["auc"] is None else (value, span or f"no interval: {reason}")
+        counts = f"{own['n']:,} of {metrics['n']:,}"
+        rows.insert(1, ["ROC AUC of the images with a patient or lesion id", value, span, counts, ""])
+    for key, own in metrics.get("at_specific_threshold", {}).items():
+        name = f"{key} at the threshold with 90 % specificity on validation"
+        rows.append([name, _number(own["value"]), "", f"{own['hits']:,} of {own['of']:,}", _span(own["wilson"])])
+    header = ["metric", "value", "95 %, bootstrap over groups", "images", "95 %, Wilson"]
+    return Table("All metrics", header, rows, "".join(f"{note}. " for note in interval_notes(metrics)).rstrip())
 
 
 def fold_table(metrics: Mapping[str, Any]) -> Table:
     """Return the metrics of each fold, and in the last row those of all folds pooled."""
+    pooled = {**metrics, **metrics["rates"], "note": metrics["not_computed"].get("intervals", "")}
     rows = [[f"fold {own['fold']}", *_group_cells(own)] for own in metrics["folds"]]
-    rows.append(["pooled", *_group_cells({**metrics, **metrics["rates"]})])
+    rows.append(["pooled", *_group_cells(pooled)])
     note = "Each fold is judged by runs that have not seen it; the last row pools all folds."
     return Table("Folds", ["fold", *GROUP_COLUMNS], rows, note)
 
 
 def subgroup_table(metrics: Mapping[str, Any]) -> Table:
     """Return the metrics of every subgroup; those too small are listed with the reason."""
-    rows = [[f"{own['attribute']}: {own['group']}", *_group_cells(own), own["note"]] for own in metrics["subgroups"]]
-    return Table("Subgroups", ["group", *GROUP_COLUMNS, "note"], rows)
+    rows = [[f"{own['attribute']}: {own['group']}", *_group_cells(own)] for own in metrics["subgroups"]]
+    return Table("Subgroups", ["group", *GROUP_COLUMNS], rows)
 
 
 def control_table(metrics: Mapping[str, Any]) -> Table:
@@ -146,10 +179,19 @@ def control_table(metrics: Mapping[str, Any]) -> Table:
         rows.append([own["name"], _with_span(own["auc"], own["auc_interval"]), average, at, better, own["note"]])
     verdicts = [own["beaten"] for own in metrics["controls"] if own["beaten"] is not None]
     note = f"The network is better than {sum(verdicts)} of {len(verdicts)} controls."
-    if not all(verdicts):
+    if not verdicts:
+        note = f"The network is not compared with the controls: {reason_for(metrics, 'intervals')}."
+    elif not all(verdicts):
         names = ", ".join(own["name"] for own in metrics["controls"] if own["beaten"] is False)
         note += f" Not shown to be better than: {names}."
-    header = ["judged by", AUC_COLUMN, "average precision", "sensitivity at specificity", "network is", "note"]
+    header = [
+        "judged by",
+        AUC_COLUMN,
+        "average precision",
+        f"sensitivity at specificity, {_off_curve(metrics)}",
+        "network is",
+        "note",
+    ]
     return Table("Controls", header, rows, note)
 
 
@@ -184,11 +226,16 @@ def reason_for(metrics: Mapping[str, Any], key: str) -> str:
     return metrics["not_computed"].get(key, "no reason given")
 
 
+def _off_curve(metrics: Mapping[str, Any]) -> str:
+    """Return where a metric comes from whose threshold is none that was chosen before."""
+    return f"read off the {'validation' if metrics['set'] == 'validation' else 'test'} curve"
+
+
 def _group_cells(own: Mapping[str, Any]) -> list[str]:
     """Return the cells of a fold or subgroup, see `bootstrap.brief_metrics`."""
     auc = _with_span(own["auc"], own["auc_interval"])
     rates = [_with_counts(own[key]) for key in ("sensitivity", "specificity")]
-    return [f"{own['n']:,}", f"{own['n_melanoma']:,}", auc, *rates]
+    return [f"{own['n']:,}", f"{own['n_melanoma']:,}", auc, *rates, own["note"]]
 
 
 def _at(values: Any, path: Sequence[str]) -> Any:
@@ -206,8 +253,12 @@ def _span(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
+def _interval(interval: Sequence[float] | None) -> str:
+    return "no interval" if interval is None else f"95 % interval {_span(interval)}"
+
+
 def _with_span(value: float | None, interval: Sequence[float] | None) -> str:
-    return NOT_COMPUTED if value is None else f"{value:.3f} ({_span(interval)})"
+    return NOT_COMPUTED if value is None else f"{value:.3f} ({_span(interval) or 'no interval'})"
 
 
 def _with_counts(rate: Mapping[str, Any] | None) -> str:

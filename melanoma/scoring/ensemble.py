@@ -1,6 +1,6 @@
 """Trained runs judge lesions: each embeds and scores them, and an ensemble of runs turns scores into probabilities.
 
-References, scorers, calibration and threshold are the runs' own, from their training and validation parts: the images
+References, calibration and threshold are the runs' own, from their training and validation parts: the images
 that are judged choose nothing.
 """
 
@@ -20,16 +20,17 @@ from melanoma.common.errors import InputError, printable
 from melanoma.data.cache import ImageCache
 from melanoma.data.decoding import find_images
 from melanoma.data.feed import Feed
-from melanoma.data.labels import read_labels
+from melanoma.data.labels import Labels
+from melanoma.data.split import group_images
 from melanoma.scoring.embedding import embed_images
-from melanoma.scoring.scores import Judge, Platt, best_scorer, score_all
+from melanoma.scoring.scores import Judge, Platt, score_all, usual_scorer
 
 Decode = Callable[[Mapping[str, Path], int], ImageCache]  # image files by name, and their side in pixels
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Options of the evaluation that are chosen on validation where they are None."""
+    """Options of the evaluation; None leaves each to its default."""
 
     min_sensitivity: float | None = None
     prevalence: float | None = None
@@ -51,7 +52,8 @@ class Run:
     settings: Mapping[str, Any]  # all, as JSON values
     network: Any  # Siamese network that returns embeddings (B, D) and logits (B,)
     dtype: torch.dtype  # of its matrix arithmetic
-    table: pd.DataFrame  # image_name, patient_id, label, part
+    table: pd.DataFrame  # image_name, source, patient_id, group, label, part
+    paths: Mapping[str, Path]  # image files by name
     feed: Feed  # of the images of the table, on the device of the network
     references: np.ndarray  # embeddings (R, D) of the training part
     reference_labels: np.ndarray  # (R,)
@@ -61,10 +63,10 @@ class Run:
 class Ensemble:
     """Runs with one test part, which judge a lesion together: by the mean of their log odds.
 
-    Each run scores in its own best way, chosen on its validation part, on a logistic curve of its own. Where other
-    folds validate in other runs, the judge is fitted on all of their images, each judged by the runs that it validates:
-    no run speaks of what it has learnt from. Such a score is of one run or a few, that of a new lesion the mean of all:
-    where runs differ by chance its probability comes out too moderate, which the calibration slope tells.
+    Each run scores in its usual way (`usual_scorer`), on a logistic curve of its own. Where other folds validate in
+    other runs, the judge is fitted on all of their images, each judged by the runs that it validates: no run speaks of
+    what it has learnt from. Such a score is of one run or a few, that of a new lesion the mean of all (`mixed`): where
+    runs differ by chance its probability comes out too moderate, which the calibration slope tells.
     """
 
     runs: list[Run]
@@ -72,6 +74,7 @@ class Ensemble:
     curves: list[Platt]
     judge: Judge
     validation: np.ndarray  # embeddings (V, D) of the first run's validation part, by that run
+    mixed: bool  # some validation images are judged by a part of the runs
 
     @property
     def table(self) -> pd.DataFrame:
@@ -85,7 +88,7 @@ class Ensemble:
 class Scored:
     """Judged lesions. Of several folds pooled, the embeddings are those of the first rows, the first fold's lesions."""
 
-    table: pd.DataFrame  # image_name, patient_id, label, score, probability, threshold, predicted and fold
+    table: pd.DataFrame  # names, ids, label, score, probability, threshold, predicted and fold: see `judged`
     embeddings: np.ndarray  # (N, D), of the ensemble's first run
     cache: ImageCache  # has their pixels
     notes: Sequence[str] = ()  # what a reader must know of how the lesions were taken, a sentence each
@@ -106,13 +109,13 @@ def by_test_part(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
-    """Choose each run's scorer and fit its curve on its validation part, then the judge of all on those of all."""
+    """Fit each run's curve on its validation part, then the judge of all on those of all."""
     scorers, curves, log_odds, embeddings = [], [], [], []
     for run in runs:
         validation = run.table[run.table["part"] == "validation"]
         labels = validation["label"].to_numpy()
         scores, own = score_images(run, run.feed, validation["image_name"])
-        scorer = choices.scorer or best_scorer(labels, scores)
+        scorer = choices.scorer or usual_scorer(run.network.head is not None)
         if scorer not in scores:
             raise InputError(f"--scorer {scorer}: {run.run_dir} has only {', '.join(scores)}")
         curve = Platt.fit(labels, scores[scorer])
@@ -120,10 +123,28 @@ def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
         curves.append(curve)
         log_odds.append(pd.Series(curve.log_odds(scores[scorer]), validation.index))
         embeddings.append(own)
-    mean = pd.concat(log_odds, axis=1).mean(axis=1).sort_index()  # of the runs that an image validates
+    by_run = pd.concat(log_odds, axis=1).sort_index()
+    mean = by_run.mean(axis=1)  # of the runs that an image validates
     labels = runs[0].table["label"][mean.index].to_numpy()
-    judge = Judge(labels, mean.to_numpy(), choices.prevalence, choices.min_sensitivity)
-    return Ensemble(runs, scorers, curves, judge, embeddings[0])
+    one = len(runs) == 1
+    judge = Judge(labels, mean.to_numpy(), choices.prevalence, choices.min_sensitivity, calibrated=one)
+    return Ensemble(runs, scorers, curves, judge, embeddings[0], bool(by_run.isna().any(axis=None)))
+
+
+def ensemble_notes(ensembles: Sequence[Ensemble]) -> list[str]:
+    """Return what a reader must know of how the runs judge and were split, a sentence each."""
+    notes = []
+    if any(ensemble.mixed for ensemble in ensembles):
+        notes.append(
+            "The runs validate on different folds: curve and threshold rest on validation images that some of the runs "
+            "judge, the lesions are judged by all, so probabilities may be too moderate (see the calibration slope)"
+        )
+    for ensemble in ensembles:
+        table = ensemble.table
+        sides = int((table.groupby("group")["part"].agg(lambda parts: {"train", "test"} <= set(parts))).sum())
+        if sides:
+            notes.append(f"{sides:,} patients (groups) have images in training and in test: figures are too good")
+    return notes
 
 
 def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
@@ -131,14 +152,20 @@ def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
 
     Raises
     ------
-    InputError : the parts of two ensembles share an image, which would count twice
+    InputError : the parts of two ensembles share an image, which would count twice; runs of an ensemble have
+        different parts
     """
+    if part != "test" and any(ensemble.mixed for ensemble in ensembles):
+        raise InputError(
+            "--split-part validation: the runs have one test part but other validation parts: name one run"
+        )
     tables, embeddings = [], []
     for ensemble in ensembles:
         run = ensemble.runs[0]
         lesions = run.table[run.table["part"] == part]
         scores, own = ensemble_score(ensemble, lesions["image_name"])
-        table = judged(lesions, scores, ensemble.judge.probability(scores), ensemble.judge.threshold)
+        judge = ensemble.judge
+        table = judged(lesions, scores, judge.probability(scores), judge.threshold, judge.specific_threshold)
         tables.append(table.assign(fold=run.fold))
         embeddings.append(own)
     table = pd.concat(tables, ignore_index=True)
@@ -151,39 +178,67 @@ def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
     return Scored(table, embeddings[0], ensembles[0].runs[0].feed.cache)
 
 
-def score_folder(ensembles: list[Ensemble], folder: Path, labels: Path, decode: Decode) -> Scored:
+def score_folder(
+    ensembles: list[Ensemble], folder: Path, labels: Labels, decode: Decode, duplicates: Sequence[tuple[str, str]] = ()
+) -> Scored:
     """Return the judgement of all ensembles, the mean of their log odds, on another labelled folder.
+
+    duplicates : pairs of names of one picture, of which the runs may know the other
 
     Raises
     ------
     InputError : no image there that has a label, can be read, and is new to all runs
     """
-    table = read_labels(labels, "evaluate_labels")
-    found = find_images(folder, "evaluate_image")
+    table, found = labels.table, find_images(folder, "evaluate_image")
     lesions = table[table["image_name"].isin(list(found))].reset_index(drop=True)
     print(
-        f"{len(lesions):,} images of {printable(str(folder))} with labels; "
+        f"{len(lesions):,} images of {printable(str(folder))} with labels ({labels.layout}); "
         f"labels without an image: {len(table) - len(lesions):,}; "
         f"images without a label: {len(found) - len(lesions):,}"
     )
     if lesions.empty:
-        raise InputError(f"evaluate_image {folder} has none of the images that {labels} names")
+        there = f"there is {next(iter(found.values())).name}" if found else "it has no image"
+        raise InputError(
+            f"evaluate_image {folder} has none of the images that evaluate_labels names: looked for "
+            f"{table['image_name'].iloc[0] if len(table) else 'nothing'}, {there}"
+        )
     feeds, errors = decode_all(ensembles, {name: found[name] for name in sorted(lesions["image_name"])}, decode)
     lesions = lesions[~lesions["image_name"].isin(list(errors))]
     if lesions.empty:
         raise InputError(f"evaluate_image {folder} has no image that can be read")
-    lesions, notes = new_to_all(ensembles, lesions)
+    lesions, notes = new_to_all(ensembles, lesions, feeds, duplicates)
     if lesions.empty:
         raise InputError(f"evaluate_image {folder} has nothing to judge: {notes[0]}")
+    pictures = next(iter(feeds.values())).cache.hashes(lesions["image_name"])
+    lesions = lesions.assign(source=folder.name, group=group_images(lesions, labels.groups, pictures))
     score, embeddings = score_together(ensembles, feeds, lesions["image_name"])
-    table = judged(lesions, score, expit(score), common_threshold(ensembles))
+    thresholds = common_threshold(ensembles), common_threshold(ensembles, "specific_threshold")
+    table = judged(lesions, score, expit(score), *thresholds)
     return Scored(table, embeddings, feeds[ensembles[0].runs[0].image_size].cache, notes)
 
 
-def new_to_all(ensembles: list[Ensemble], lesions: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Leave out the lesions that a run has learnt from or been chosen by, told by image_name, and say so.
+def known_pictures(ensembles: Sequence[Ensemble], feeds: Mapping[int, Feed], names: Sequence[str]) -> np.ndarray:
+    """Return whether a run has learnt from, or been chosen by, an image with the pixels of a named one, bool (N,).
 
-    Other images of patients that a run knows are kept: two data sets may give one number to two patients.
+    feeds : of the named images, by their side in pixels
+    """
+    known = np.zeros(len(names), bool)
+    for run in runs_of(ensembles):
+        own = run.feed.cache.hashes(run.table.loc[run.table["part"] != "test", "image_name"])
+        known |= np.isin(feeds[run.image_size].cache.hashes(names), own)
+    return known
+
+
+def new_to_all(
+    ensembles: list[Ensemble],
+    lesions: pd.DataFrame,
+    feeds: Mapping[int, Feed],
+    duplicates: Sequence[tuple[str, str]] = (),
+) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out the lesions that a run has learnt from or been chosen by, and say so.
+
+    They are told by their pixels, by image_name, or by a list of duplicates, pairs of names. Other images of patients
+    that a run knows are kept: two data sets may give one number to two patients.
 
     Returns
     -------
@@ -191,15 +246,17 @@ def new_to_all(ensembles: list[Ensemble], lesions: pd.DataFrame) -> tuple[pd.Dat
     """
     tables = [run.table[run.table["part"] != "test"] for run in runs_of(ensembles)]
     names, patients = (set(pd.concat([own[key] for own in tables])) for key in ("image_name", "patient_id"))
-    seen = lesions["image_name"].isin(names)
+    pictures = known_pictures(ensembles, feeds, lesions["image_name"].tolist())
+    names |= {other for pair in duplicates for other in pair if names & set(pair)}
+    seen = pictures | lesions["image_name"].isin(names)
     left = lesions[~seen].reset_index(drop=True)
-    akin = int(left["patient_id"].isin(patients).sum())
+    akin = int(left["patient_id"].isin(patients - {""}).sum())
     notes = []
     if seen.any():
         first = lesions.loc[seen, "image_name"].iloc[0]
         notes.append(
-            f"{int(seen.sum()):,} images are left out, since a run was trained on images of these names or chosen by "
-            f"them ({printable(first)} is one)"
+            f"{int(seen.sum()):,} images are left out, since a run was trained on them or chosen by them: "
+            f"{int(pictures.sum()):,} by their pixels, the others by their names ({printable(first)} is one)"
         )
     if akin:
         notes.append(f"{akin:,} images are of patients, by patient_id, that a run has other images of")
@@ -235,15 +292,21 @@ def score_together(
     return np.mean(log_odds, axis=0), embeddings[0]
 
 
-def common_threshold(ensembles: list[Ensemble]) -> float:
+def common_threshold(ensembles: list[Ensemble], name: str = "threshold") -> float:
     """Return the probability from which on all ensembles together call a lesion melanoma: the mean in log odds."""
-    return float(expit(np.mean([logit(ensemble.judge.threshold) for ensemble in ensembles])))
+    return float(expit(np.mean([logit(getattr(ensemble.judge, name)) for ensemble in ensembles])))
 
 
-def judged(lesions: pd.DataFrame, score: np.ndarray, probability: np.ndarray, threshold: float) -> pd.DataFrame:
-    """Return image_name, patient_id and label of lesions with what was found; scores, probabilities are (N,)."""
-    return lesions[["image_name", "patient_id", "label"]].assign(
-        score=score, probability=probability, threshold=threshold, predicted=(probability >= threshold).astype(int)
+def judged(
+    lesions: pd.DataFrame, score: np.ndarray, probability: np.ndarray, threshold: float, specific_threshold: float
+) -> pd.DataFrame:
+    """Return names, ids and labels of lesions with what was found; scores, probabilities are (N,)."""
+    return lesions[["image_name", "source", "patient_id", "group", "label"]].assign(
+        score=score,
+        probability=probability,
+        threshold=threshold,
+        predicted=(probability >= threshold).astype(int),
+        specific_threshold=specific_threshold,
     )
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
+SPECIFICITY = 0.9  # at which a second threshold is chosen
 BLOCK = 1024  # images scored at a time: bounds memory at BLOCK × references distances
+
+
+def usual_scorer(head: bool) -> str:
+    """Return the way of scoring of a network with or without a trained head; it is fixed: no image chooses it."""
+    return "head" if head else "neighbours"
 
 
 def mean_distances(embeddings: Tensor, references: Tensor, counts: Sequence[int]) -> Tensor:
@@ -140,6 +146,12 @@ class Judge:
     prevalence : share of melanomas that probabilities and threshold are for (None: that of validation). The odds are
         shifted by the ratio of the prior odds (Saerens et al. 2002)
     min_sensitivity : see `choose_threshold`
+    calibrated : the scores are log odds already, of one run's own curve
+
+    Attributes
+    ----------
+    threshold : probability from which on a lesion is called melanoma
+    specific_threshold : the lowest one with a specificity of 90 % on validation, for comparison
     """
 
     def __init__(
@@ -148,12 +160,15 @@ class Judge:
         scores: np.ndarray,
         prevalence: float | None = None,
         min_sensitivity: float | None = None,
+        calibrated: bool = False,
     ) -> None:
         own = float(labels.mean())
         self.prevalence = own if prevalence is None else prevalence
         self.shift = float(logit(self.prevalence) - logit(own))
-        self.platt = Platt.fit(labels, scores)
-        self.threshold = choose_threshold(labels, self.probability(scores), min_sensitivity)
+        self.platt = Platt(1.0, 0.0) if calibrated else Platt.fit(labels, scores)
+        probability = self.probability(scores)
+        self.threshold = choose_threshold(labels, probability, min_sensitivity)
+        self.specific_threshold = -choose_threshold(1 - labels, -probability, SPECIFICITY)
 
     def log_odds(self, scores: np.ndarray) -> np.ndarray:
         """Return the log odds of melanoma, float64 (N,), of scores (N,)."""
@@ -162,11 +177,6 @@ class Judge:
     def probability(self, scores: np.ndarray) -> np.ndarray:
         """Return the probability of melanoma, float64 (N,) in 0..1, of scores (N,)."""
         return expit(self.log_odds(scores))
-
-
-def best_scorer(labels: np.ndarray, scores: Mapping[str, np.ndarray]) -> str:
-    """Return the name of the scores (N,) with the highest AUC on labels (N,), the first of equals."""
-    return max(scores, key=lambda name: roc_auc_score(labels, scores[name]))
 
 
 def choose_threshold(labels: np.ndarray, scores: np.ndarray, min_sensitivity: float | None = None) -> float:

@@ -134,6 +134,12 @@ class Learner:
             self._follow(self.average)
         self.taken += 1
 
+    def finite(self) -> bool:
+        """Return whether all weights are finite, those that are trained and those that are kept."""
+        networks = {self.network, self.kept}
+        weights = [part for network in networks for part in (*network.parameters(), *network.buffers())]
+        return bool(torch.stack([part.isfinite().all() for part in weights]).all())
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on, beside the weights that are kept."""
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from melanoma.common.device import choose_device
+from melanoma.common.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,12 @@ class Ranks:
         return own.stop - own.start
 
     def places(self, size: int) -> np.ndarray:
-        """Return the places in a batch of the images that this process embeds; one, if it has no part."""
-        return np.arange(size)[self.share(size)] if self.share_size(size) else np.array([0])
+        """Return the places in a batch of the images that this process embeds: its part, or more to make up two.
+
+        Batch normalisation has no statistics of a single image; who uses the result takes the first `share_size`.
+        """
+        least = 1 if self.count == 1 else 2
+        return (self.share(size).start + np.arange(max(least, self.share_size(size)))) % size
 
     def gather(self, part: torch.Tensor, size: int) -> torch.Tensor:
         """Return the whole batch, (size, D), of which each process has its share, (n, D).
@@ -70,6 +75,17 @@ class Ranks:
         flag = torch.tensor(float(here), device=device)
         distributed.all_reduce(flag, distributed.ReduceOp.MAX)
         return bool(flag)  # waits for the device
+
+    @contextlib.contextmanager
+    def together(self, device: torch.device) -> Iterator[None]:
+        """Wait at the block's end for every process, and end all of them with an InputError if one has met it."""
+        met: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            met = error
+        if self.any(met is not None, device):
+            raise met or InputError("another process has stopped")
 
     def wait(self) -> None:
         """Wait until every process has come here."""

@@ -29,19 +29,22 @@ from melanoma.common.files import (
     locked,
     read_json,
     read_text,
+    remove_file,
     remove_halves,
     replace_file,
     write_json,
     write_text,
 )
-from melanoma.data.labels import read_csv
 from melanoma.data.split import PARTS
+from melanoma.data.tables import read_csv
 
-FORMAT = 3
+FORMAT = 4
+TESTED = "evaluations.jsonl"  # a JSON object for each evaluation of the test part
 RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json", "new_lesions.csv", "submission.csv")
-EVALUATED = "evaluate_"  # before the names of predictions and metrics of a folder other than the run's own
+# Before the names of predictions and metrics of another folder than the run's own, and of its validation part.
+EVALUATED, VALIDATED = "evaluate_", "validation_"
 PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
-SPLIT_COLUMNS = ["image_name", "patient_id", "label", "part"]
+SPLIT_COLUMNS = ["image_name", "source", "patient_id", "group", "label", "part"]
 ADVICE = "run train.py first or pass --run-dir"
 OTHERWISE = "train anew or pass another --run-dir"
 
@@ -90,9 +93,9 @@ def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame,
     """
     remove_halves(run_dir)  # the caller holds the lock
     if not resumed:
-        for name in RESULTS:
-            for prefix in ("", EVALUATED):
-                (run_dir / f"{prefix}{name}").unlink(missing_ok=True)
+        for name in (*RESULTS, TESTED):
+            for prefix in ("", EVALUATED, VALIDATED):
+                remove_file(run_dir / f"{prefix}{name}")
         split = table[SPLIT_COLUMNS]
         replace_file(run_dir / "split.csv", lambda temporary: split.to_csv(temporary, index=False))
     write_json(run_dir / "config.json", settings)  # on a resume the epochs may have grown
@@ -202,6 +205,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not log:
         raise InputError(f"{path} holds no log of a training: {OTHERWISE}")
     return log
+
+
+def count_evaluation(run_dir: Path, choices: Mapping[str, Any]) -> list[Any]:
+    """Note an evaluation of a run's test part with these choices; return the choices of all evaluations so far."""
+    path = run_dir / TESTED
+    lines = read_text(path, str(path), ADVICE).splitlines() if is_file(path) else []
+    lines.append(json.dumps(choices))
+    write_text(path, "\n".join(lines) + "\n")
+    return [json.loads(line) for line in lines]
 
 
 def best_entry(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -69,9 +69,11 @@ CHOICES = {
     "schedule": ["constant", "cosine"],
     "precision": ["auto", "float32", "bfloat16"],
 }
-SWITCHES = ["deterministic", "skip_unreadable", "normalize"]
-PATHS = ["train_image", "train_labels", "test_image", "test_labels", "duplicates", "cache_dir", "run_dir", "graph_dir"]
-TEXTS = ["device", "backbone", "backbone_weights"]
+SWITCHES = ["deterministic", "skip_unreadable", "normalize", "pairs_within_source"]
+PATHS = ["test_image", "test_labels", "duplicates", "cache_dir", "run_dir", "graph_dir"]
+TEXTS = ["device", "backbone", "backbone_weights", "image_column", "label_column"]
+PATH_LISTS = ["train_image", "train_labels", "train_metadata"]
+TEXT_LISTS = ["melanoma_values", "group_columns"]
 ODD = [
     *(None, True, False, -1, 10**400, -(10**400), "", "1", "nan", "x" * 10**7, EVIL, "a\0b", "\ud800", b"1"),
     *(math.nan, math.inf, -math.inf, [], [[[[1]]]], ["x" * 10**6] * 3, {}, {"a": {"b": 1}}, 1j, (1,), object()),
@@ -114,13 +116,17 @@ def values_of(name: str) -> tuple[list[Any], list[Any]]:
         return [True, False], [0, 1, "true", *(value for value in ODD if type(value) is not bool)]
     good = ["", "1", "nan", EVIL, "/" + "x" * 4095, "~", "-", " ", "ü", "皮膚", "\udcff"]
     bad = [value for value in ODD if not isinstance(value, str)]
-    if name == "duplicates":
+    if name in ("duplicates", "image_column", "label_column"):
         good, bad = [*good, None], [value for value in bad if value is not None]
+    if name in PATH_LISTS + TEXT_LISTS:  # an empty list, or a list of texts, is fine
+        good = [[text] for text in good] + [["a", "b"]]
+        good += [[]] if name != "train_image" else []
+        bad = [value for value in bad if value is not None and not isinstance(value, (list, tuple))] + [[1], ["a", [1]]]
     return good, bad
 
 
 def test_the_fields_are_all_here():
-    named = [*WHOLE, *FLOATS, *CHOICES, *SWITCHES, *PATHS, *TEXTS, "test_views"]
+    named = [*WHOLE, *FLOATS, *CHOICES, *SWITCHES, *PATHS, *TEXTS, *PATH_LISTS, *TEXT_LISTS, "test_views"]
     assert sorted(named) == sorted(item.name for item in dataclasses.fields(Config))
 
 
@@ -130,10 +136,14 @@ def test_a_field_takes_what_it_should_and_nothing_else(name):
     for value in good:
         config = from_dict(Config, {name: value}, "best.pt")
         expected = path_of(value) if name in PATHS and value is not None else value
+        if isinstance(value, list):
+            expected = tuple(path_of(one) if name in PATH_LISTS else one for one in value)
         assert getattr(config, name) == expected
         assert type(getattr(config, name)) is type(expected)
         others = RECIPES[value] if name == "recipe" else {}
         stored = str(expected) if isinstance(expected, Path) else value
+        if isinstance(expected, tuple):
+            stored = list(map(str, expected))
         assert to_dict(config) == {**to_dict(Config()), **others, name: stored}
         tally(KIND, "correct")
     for value in bad:

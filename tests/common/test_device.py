@@ -131,6 +131,12 @@ def test_keep_freed_memory_touches_nothing_without_glibc(monkeypatch):
     device.keep_freed_memory()
 
 
+def test_keep_freed_memory_asks_for_glibc_on_linux_alone(monkeypatch):
+    monkeypatch.setattr(device.sys, "platform", "win32")
+    monkeypatch.setattr(platform, "libc_ver", lambda: pytest.fail("python.exe was read"))
+    device.keep_freed_memory()
+
+
 def test_tensors_are_sound_after_keep_freed_memory():
     device.keep_freed_memory()
     for _ in range(3):

@@ -206,7 +206,7 @@ DAMAGE = {
     "index empty": (lambda folder: os.truncate(folder / "index.jsonl", 0), 10),
     "index garbage": (lambda folder: (folder / "index.jsonl").write_bytes(b"\xff\0{garbage\n" * 50), 10),
     "index is other JSON": (lambda folder: (folder / "index.jsonl").write_bytes(b"[1]\n2\nnull\n"), 10),
-    "index of another format": (edit_line(0, lambda line: line.replace(b"cache-3", b"cache-2")), 10),
+    "index of another format": (edit_line(0, lambda line: line.replace(b"cache-4", b"cache-3")), 10),
     "index of another size": (edit_line(0, lambda line: line.replace(b": 8", b": 9")), 10),
     "zeros in the index": (edit_line(5, lambda line: bytes(len(line) - 1) + b"\n"), 6),
     "a line without the width": (edit_line(5, lambda line: line.replace(b"width", b"depth")), 6),
@@ -431,3 +431,12 @@ def test_a_cache_dir_that_cannot_be_made_is_an_input_error(photos, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cache_dir"):
         build(photos, tmp_path / "file")
+
+
+def test_images_on_several_drives_of_windows_are_refused(tmp_path, monkeypatch):
+    def commonpath(paths):
+        raise ValueError("Paths don't have the same drive")
+
+    monkeypatch.setattr("os.path.commonpath", commonpath)
+    with pytest.raises(InputError, match="the images lie on several drives: put them on one"):
+        build_cache({"a": tmp_path / "a.jpg"}, 32, tmp_path / "cache")

@@ -29,11 +29,11 @@ def test_a_missing_image_folder_is_named_with_its_flag(tmp_path, argument):
 
 
 def test_photos_are_files_as_named_and_the_images_of_folders_each_once(tmp_path):
-    for name in ("b.jpg", "a.PNG", "a.jpeg", "notes.txt", "within/c.jpg"):
+    for name in ("b.jpg", "a.PNG", "a.jpeg", "notes.txt", "within/c.jpg", "._b.jpg", ".hidden/d.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     named = [tmp_path / "notes.txt", tmp_path / "b.jpg", tmp_path, tmp_path / "nowhere.jpg"]
-    expected = ["notes.txt", "b.jpg", "a.PNG", "a.jpeg", "nowhere.jpg"]
+    expected = ["notes.txt", "b.jpg", "a.PNG", "a.jpeg", "within/c.jpg", "nowhere.jpg"]
     assert find_photos(named) == [tmp_path / name for name in expected]
 
 
@@ -46,7 +46,7 @@ def test_no_photo_at_all_is_an_input_error(tmp_path):
 def test_two_files_of_one_name_are_refused(tmp_path):
     for file in ("a.jpg", "a.PNG"):
         (tmp_path / file).touch()
-    with pytest.raises(InputError, match=r"a\.jpg and a\.PNG have one name"):
+    with pytest.raises(InputError, match=r"a\.jpg and .*/a\.PNG have one name, a: remove"):
         find_images(tmp_path)
 
 

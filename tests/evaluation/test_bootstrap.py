@@ -1,4 +1,4 @@
-"""Intervals by bootstrap over patients: by hand, against a slow loop, and in simulated sets whose truth is known."""
+"""Intervals by bootstrap over groups: by hand, against a slow loop, and in simulated sets whose truth is known."""
 
 import json
 from typing import Any
@@ -11,7 +11,17 @@ from sklearn import metrics as sk
 from test_metrics import random_lesions
 
 from melanoma.evaluation import bootstrap
-from melanoma.evaluation.bootstrap import auc_interval, compare, fold_metrics, intervals, roc_band, weightings
+from melanoma.evaluation.bootstrap import (
+    auc_interval,
+    brief_metrics,
+    compare,
+    fold_metrics,
+    intervals,
+    percentiles,
+    roc_band,
+    too_few,
+    weightings,
+)
 from melanoma.evaluation.metrics import evaluate
 
 # --- all figures ---
@@ -76,20 +86,74 @@ def test_intervals_are_json_and_their_auc_is_the_one_that_auc_interval_finds():
     assert again == found != other
 
 
-@pytest.mark.parametrize("label", [0, 1])
-def test_what_one_class_alone_cannot_tell_has_no_interval(label):
-    lesions = np.full(20, label), np.linspace(0, 1, 20), 0.5
+def test_a_metric_that_cannot_be_computed_has_no_interval():
+    lesions = np.arange(20) % 2, np.linspace(0, 0.9, 20), 1.0  # none is called melanoma
     figures = leaves(evaluate(*lesions))
     found = leaves(intervals(*lesions, np.arange(20), np.random.default_rng(0), 50))
     assert (
         {name for name in found if found[name] is None}
         == {name for name in found if figures[name] is None}
-        > {("auc",)}
+        == {("precision",), ("mcc",), ("at_prevalence", "1.76%", "precision")}
     )
 
 
+# --- too few groups ---
+
+
+def of_groups(n: int, melanoma: int, benign: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, scores and groups of n groups of 10 lesions: the first have a melanoma, the last a benign lesion."""
+    group, place = np.divmod(np.arange(10 * n), 10)
+    labels = ((group < melanoma) & ((place < 3) | (group < n - benign))).astype(int)
+    return labels, (2 * np.random.default_rng(0).random(10 * n) + labels) / 3, np.char.add("IP_", group.astype(str))
+
+
+FEW = [(1, 1, 1), (9, 9, 9), (9, 5, 9), (10, 4, 10), (12, 12, 4)]
+
+
+@pytest.mark.parametrize("numbers", FEW)
+def test_over_too_few_groups_there_is_no_interval_and_no_p(numbers):
+    labels, scores, groups = of_groups(*numbers)
+    reason = "only {} patients (groups), {} with a melanoma and {} with a benign lesion: an interval needs 10, 5 and 5"
+    reason = reason.format(*numbers)
+    assert too_few(labels, groups) == reason
+    rng = np.random.default_rng(0)
+    found = leaves(intervals(labels, scores, 0.5, groups, rng, 50))
+    assert set(found.values()) == {None}
+    enough = leaves(intervals(*of_groups(10, 5, 10)[:2], 0.5, np.arange(100), rng, 5))
+    assert set(found) == set(enough)
+    assert auc_interval(labels, scores, groups, rng, 50) is None
+    assert roc_band(labels, scores, groups, rng, 50) is None
+    compared = compare(labels, scores, -scores, groups, rng, 50)
+    a = sk.roc_auc_score(labels, scores)
+    assert compared == {
+        "auc_a": pytest.approx(a),
+        "auc_b": pytest.approx(1 - a),
+        "difference": pytest.approx(2 * a - 1),
+        "interval": None,
+        "p": None,
+        "not_computed": reason,
+    }
+    table = pd.DataFrame({"label": labels, "probability": scores, "threshold": 0.5, "group": groups})
+    brief = brief_metrics(table, rng, 50)
+    assert (brief["auc"], brief["auc_interval"], brief["note"]) == (pytest.approx(a), None, reason)
+
+
+@pytest.mark.parametrize("numbers", [(10, 5, 10), (10, 10, 5), (10, 5, 5), (12, 6, 12)])
+def test_ten_groups_with_five_of_each_class_have_every_interval(numbers):
+    labels, scores, groups = of_groups(*numbers)
+    rng = np.random.default_rng(0)
+    assert too_few(labels, groups) is None
+    low, high = interval_of(labels, scores, groups, rng, 200)
+    assert low < sk.roc_auc_score(labels, scores) < high
+    assert roc_band(labels, scores, groups, rng, 50) is not None
+    compared = compare(labels, scores, -scores, groups, rng, 50)
+    assert compared["interval"] is not None and compared["p"] is not None and compared["not_computed"] is None
+    table = pd.DataFrame({"label": labels, "probability": scores, "threshold": 0.5, "group": groups})
+    assert brief_metrics(table, rng, 50)["note"] == ""
+
+
 def test_scores_that_are_not_finite_are_refused_everywhere():
-    labels, scores, threshold, patients = judged(20)
+    labels, scores, threshold, patients = judged(60)
     scores[4] = np.nan
     rng = np.random.default_rng(0)
     for call in (
@@ -105,7 +169,9 @@ def test_scores_that_are_not_finite_are_refused_everywhere():
 
 def test_the_band_holds_the_roc_curves_of_the_draws():
     labels, scores, _, patients = judged(60)
-    grid, low, high = roc_band(labels, scores, patients, np.random.default_rng(1), 40)
+    band = roc_band(labels, scores, patients, np.random.default_rng(1), 40)
+    assert band is not None
+    grid, low, high = band
     curves = []
     for weights in np.concatenate(list(weightings(patients, np.random.default_rng(1), 40))):
         false_rate, true_rate, _ = sk.roc_curve(labels, scores, sample_weight=weights, drop_intermediate=False)
@@ -116,8 +182,12 @@ def test_the_band_holds_the_roc_curves_of_the_draws():
 
 
 def test_draws_that_lack_a_class_are_no_part_of_the_band():
-    labels = np.array([1, 0, 0, 0, 0])  # a third of the draws has no melanoma
-    _, low, high = roc_band(labels, np.arange(5.0), np.arange(5), np.random.default_rng(0), 200)
+    labels, groups = np.array([1] * 5 + [0] * 5), np.arange(10)
+    draws = np.concatenate(list(weightings(groups, np.random.default_rng(0), 5000)))
+    assert (draws @ labels == 0).any()
+    band = roc_band(labels, np.arange(10.0), groups, np.random.default_rng(0), 5000)
+    assert band is not None
+    _, low, high = band
     assert np.isfinite(low).all() and np.isfinite(high).all() and low[-1] == high[-1] == 1
 
 
@@ -224,7 +294,7 @@ def test_runs_on_one_class_cannot_be_compared():
 
 def test_each_fold_is_measured_by_itself():
     labels, scores, threshold, patients = judged(120)
-    table = pd.DataFrame({"label": labels, "probability": scores, "threshold": threshold, "patient_id": patients})
+    table = pd.DataFrame({"label": labels, "probability": scores, "threshold": threshold, "group": patients})
     table["fold"] = np.arange(120) % 3 + 1
     table.loc[table["fold"] == 3, "label"] = 0
     rows = fold_metrics(table.sample(frac=1, random_state=0), np.random.default_rng(0), 50)
@@ -238,6 +308,7 @@ def test_each_fold_is_measured_by_itself():
         assert row["specificity"] == figures["rates"]["specificity"]
     assert rows[0]["auc_interval"][0] < rows[0]["auc"] < rows[0]["auc_interval"][1]
     assert rows[2]["auc"] is rows[2]["auc_interval"] is rows[2]["sensitivity"]["value"] is None
+    assert [row["note"] for row in rows] == ["", "", "there is no melanoma among 40 images"]
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
@@ -284,8 +355,7 @@ def test_one_class_has_no_interval(label):
 
 
 def test_draws_that_lack_a_class_are_left_out():
-    lesions = np.array([0, 1]), np.array([0.2, 0.7]), np.array(["a", "b"])
-    one_draw = [auc_interval(*lesions, np.random.default_rng(seed), draws=1) for seed in range(20)]
-    assert None in one_draw and [1.0, 1.0] in one_draw
-    assert all(interval in (None, [1.0, 1.0]) for interval in one_draw)
-    assert auc_interval(*lesions, np.random.default_rng(0), draws=50) == [1.0, 1.0]
+    labels = np.array([0] * 5 + [1] * 5)
+    assert auc_interval(labels, labels * 1.0, np.arange(10), np.random.default_rng(0), draws=5000) == [1.0, 1.0]
+    assert percentiles(np.array([np.nan, 1.0, np.nan])) == [1.0, 1.0]
+    assert percentiles(np.full(3, np.nan)) is None

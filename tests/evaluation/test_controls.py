@@ -79,7 +79,7 @@ def labels_file(tmp_path: Path) -> Path:
 
 
 def config_of(labels_file: Path, **changes: Any) -> Config:
-    return dataclasses.replace(Config(), train_labels=labels_file, train_image=Path("nowhere"), **changes)
+    return dataclasses.replace(Config(), train_labels=(labels_file,), train_image=(Path("nowhere"),), **changes)
 
 
 def test_every_lesion_is_scored_once_by_a_model_of_the_training_part(labels_file, monkeypatch):
@@ -88,7 +88,7 @@ def test_every_lesion_is_scored_once_by_a_model_of_the_training_part(labels_file
 
     def fit_and_score(train, test, columns):
         seen.append((set(train["part"]), set(test["part"])))
-        assert not set(train["patient_id"]) & set(test["patient_id"])
+        assert not set(train["group"]) & set(test["group"])
         return real(train, test, columns)
 
     monkeypatch.setattr(controls, "fit_and_score", fit_and_score)
@@ -131,7 +131,7 @@ def alone(name: str) -> str:
 
 def split_of_lesions(n: int = 600) -> tuple[list[pd.DataFrame], pd.DataFrame]:
     """Two folds of lesions, and features of which file size tells much of the label and the others nothing."""
-    table = lesions(n, 5).assign(image_name=[f"i{i}" for i in range(n)], patient_id=[f"p{i // 2}" for i in range(n)])
+    table = lesions(n, 5).assign(image_name=[f"i{i}" for i in range(n)], group=[f"p{i // 2}" for i in range(n)])
     rng = np.random.default_rng(6)
     features = pd.DataFrame(rng.normal(size=(n, 6)), columns=controls.COLOURS, index=table["image_name"])
     features = features.assign(width=640, height=480)
@@ -166,9 +166,9 @@ def test_the_table_says_what_each_control_reaches_and_why_it_may_not_count():
 
 def test_controls_that_lack_their_columns_are_named():
     folds, _ = split_of_lesions(200)
-    bare = [fold[["image_name", "patient_id", "label", "part"]] for fold in folds]
+    bare = [fold[["image_name", "group", "label", "part"]] for fold in folds]
     scores = controls.control_scores(bare)
-    assert list(scores) == ["image_name", "patient_id", "label", "always benign"]
+    assert list(scores) == ["image_name", "group", "label", "always benign"]
     rows = controls.control_table(scores, np.random.default_rng(0), 20)
     assert {row["name"]: row["note"] for row in rows[1:]} == {
         "metadata": "not computed: needs age, sex, site",
@@ -218,10 +218,10 @@ def test_a_network_beats_what_it_is_surely_better_than_and_nothing_else():
         "mean colour": True,
     }
     both = scores.merge(judged[["image_name", "probability"]], on="image_name")
-    labels, patients = both["label"].to_numpy(), both["patient_id"].to_numpy()
+    labels, groups = both["label"].to_numpy(), both["group"].to_numpy()
     rng = np.random.default_rng(0)
     for name, row in rows.items():
-        found = compare(labels, both["probability"].to_numpy(), both[name].to_numpy(), patients, rng, 200)
+        found = compare(labels, both["probability"].to_numpy(), both[name].to_numpy(), groups, rng, 200)
         assert row["verdict"] == (
             f"{'better' if row['beaten'] else 'not better'} than {alone(name)}: AUC {found['auc_a']:.3f} against "
             f"{found['auc_b']:.3f}, difference {found['difference']:+.3f} (95 % interval "
@@ -230,6 +230,46 @@ def test_a_network_beats_what_it_is_surely_better_than_and_nothing_else():
 
     same = scores[["image_name"]].assign(probability=scores["metadata"])
     assert not controls.beaten(same, scores, rng, 50)["metadata"]["beaten"]  # as good is not better
+
+
+@pytest.mark.parametrize(("n", "beaten"), [(1, None), (9, None), (10, True)])
+def test_a_network_is_compared_with_controls_only_over_enough_patients(n, beaten):
+    folds, features = split_of_lesions()
+    groups = [f"p{i % n}" for i in range(600)]
+    scores = controls.control_scores([fold.assign(group=groups) for fold in folds], features)
+    judged = scores[["image_name"]].assign(probability=3.0 * scores["label"])  # perfect
+    rows = controls.beaten(judged, scores, np.random.default_rng(0), 100)
+    table = {row["name"]: row for row in controls.control_table(scores, np.random.default_rng(0), 100)}
+    assert {row["beaten"] for row in rows.values()} == {beaten}
+    reason = (
+        f"only {n} patients (groups), {n} with a melanoma and {n} with a benign lesion: an interval needs 10, 5 and 5"
+    )
+    for name, row in rows.items():
+        assert (table[name]["auc_interval"] is None) == (beaten is None)
+        assert table[name]["note"].endswith(reason) == (beaten is None)
+        if beaten is None:
+            assert row["verdict"] == f"not compared with {alone(name)}: {reason}"
+            assert table[name]["auc"] == pytest.approx(roc_auc_score(scores["label"], scores[name]))
+
+
+def test_several_sources_are_a_control_and_one_is_none():
+    folds, features = split_of_lesions()
+    one = controls.control_scores([fold.assign(source="here") for fold in folds], features)
+    pd.testing.assert_frame_equal(one, controls.control_scores(folds, features))
+    assert "source" not in [row["name"] for row in controls.control_table(one, np.random.default_rng(0), 20)]
+    rng = np.random.default_rng(8)
+    source = np.where(rng.random(600) < 0.2 + 0.6 * folds[0]["label"], "clinic", "archive")
+    scores = controls.control_scores([fold.assign(source=source) for fold in folds], features)
+    rows = controls.control_table(scores, np.random.default_rng(0), 100)
+    assert [row["name"] for row in rows][-2:] == ["mean colour", "source"]
+    # two scores, one for each source, in each fold
+    melanoma, clinic = scores["label"].to_numpy() == 1, scores["source"].to_numpy() > 0
+    tpr, fpr = clinic[melanoma].mean(), clinic[~melanoma].mean()
+    assert rows[-1]["auc"] == pytest.approx((1 + tpr - fpr) / 2, abs=0.01)
+    assert 0.75 < rows[-1]["auc"] < 0.85
+    judged = scores[["image_name"]].assign(probability=3.0 * scores["label"])
+    verdict = controls.beaten(judged, scores, np.random.default_rng(0), 100)["source"]
+    assert verdict["beaten"] and verdict["verdict"].startswith("better than source alone: AUC 1.000 against 0.")
 
 
 def run_command(monkeypatch, capsys, *flags: str) -> dict:

@@ -13,11 +13,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import cache_of
+from PIL import Image
 
 import predict
 from config import Config
 from melanoma.common.errors import InputError
-from melanoma.evaluation.bootstrap import compare
+from melanoma.data.cache import decode_photos
+from melanoma.data.labels import read_labels
+from melanoma.evaluation import bootstrap
+from melanoma.evaluation.bootstrap import auc_interval, compare
+from melanoma.evaluation.evaluate import compare_runs, measure
 from melanoma.report.figures import tsne_subset
 from melanoma.report.page import PICTURES
 from melanoma.scoring import ensemble as panel
@@ -43,25 +48,24 @@ def test_the_page_shows_the_figures_and_numbers_of_the_evaluation(evaluated) -> 
     assert page.count("data:image/png;base64,") == len(PICTURES)
     assert f"{metrics['n']} images" in page and f"{metrics['auc']:.3f}" in page
     assert "always benign" in page and "not a medical device" in page.lower()
-    assert str(machine.train_image) in page
+    assert str(machine.train_image[0]) in page
 
 
-def test_the_learning_curves_are_of_all_epochs_whichever_was_the_best(evaluated, monkeypatch) -> None:
+def test_the_learning_curves_are_of_all_epochs_whichever_was_the_best(evaluated, tmp_path, monkeypatch) -> None:
     machine, _ = evaluated
     drawn = []
     monkeypatch.setattr(predict, "learning_curves", lambda log, *_: drawn.extend(log))
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    predict.main(machine)
+    predict.main(machine, metrics_file=tmp_path / "metrics.json")
     assert [entry["epoch"] for entry in drawn] == list(range(1, machine.epochs + 1))
 
 
-def test_metrics_hold_intervals_subgroups_and_controls(evaluated) -> None:
+def test_metrics_hold_subgroups_and_controls(evaluated) -> None:
     machine, metrics = evaluated
     assert json.loads((machine.run_dir / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     table = pd.read_csv(machine.run_dir / "predictions.csv")
-    assert metrics["n_patients"] == table["patient_id"].nunique()
-    low, high = metrics["intervals"]["specificity"]
-    assert low <= metrics["specificity"] <= high
+    assert metrics["n_patients"] == metrics["n_groups"] == table["patient_id"].nunique()
+    assert metrics["n_without_id"] == 0 and "auc_with_id" not in metrics
     sexes = [row for row in metrics["subgroups"] if row["attribute"] == "sex"]
     assert [(row["group"], row["n"]) for row in sexes] == [("female", len(table))]  # as conftest writes them
     tones = [row for row in metrics["subgroups"] if row["attribute"] == "skin tone (estimate)"]
@@ -73,8 +77,124 @@ def test_a_control_sees_the_training_part_alone_and_is_compared_on_the_test_part
     _, metrics = evaluated
     controls = {row["name"]: row for row in metrics["controls"]}
     assert controls["always benign"]["auc"] == controls["metadata"]["auc"] == 0.5
-    assert controls["image size"]["auc"] == 0.5 and controls["metadata"]["beaten"]
+    assert controls["image size"]["auc"] == 0.5
+
+
+def test_over_a_few_patients_no_number_has_an_interval_and_no_control_is_beaten(evaluated) -> None:
+    """The test part of the fixture has 6 patients, and melanomas of 2 or 3 of them."""
+    machine, metrics = evaluated
+    reason = metrics["not_computed"]["intervals"]
+    assert reason.startswith("only 6 patients (groups), ")
+    assert metrics["auc_interval"] is metrics["intervals"]["specificity"] is None
+    assert {row["auc_interval"] for row in metrics["subgroups"]} == {None}
+    for row in metrics["controls"]:
+        assert row["beaten"] is row["auc_interval"] is None
+        assert row["verdict"].startswith("not compared with ") and row["verdict"].endswith(f": {reason}")
+    page = (machine.graph_dir / "report.html").read_text(encoding="utf-8")
+    assert f"There are no intervals: {reason}." in page
+    assert f"The network is not compared with the controls: {reason}." in page
+
+
+def test_over_enough_patients_there_are_intervals_and_verdicts(
+    trained: Config, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
+    monkeypatch.setattr(bootstrap, "LEAST_GROUPS", 6)
+    monkeypatch.setattr(bootstrap, "LEAST_OF_CLASS", 1)
+    metrics = predict.main(dataclasses.replace(trained, graph_dir=tmp_path), metrics_file=tmp_path / "metrics.json")
+    assert "intervals" not in metrics["not_computed"]
+    low, high = metrics["intervals"]["specificity"]
+    assert low <= metrics["specificity"] <= high
+    controls = {row["name"]: row for row in metrics["controls"]}
+    assert controls["metadata"]["beaten"]
     assert "better than metadata alone: AUC" in controls["metadata"]["verdict"]
+    assert controls["metadata"]["verdict"] in capsys.readouterr().out
+
+
+# --- groups ---
+
+
+def judged(n: int = 400, without_id: int = 0) -> pd.DataFrame:
+    """Judged images, two of each patient; the last are without an id."""
+    rng = np.random.default_rng(0)
+    label = (rng.random(n) < 0.3).astype(int)
+    table = pd.DataFrame(
+        {
+            "image_name": [f"i{i}" for i in range(n)],
+            "patient_id": [f"IP_{i // 2}" for i in range(n)],
+            "label": label,
+            "probability": 1 / (1 + np.exp(-rng.normal(size=n) - label)),
+            "threshold": 0.6,
+        }
+    )
+    last = np.arange(n) >= n - without_id
+    table["patient_id"] = table["patient_id"].mask(last, "")
+    return table.assign(group=table["patient_id"].mask(last, "image:" + table["image_name"]))
+
+
+def test_where_every_image_has_a_patient_the_draws_are_over_patients() -> None:
+    table = judged()
+    metrics = measure(table, np.random.default_rng(0))
+    labels, scores, groups = (table[name].to_numpy() for name in ("label", "probability", "patient_id"))
+    assert metrics["auc_interval"] == auc_interval(labels, scores, groups, np.random.default_rng(0))
+    assert [metrics[key] for key in ("n_patients", "n_groups", "n_without_id")] == [200, 200, 0]
+    assert "auc_with_id" not in metrics and metrics["not_computed"] == {}
+
+
+def test_images_of_a_lesion_without_a_patient_are_drawn_together() -> None:
+    table = judged().assign(patient_id="")
+    table["group"] = [f"lesion_id:{i // 4}" for i in range(400)]
+    metrics = measure(table, np.random.default_rng(0))
+    labels, scores, groups = (table[name].to_numpy() for name in ("label", "probability", "group"))
+    assert metrics["auc_interval"] == auc_interval(labels, scores, groups, np.random.default_rng(0))
+    assert [metrics[key] for key in ("n_patients", "n_groups", "n_without_id")] == [0, 100, 0]
+    assert "auc_with_id" not in metrics
+
+
+def test_images_without_an_id_are_counted_and_the_auc_of_the_others_is_reported() -> None:
+    table = judged(without_id=120)
+    metrics = measure(table, np.random.default_rng(0))
+    assert [metrics[key] for key in ("n_patients", "n_groups", "n_without_id")] == [140, 260, 120]
+    known = measure(table.iloc[:280], np.random.default_rng(0))
+    own = metrics["auc_with_id"]
+    assert (own["n"], own["n_melanoma"], own["auc"]) == (280, table["label"][:280].sum(), known["auc"])
+    assert own["auc_interval"] == pytest.approx(known["auc_interval"], abs=0.01)
+    assert own["auc_interval"][0] < own["auc"] < own["auc_interval"][1]
+    none = measure(judged(without_id=400), np.random.default_rng(0))
+    assert [none[key] for key in ("n_patients", "n_groups", "n_without_id")] == [0, 400, 400]
+    assert "auc_with_id" not in none
+
+
+def test_the_auc_of_images_with_an_id_says_why_it_is_missing() -> None:
+    table = judged(without_id=120)
+    table.loc[:279, "label"] = 0
+    metrics = measure(table, np.random.default_rng(0))
+    assert metrics["auc_with_id"] == {"auc": None, "auc_interval": None, "n": 280, "n_melanoma": 0}
+    assert metrics["not_computed"] == {"auc_with_id": "there is no melanoma among 280 images"}
+    few = judged(without_id=382)
+    metrics = measure(few, np.random.default_rng(0))
+    assert metrics["auc_with_id"]["auc"] > 0.5 and metrics["auc_with_id"]["auc_interval"] is None
+    assert metrics["not_computed"]["auc_with_id"].startswith("only 9 patients (groups), ")
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+@pytest.mark.parametrize("n", [1, 9, 10])
+def test_an_evaluation_needs_ten_patients_for_intervals(n: int) -> None:
+    table = judged().assign(patient_id=[f"IP_{i % n}" for i in range(400)], fold=np.arange(400) // 200)
+    table["group"] = table["patient_id"]
+    metrics = measure(table, np.random.default_rng(0))
+    other = table.assign(probability=table["probability"] * np.random.default_rng(1).random(400))
+    compared = compare_runs([table, other], ["a", "b"], np.random.default_rng(0))
+    found = [metrics["auc_interval"], compared["interval"], *(row["auc_interval"] for row in metrics["folds"])]
+    reason = f"only {n} patients (groups), {n} with a melanoma and {n} with a benign lesion: "
+    reason += "an interval needs 10, 5 and 5"
+    if n == 10:
+        assert None not in found
+        assert "intervals" not in metrics["not_computed"] and compared["not_computed"] is None
+    else:
+        assert set(found) == {None}
+        assert metrics["not_computed"]["intervals"] == compared["not_computed"] == reason
+        assert [row["note"] for row in metrics["folds"]] == [reason, reason]
 
 
 def test_figures_that_cannot_be_drawn_are_removed_and_the_reason_is_told(
@@ -107,20 +227,30 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     known = table[table["part"] != "test"]
     new = table[table["part"] == "test"]
     stranger = pd.DataFrame({"image_name": ["x"], "patient_id": [known["patient_id"].iloc[0]], "label": [0]})
-    lesions = pd.concat([table, stranger], ignore_index=True)
-    left, notes = panel.new_to_all(panels, lesions)
+    renamed = known.iloc[:3].assign(image_name=["r0", "r1", "r2"], patient_id="")
+    lesions = pd.concat([table, stranger, renamed], ignore_index=True)
+    images, names = lesion_folder / "train", lesions["image_name"]
+    new_pixels = tmp_path / "x.jpg"
+    Image.new("RGB", (64, 64), (9, 99, 199)).save(new_pixels)
+    paths = {name: images / f"{name}.jpg" for name in table["image_name"]}
+    paths |= {"x": new_pixels, **{f"r{i}": images / f"{name}.jpg" for i, name in enumerate(known["image_name"][:3])}}
+    feeds, _ = panel.decode_all(panels, paths, lambda own, size: decode_photos(own, size))
+    assert panel.known_pictures(panels, feeds, names.tolist()).sum() == len(known) + 3
+    left, notes = panel.new_to_all(panels, lesions, feeds)
     assert left["image_name"].tolist() == [*new["image_name"], "x"]
-    assert notes[0].startswith(f"{len(known)} images are left out") and known["image_name"].iloc[0] in notes[0]
+    assert notes[0].startswith(f"{len(known) + 3} images are left out") and known["image_name"].iloc[0] in notes[0]
+    assert f": {len(known) + 3} by their pixels, the others by their names" in notes[0]
     assert notes[1].startswith("1 images are of patients")
-    assert panel.new_to_all(panels, new)[1] == []
+    assert panel.new_to_all(panels, new, feeds)[1] == []
     known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
     with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
-        panel.score_folder(panels, lesion_folder / "train", tmp_path / "known.csv", partial(predict.decode, trained))
+        labels = read_labels(tmp_path / "known.csv")
+        panel.score_folder(panels, lesion_folder / "train", labels, partial(predict.decode, trained))
 
 
 def test_without_the_label_file_age_sex_and_site_are_unknown(trained: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "gone.csv")
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=(tmp_path / "gone.csv",))
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
     assert {row["attribute"] for row in metrics["subgroups"]} == {"image size", "skin tone (estimate)"}
     assert "gone.csv does not exist" in metrics["not_computed"]["metadata"]
@@ -130,24 +260,24 @@ def test_without_the_label_file_age_sex_and_site_are_unknown(trained: Config, tm
 
 def test_labels_without_age_sex_and_site_are_enough(trained: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    labels = pd.read_csv(trained.train_labels, dtype=str, keep_default_na=False)
+    labels = pd.read_csv(trained.train_labels[0], dtype=str, keep_default_na=False)
     labels[["image_name", "patient_id", "target"]].to_csv(tmp_path / "bare.csv", index=False)
-    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "bare.csv")
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=(tmp_path / "bare.csv",))
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
     notes = {row["name"]: row["note"] for row in metrics["controls"]}
-    assert notes["metadata"] == "metadata gives all images the same score"
+    assert notes["metadata"].startswith("metadata gives all images the same score; only 6 patients (groups), ")
     assert metrics["notes"] == []
 
 
 def test_labels_that_lack_images_of_the_run_are_told(trained: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    labels = pd.read_csv(trained.train_labels, dtype=str, keep_default_na=False)
+    labels = pd.read_csv(trained.train_labels[0], dtype=str, keep_default_na=False)
     labels.iloc[:50].to_csv(tmp_path / "few.csv", index=False)
-    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=tmp_path / "few.csv")
+    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=(tmp_path / "few.csv",))
     metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
     [note] = metrics["notes"]
     assert note.startswith("Age, sex and site of 10 of the runs' 60 images are unknown: ")
-    assert "few.csv lacks them (for example ISIC_0000050)" in note
+    assert "train_labels lacks them (for example ISIC_0000050)" in note
 
 
 def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path, monkeypatch) -> None:
@@ -168,8 +298,8 @@ def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path,
 def test_a_bad_label_file_is_told_before_anything_is_scored(trained: Config, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "bad.csv").write_text("name,target\n")
     monkeypatch.setattr(predict, "load_ensembles", lambda *_: pytest.fail("scored first"))
-    machine = dataclasses.replace(trained, train_labels=tmp_path / "bad.csv")
-    with pytest.raises(InputError, match="has no column image_name"):
+    machine = dataclasses.replace(trained, train_labels=(tmp_path / "bad.csv",))
+    with pytest.raises(InputError, match="has no column of image names"):
         predict.main(machine)
 
 
@@ -198,7 +328,7 @@ def test_a_run_and_a_panel_are_compared_on_the_same_images(trained: Config, tmp_
         first["label"].to_numpy(),
         first["probability"].to_numpy(),
         second["probability"].to_numpy(),
-        first["patient_id"].to_numpy(),
+        first["group"].to_numpy(),
         np.random.default_rng(0),
     )
     two = f"{trained.run_dir}, {trained.run_dir}"
@@ -234,3 +364,13 @@ def test_tsne_subset_keeps_every_melanoma() -> None:
     assert len(kept) == 100 and np.all(np.diff(kept) > 0)
     assert labels[kept].sum() == labels.sum()
     assert len(tsne_subset(labels, 5000, np.random.default_rng(0))) == 1000
+
+
+def test_the_threshold_for_a_specificity_that_validation_chose_has_its_rates_on_the_test_part() -> None:
+    labels = np.array([0] * 6 + [1] * 4)
+    table = pd.DataFrame({"label": labels, "probability": [0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.3, 0.5, 0.7, 0.9]})
+    table = table.assign(threshold=0.5, specific_threshold=[0.65] * 5 + [0.85] * 5)  # each fold has its own
+    table["patient_id"] = table["group"] = [f"p{i}" for i in range(10)]
+    found = measure(table, np.random.default_rng(0))["at_specific_threshold"]
+    assert (found["sensitivity"]["hits"], found["sensitivity"]["of"]) == (1, 4)
+    assert (found["specificity"]["hits"], found["specificity"]["of"]) == (6, 6)

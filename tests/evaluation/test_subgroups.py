@@ -24,7 +24,7 @@ def judged(n: int = 400) -> pd.DataFrame:
             "label": label,
             "probability": np.round(1 / (1 + np.exp(-rng.normal(size=n) - label)), 2),
             "threshold": np.where(np.arange(n) % 2, 0.5, 0.6),
-            "patient_id": [f"p{i // 3}" for i in range(n)],
+            "group": [f"p{i // 3}" for i in range(n)],
             "sex": sex,
             "age": np.where(rng.random(n) < 0.1, np.nan, rng.integers(30, 90, n)),
             "site": rng.choice(["torso", "head/neck"], n),
@@ -43,7 +43,7 @@ def test_a_row_has_the_figures_of_its_group_alone():
     assert (rows[0]["attribute"], rows[0]["group"]) == ("sex", "female")
     own = table[table["sex"] == "female"]
     expected = brief_metrics(own, np.random.default_rng(0), 50)
-    assert rows[0] == {"attribute": "sex", "group": "female", **expected, "note": ""}
+    assert rows[0] == {"attribute": "sex", "group": "female", **expected} and expected["note"] == ""
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
@@ -81,7 +81,7 @@ def test_a_group_needs_five_of_each_class(melanomas, benign, note):
             "label": np.arange(n) < melanomas,
             "probability": np.linspace(0, 1, n),
             "threshold": 0.5,
-            "patient_id": np.arange(n),
+            "group": np.arange(n),
             "sex": "male",
         }
     )
@@ -91,7 +91,7 @@ def test_a_group_needs_five_of_each_class(melanomas, benign, note):
 
 
 def test_attributes_that_the_table_lacks_have_no_rows():
-    table = judged()[["label", "probability", "threshold", "patient_id", "age"]]
+    table = judged()[["label", "probability", "threshold", "group", "age"]]
     groups = [row["group"] for row in subgroup_table(table, np.random.default_rng(0), 10)]
     assert groups == ["under 30", "30 to 44", "45 to 59", "60 to 74", "75 and older", "unknown"]
     assert subgroup_table(table.drop(columns="age"), np.random.default_rng(0), 10) == []
@@ -108,6 +108,25 @@ def bands_of(column: str, values: np.ndarray) -> list[str]:
     """The band of each value of a column."""
     (groups,) = memberships(pd.DataFrame({column: values})).values()
     return list(groups)
+
+
+def test_several_sources_are_subgroups_and_one_is_none():
+    table = judged()
+    table["source"] = np.where(np.arange(400) % 3, "here", "there")
+    rows = subgroup_table(table, np.random.default_rng(0), 10)
+    own = [(row["group"], row["n"]) for row in rows if row["attribute"] == "source"]
+    assert own == [("here", 266), ("there", 134)]
+    (here, *_) = rows
+    auc = brief_metrics(table[table["source"] == "here"], np.random.default_rng(0), 10)["auc"]
+    assert (here["attribute"], here["auc"]) == ("source", auc)
+    assert "source" not in memberships(table.assign(source="here"))
+
+
+def test_a_group_of_too_few_patients_has_no_interval_and_says_why():
+    table = judged().assign(group=[f"p{i % 9}" for i in range(400)])
+    (row, *_) = subgroup_table(table, np.random.default_rng(0), 10)
+    assert row["auc"] > 0.5 and row["auc_interval"] is None
+    assert row["note"].startswith("only 9 patients (groups), 9 with a melanoma and 9 with a benign lesion: an interval")
 
 
 def test_bands_begin_at_their_lower_bound():

@@ -46,6 +46,10 @@ FIGURES = {
 ONE_CLASS_WILL_DO = ["Probabilities by class", "Calibration"]
 
 
+def legend_title(axes) -> str:
+    return axes.get_legend().get_title().get_text()
+
+
 def legend_texts(axes) -> list[str]:
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
@@ -271,6 +275,14 @@ def test_roc_shows_the_curve_its_auc_and_the_operating_point():
     assert corners >= {(0, 0), (0.5, 0.6), (1, 1), (0.5, 0.9), (0, 0.3)}
 
 
+def test_roc_over_too_few_groups_has_no_band_and_says_so():
+    axes = curves.roc(LABELS, SCORES, 0.8, (0.2, 0.6), WHAT, None).axes[0]
+    assert len(axes.collections) == 0
+    assert legend_title(axes) == "no interval: too few patients"
+    assert legend_texts(axes)[:2] == ["chance", "AUC 0.800"]
+    assert legend_title(curves.roc(LABELS, SCORES, 0.8, (0.2, 0.6), WHAT, BAND).axes[0]) == ""
+
+
 # --- forest ---
 
 
@@ -326,6 +338,15 @@ def test_forest_of_any_length_is_drawn(tmp_path, rows):
     image = save(curves.forest(rows, None, WHAT), tmp_path / "forest.png")
     assert image.width == 1440
     assert image.height == pytest.approx(150 * (1.9 + 0.3 * (len(rows) + len(rows) // 2 + len(rows) % 2)), abs=1)
+
+
+def test_a_group_without_an_interval_has_its_auc_and_no_bar():
+    axes, table = curves.forest([{**ROWS[0], "auc": 0.3, "auc_interval": None}, ROWS[1]], None, WHAT).axes
+    few, male, interval = axes.lines[1:]
+    assert [points_of(few).tolist(), points_of(male).tolist()] == [[[0.3, 1]], [[0.79, 2]]]
+    assert points_of(interval).tolist() == [[0.74, 2], [0.84, 2]]
+    assert texts_of(table)[2:4] == ["1,200 / 80", "0.300 (too few patients)"]
+    assert axes.get_xlim()[0] < 0.3
 
 
 def test_an_interval_below_chance_is_within_the_axes():

@@ -30,7 +30,7 @@ from melanoma.scoring.ensemble import Choices
 from melanoma.training import run_folder as checkpoint
 from predict import judge_photos, write_submission
 
-COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "error"]
+COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "known", "error"]
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def second(lesion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def folder(machine: Config, tmp_path: Path) -> Path:
     """Six photos, a to f, and something else."""
     (tmp_path / "photos").mkdir()
-    for name, path in zip("abcdef", sorted(machine.train_image.iterdir())[8:14], strict=True):
+    for name, path in zip("abcdef", sorted(machine.train_image[0].iterdir())[8:14], strict=True):
         shutil.copy(path, tmp_path / "photos" / f"{name}.jpg")
     (tmp_path / "photos" / "notes.txt").write_text("no photo")
     return tmp_path / "photos"
@@ -94,7 +94,7 @@ def shown_cards(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 def test_test_images_as_photos_are_judged_as_in_predictions_csv(machine):
     predict.main(machine)
     test = pd.read_csv(machine.run_dir / "predictions.csv")
-    paths = [machine.train_image / f"{name}.jpg" for name in test["image_name"]]
+    paths = [machine.train_image[0] / f"{name}.jpg" for name in test["image_name"]]
     table = judge_photos(machine, (), paths, cards=False)
     assert list(table) == COLUMNS
     assert table["path"].tolist() == [str(path) for path in paths]
@@ -107,7 +107,7 @@ def test_test_images_as_photos_are_judged_as_in_predictions_csv(machine):
 
 @pytest.mark.usefixtures("lean_evaluation")
 def test_several_runs_judge_a_photo_together_as_they_do_a_labelled_folder(machine, second, capsys, tmp_path):
-    images, labels = another_folder(machine.train_image, machine.train_labels, tmp_path / "another")
+    images, labels = another_folder(machine.train_image[0], machine.train_labels[0], tmp_path / "another")
     run_dirs = [machine.run_dir, second]
     choices = Choices(prevalence=0.05)
     predict.main(machine, run_dirs, images, labels, choices)
@@ -133,7 +133,7 @@ def test_nearest_distance_and_familiarity_equal_a_slow_loop(machine, folder):
         return [min(math.dist(own, other) for other in run.references) for own in embeddings]
 
     usual = nearest(run.table.loc[run.table["part"] == "validation", "image_name"], run.feed)
-    originals = pd.Series([path.stem for path in sorted(machine.train_image.iterdir())[8:14]])
+    originals = pd.Series([path.stem for path in sorted(machine.train_image[0].iterdir())[8:14]])
     distances = nearest(originals, run.feed)
     np.testing.assert_allclose(table["nearest_distance"].astype(float), distances, atol=1e-5)
     expected = [np.mean([other >= own for other in usual]) for own in distances]
@@ -141,6 +141,8 @@ def test_nearest_distance_and_familiarity_equal_a_slow_loop(machine, folder):
     in_training = originals.isin(run.table.loc[run.table["part"] == "train", "image_name"])
     assert 0 < in_training.sum() < 6
     assert ((table["familiarity"] == 1) >= in_training).all()
+    learnt = originals.isin(run.table.loc[run.table["part"] != "test", "image_name"])
+    assert table["known"].tolist() == learnt.tolist()  # the photos are copies under other names
 
 
 @pytest.mark.usefixtures("quick_cards")
@@ -188,8 +190,9 @@ def test_an_image_that_cannot_be_read_has_its_error_and_the_others_are_judged(ma
 
 
 def flags(machine: Config) -> list[str]:
-    names = ("run_dir", "train_image", "cache_dir", "graph_dir", "device")
-    return [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(machine, name)))]
+    values = {name: getattr(machine, name) for name in ("run_dir", "cache_dir", "graph_dir", "device")}
+    values["train_image"] = machine.train_image[0]
+    return [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def test_if_no_image_can_be_read_that_is_an_error_of_one_line(machine, folder):
@@ -271,7 +274,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
     run = predict.load_run(machine)
     names = run.table.loc[run.table["part"] == "train", "image_name"].tolist()
     for card, number in zip(seen, (8, 13), strict=True):
-        original = sorted(machine.train_image.iterdir())[number].stem
+        original = sorted(machine.train_image[0].iterdir())[number].stem
         _, [embedding] = panel.score_images(run, run.feed, pd.Series([original]))
         for label in (0, 1):
             expected = sorted(
@@ -282,7 +285,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
             assert [own.name for own in card[label]] == [name for _, name in expected]
             np.testing.assert_allclose([own.distance for own in card[label]], [own for own, _ in expected], atol=1e-5)
             for own in card[label]:
-                bright = Image.open(machine.train_image / f"{own.name}.jpg")
+                bright = Image.open(machine.train_image[0] / f"{own.name}.jpg")
                 assert own.pixels.shape == (256, 256, 3)
                 assert own.pixels.mean() == pytest.approx(np.asarray(bright).mean(), abs=2)
     assert {name for card in seen for name in card["verdict"]} >= {"called melanoma", "called benign"}
@@ -296,7 +299,7 @@ def test_the_heat_map_explains_the_runs_own_score(machine, folder, monkeypatch):
     assert dark.shape == (32, 32)
     assert np.abs(dark - bright).max() > 0
     run = predict.load_run(machine)
-    [view] = run.feed.batches([run.feed.cache.rows([sorted(machine.train_image.iterdir())[8].stem])])
+    [view] = run.feed.batches([run.feed.cache.rows([sorted(machine.train_image[0].iterdir())[8].stem])])
     by_hand = unlabelled.grad_cam(
         run.network, view[0].numpy(), panel.make_ensemble([run]).scorers[0], run.references, run.reference_labels
     )
@@ -433,4 +436,4 @@ def test_flags_reach_what_they_are_for(monkeypatch):
     )
     assert one == ("judge_photos", [], [Path("a.jpg")], Choices(), None)
     assert submission == ("write_submission", [], Choices(prevalence=0.02))
-    assert evaluation == ("main", [], None, None, Choices(), None)
+    assert evaluation == ("main", [], None, None, Choices(), None, "test")

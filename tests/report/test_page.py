@@ -24,6 +24,8 @@ METRICS = {
     "n": 961,
     "n_melanoma": 79,
     "n_patients": 402,
+    "n_groups": 402,
+    "n_without_id": 0,
     "auc": 0.8123,
     "auc_interval": [0.7701, 0.8502],
     "average_precision": 0.3,
@@ -85,6 +87,7 @@ METRICS = {
             "auc_interval": [0.75, 0.86],
             "sensitivity": {"value": 0.85, "hits": 34 - i, "of": 40 - i, "wilson": [0.7, 0.93]},
             "specificity": {"value": 0.7, "hits": 309, "of": 441, "wilson": [0.656, 0.742]},
+            "note": "",
         }
         for i in range(2)
     ],
@@ -308,10 +311,109 @@ def test_headline_metrics_stand_with_intervals_and_counts():
         "ROC AUC": ("0.812", "95 % interval 0.770 to 0.850"),
         "sensitivity": ("0.848", "95 % interval 0.760 to 0.920; 67 true positives of 79 melanomas"),
         "specificity": ("0.687", "95 % interval 0.640 to 0.730; 606 true negatives of 882 benign lesions"),
-        "sensitivity at 90 % specificity": ("0.532", "95 % interval 0.420 to 0.630"),
+        "sensitivity at 90 % specificity": ("0.532", "95 % interval 0.420 to 0.630; read off the test curve"),
         "average precision": ("0.300", "95 % interval 0.200 to 0.400; chance: 0.082"),
         "accuracy": ("0.701", "95 % interval 0.660 to 0.740; always benign: 0.918"),
     }
+
+
+FEW = "only 3 patients (groups), 2 with a melanoma and 3 with a benign lesion: an interval needs 10, 5 and 5"
+
+
+def too_few(metrics: dict[str, Any] = METRICS) -> dict[str, Any]:
+    """These metrics over too few groups, as `evaluate.measure` has them."""
+    metrics = copy.deepcopy(metrics) | {"intervals": dict.fromkeys(metrics["intervals"]), "auc_interval": None}
+    metrics["not_computed"]["intervals"] = FEW
+    for row in [*metrics["folds"], *metrics["controls"], *metrics["subgroups"][:1]]:
+        row |= {"auc_interval": None, "note": FEW}
+    for row in metrics["controls"]:
+        row |= {"beaten": None, "verdict": f"not compared with {row['name']} alone: {FEW}"}
+    return metrics
+
+
+def test_a_set_without_intervals_says_why_wherever_they_would_stand():
+    metrics = too_few()
+    tiles = {tile["name"]: (tile["value"], tile["detail"]) for tile in tables.headline(metrics)}
+    assert tiles["ROC AUC"] == ("0.812", "no interval")
+    assert tiles["sensitivity"] == ("0.848", "no interval; 67 true positives of 79 melanomas")
+    text = tables.describe_metrics(metrics)
+    assert f"There are no intervals: {FEW}" in text.splitlines()[-1]
+    assert f"not compared with metadata alone: {FEW}" in text
+    assert " to " not in text.replace("not computed", "")
+    page = Page(render(metrics))
+    assert f"There are no intervals: {FEW}." in page.texts
+    assert {row[2] for row in page.tables["All metrics"][1:]} == {""}
+    assert {row[3] for row in page.tables["Folds"][1:]} == {
+        "0.800 (no interval)",
+        "0.810 (no interval)",
+        "0.812 (no interval)",
+    }
+    assert {row[-1] for row in page.tables["Folds"][1:]} == {FEW}
+    assert page.tables["Subgroups"][1][3] == "0.830 (no interval)" and page.tables["Subgroups"][1][-1] == FEW
+    assert [row[1] for row in page.tables["Controls"][1:]] == [
+        "0.812 (no interval)",
+        "0.630 (no interval)",
+        "0.800 (no interval)",
+        "not computed",
+    ]
+    assert f"The network is not compared with the controls: {FEW}." in page.texts
+
+
+def test_two_runs_over_too_few_groups_have_a_difference_alone():
+    found = {"a": "one", "b": "two", "n": 90, "auc_a": 0.8, "auc_b": 0.75, "difference": 0.05}
+    alone = found | {"interval": None, "p": None, "not_computed": FEW}
+    assert tables.describe_comparison(alone) == (
+        f"one: AUC 0.800; two: AUC 0.750, on the same 90 images; difference +0.050 (no interval: {FEW})"
+    )
+    assert tables.describe_comparison(found | {"interval": [0.01, 0.09], "p": 0.02, "not_computed": None}) == (
+        "one: AUC 0.800; two: AUC 0.750, on the same 90 images; difference +0.050 "
+        "(95 % interval +0.010 to +0.090, p 0.020)"
+    )
+    nothing = dict.fromkeys(found, None) | {"a": "one", "b": "two", "interval": None, "not_computed": "no melanoma"}
+    assert tables.describe_comparison(nothing) == "one and two: not compared, no melanoma"
+
+
+def test_images_without_an_id_are_told_beside_the_intervals():
+    metrics: dict[str, Any] = METRICS | {
+        "controls": [],
+        "n_groups": 700,
+        "n_without_id": 298,
+        "auc_with_id": {"auc": 0.79, "auc_interval": [0.74, 0.84], "n": 663, "n_melanoma": 50},
+    }
+    note = (
+        "298 images have no patient or lesion id: each counts as a group of its own, so intervals may be too narrow "
+        "and siblings may be in training"
+    )
+    first, *lines = tables.describe_metrics(metrics).splitlines()
+    assert first == (
+        "test: 961 images, 79 melanoma, 402 patients, 700 groups, 298 images without a patient or lesion id"
+    )
+    assert note in lines[-1]
+    text = render(metrics)
+    assert f"{note}." in text[text.index('<section id="headline">') : text.index('<section id="figures">')]
+    row = Page(text).tables["All metrics"][2]
+    assert row == ["ROC AUC of the images with a patient or lesion id", "0.790", "0.740 to 0.840", "663 of 961", ""]
+    assert "patient or lesion id" not in render()
+    for auc, reason, cells in (
+        (None, "there is no melanoma among 663 images", ["not computed: there is no melanoma among 663 images", ""]),
+        (0.79, FEW, ["0.790", f"no interval: {FEW}"]),
+    ):
+        metrics["auc_with_id"] = {"auc": auc, "auc_interval": None, "n": 663, "n_melanoma": 50}
+        metrics["not_computed"] = {"npv": "", "sensitivity_at_specificity": "", "auc_with_id": reason}
+        assert list(tables.metric_table(metrics).rows[1][1:3]) == cells
+
+
+def test_the_page_says_what_intervals_and_curve_hold_fixed(page):
+    words = " ".join(" ".join(page.texts).split())
+    assert words.count("hold model, calibration curve and threshold fixed") == 1
+    assert "A metric that is read off a curve has its threshold from the evaluated images themselves" in words
+    tiles = {tile["name"]: tile["detail"] for tile in tables.headline({**METRICS, "set": "validation"})}
+    assert tiles["sensitivity at 90 % specificity"].endswith("; read off the validation curve")
+
+
+def test_the_model_card_counts_the_images_evaluated():
+    card = report.model_card({**METRICS, "notes": ["One"]}, "here", [], "a network")
+    assert card["evaluation_data"] == ("test: 961 images, 79 melanoma, 402 patients. One. ")
 
 
 def test_a_headline_metric_that_is_none_says_why():
@@ -321,16 +423,17 @@ def test_a_headline_metric_that_is_none_says_why():
 
 def test_all_metrics_have_value_intervals_and_counts(page):
     header, *rows = page.tables["All metrics"]
-    assert header == ["metric", "value", "95 %, bootstrap over patients", "images", "95 %, Wilson"]
+    assert header == ["metric", "value", "95 %, bootstrap over groups", "images", "95 %, Wilson"]
     by_name = {name: cells for name, *cells in rows}
     assert len(by_name) == len(rows) == 17 + 3 + 3 + 3
     assert by_name["ROC AUC"] == ["0.812", "0.770 to 0.850", "", ""]
     assert by_name["sensitivity (recall)"] == ["0.848", "0.760 to 0.920", "67 of 79", "0.753 to 0.911"]
     assert by_name["Brier score"][0] == "0.0661"
     assert by_name["negative predictive value (NPV)"][0] == "not computed: no lesion is called benign"
-    assert by_name["sensitivity at 80 % specificity"][:2] == ["0.690", "0.600 to 0.780"]
-    assert by_name["sensitivity at 95 % specificity"][0] == "not computed: no threshold reaches it"
-    assert by_name["specificity at 95 % sensitivity"][0] == "0.410"
+    off = "read off the test curve"
+    assert by_name[f"sensitivity at 80 % specificity, {off}"][:2] == ["0.690", "0.600 to 0.780"]
+    assert by_name[f"sensitivity at 95 % specificity, {off}"][0] == "not computed: no threshold reaches it"
+    assert by_name[f"specificity at 95 % sensitivity, {off}"][0] == "0.410"
     assert by_name["precision (PPV) at 1.76 % prevalence"][:2] == ["0.046", "0.041 to 0.053"]
 
 
@@ -343,6 +446,7 @@ def test_folds_stand_above_the_pooled_set(page):
         "0.800 (0.750 to 0.860)",
         "0.850 (34 of 40; 0.700 to 0.930)",
         "0.700 (309 of 441; 0.656 to 0.742)",
+        "",
     ]
     assert second[:3] == ["fold 1", "481", "39"]
     assert pooled == [
@@ -352,11 +456,13 @@ def test_folds_stand_above_the_pooled_set(page):
         "0.812 (0.770 to 0.850)",
         "0.848 (67 of 79; 0.753 to 0.911)",
         "0.687 (606 of 882; 0.656 to 0.717)",
+        "",
     ]
 
 
 def test_controls_stand_below_the_network_and_those_that_are_as_good_are_named(page):
-    _, network, size, metadata, always = page.tables["Controls"]
+    header, network, size, metadata, always = page.tables["Controls"]
+    assert header[3] == "sensitivity at specificity, read off the test curve"
     assert network[:3] == ["this network", "0.812 (0.770 to 0.850)", "0.300"]
     assert network[3:] == ["0.690 at 80 %, 0.532 at 90 %, not computed at 95 %", "", ""]
     assert size == ["file size", "0.630 (0.570 to 0.680)", "0.100", "0.200 at 90 %", "better", "bytes"]
@@ -444,3 +550,13 @@ def test_the_page_does_not_scroll_sideways(tmp_path, width):
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title, done.stderr
     assert title[1] == f"measured {width} of {width}, 0 broken"
+
+
+def test_the_model_card_says_how_often_the_test_part_was_evaluated():
+    assert report.describe_evaluations(METRICS) == ""
+    once, other = {"scorer": None}, {"scorer": "head"}
+    assert (
+        report.describe_evaluations({"test_evaluations": [once]}) == "This test part was evaluated once for this run. "
+    )
+    told = report.describe_evaluations({"test_evaluations": [once, other, once]})
+    assert told == "This test part was evaluated 3 times, with 2 different choices for this run. "

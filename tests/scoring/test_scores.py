@@ -14,12 +14,12 @@ from melanoma.scoring.scores import (
     SCORERS,
     Judge,
     Platt,
-    best_scorer,
     choose_threshold,
     familiarity,
     mean_distances,
     nearest_references,
     score_all,
+    usual_scorer,
 )
 
 
@@ -162,11 +162,8 @@ def test_every_scorer_is_the_one_of_its_name():
     assert list(score_all(embeddings, None, references, labels)) == list(SCORERS[:-1])
 
 
-def test_the_best_scorer_has_the_highest_auc_and_of_equals_is_the_first():
-    labels, right = np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 2.0, 3.0])
-    scores = {"a": -right, "b": np.array([0.0, 2.0, 1.0, 3.0]), "c": right, "d": 5 * right}
-    assert best_scorer(labels, scores) == "c"
-    assert best_scorer(labels, {"a": -right}) == "a"
+def test_the_way_of_scoring_is_fixed_by_the_network():
+    assert (usual_scorer(True), usual_scorer(False)) == ("head", "neighbours")
 
 
 # --- probability ---

@@ -88,3 +88,14 @@ def test_without_a_moving_average_the_network_itself_is_kept() -> None:
     learner = Learner(small(), 1, 0.01)
     assert learner.kept is learner.network
     assert set(learner.state()) == {"optimizer"}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_of_either_network_that_are_not_finite_are_noticed(value: float) -> None:
+    for where in ("trained", "kept", "running statistics"):
+        learner = Learner(small("resnet18"), 1, 0.01, ema=0.5)
+        assert learner.finite() and Learner(small(), 1, 0.01).finite()
+        network = learner.kept if where == "kept" else learner.network
+        name = "backbone.model.bn1.running_var" if where == "running statistics" else "fc_embedding.bias"
+        network.state_dict()[name][0] = value
+        assert not learner.finite(), where

@@ -85,6 +85,26 @@ def test_two_processes_reach_the_losses_of_one(quick: Config, settings: dict) ->
 
 
 def test_bad_input_is_said_once_by_several_processes(quick: Config) -> None:
-    done = torchrun(dataclasses.replace(quick, train_labels=Path("nowhere.csv")), 2)
+    done = torchrun(dataclasses.replace(quick, train_labels=(Path("nowhere.csv"),)), 2)
     assert done.returncode != 0
     assert done.stderr.count("/nowhere.csv does not exist") == 1
+
+
+def test_processes_whose_share_is_one_image_or_none_train_batch_normalisation(quick: Config) -> None:
+    config = dataclasses.replace(quick, pairs="batch", backbone="resnet18", backbone_weights="none")
+    n = summarise(load_lesions(config), config)["images_per_epoch"]
+    # a last batch of three images, whose maps are of one pixel: a share of one is one value in each channel
+    config = dataclasses.replace(config, batch_size=n - 3)
+    for processes in (2, 4):
+        own = dataclasses.replace(config, run_dir=quick.run_dir.with_name(str(processes)))
+        done = torchrun(own, processes)
+        assert done.returncode == 0, done.stderr
+        assert len(losses(own)) == 1
+
+
+def test_what_the_first_process_refuses_ends_all_of_them_with_one_line(quick: Config) -> None:
+    done = torchrun(dataclasses.replace(quick, learning_rate=100.0, batch_size=256, epochs=2), 2)
+    assert done.returncode != 0
+    assert done.stderr.count("error: the training has diverged in epoch 1/2: ") == 1
+    assert 'train.py", line' not in done.stderr  # no traceback of the other one
+    assert not (quick.run_dir / "last.pt").exists()

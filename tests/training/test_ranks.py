@@ -22,12 +22,39 @@ def test_shares_make_up_the_batch_and_are_nearly_equal(size, count):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("size", [256, 7, 1])
-def test_every_process_embeds_its_share_or_one_image(size, count):
+def test_every_process_embeds_its_share_and_of_several_two_images_at_least(size, count):
     for rank in range(count):
         places = Ranks(rank, count).places(size).tolist()
-        share = Ranks(rank, count).share(size)
-        assert places == (list(range(size))[share] or [0])
-        assert Ranks(rank, count).share_size(size) == len(range(size)[share])
+        own = list(range(size))[Ranks(rank, count).share(size)]
+        assert Ranks(rank, count).share_size(size) == len(own)
+        assert places[: len(own)] == own
+        assert len(places) == max(len(own), 1 if count == 1 else 2)  # batch normalisation needs two
+        assert set(places) <= set(range(size))
+        assert size == 1 or len(set(places)) == len(places)  # company is another image
+
+
+def test_places_are_those_of_an_example():
+    assert [Ranks(rank, 2).places(3).tolist() for rank in range(2)] == [[0, 1], [1, 2]]
+    assert [Ranks(rank, 4).places(3).tolist() for rank in range(4)] == [[0, 1], [0, 1], [1, 2], [2, 0]]
+
+
+def test_what_one_process_refuses_ends_it(monkeypatch):
+    with Ranks().together(CPU):
+        pass
+    with pytest.raises(InputError, match="the disk is full"), Ranks().together(CPU):
+        raise InputError("the disk is full")
+    asked = []
+
+    def somewhere(self: Ranks, here: bool, device: torch.device) -> bool:
+        asked.append(here)
+        return True
+
+    monkeypatch.setattr(Ranks, "any", somewhere)
+    with pytest.raises(InputError, match="another process has stopped"), Ranks(1, 2).together(CPU):
+        pass
+    with pytest.raises(InputError, match="the disk is full"), Ranks(0, 2).together(CPU):
+        raise InputError("the disk is full")
+    assert asked == [False, True]
 
 
 def test_one_process_asks_itself_alone():

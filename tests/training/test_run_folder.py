@@ -36,6 +36,8 @@ def table() -> pd.DataFrame:
         {
             "image_name": ["001", "1e5", "01", "7", "0", "1"],
             "patient_id": ["NA", "nan", "IP_1", "", "007", "ü, 'quoted'"],
+            "source": "1",
+            "group": ["NA", "nan", "IP_1", "image:7", "007", "ü, 'quoted'"],
             "label": [0, 1, 0, 1, 0, 1],
             "part": ["train", "train", "validation", "validation", "test", "test"],
             "path": "not stored",
@@ -325,7 +327,7 @@ def test_resume_refuses_changed_data(config, table, change):
 def test_split_comes_back_as_it_was_stored(config, table):
     start(config, table, "CPU", resumed=False)
     stored = read_split(config.run_dir)
-    columns = ["image_name", "patient_id", "label", "part"]
+    columns = ["image_name", "source", "patient_id", "group", "label", "part"]
     assert stored.columns.tolist() == columns
     assert stored.values.tolist() == table[columns].values.tolist()
     assert stored["label"].dtype == int

@@ -1,0 +1,82 @@
+"""Read a diagnosis: melanoma, another lesion, or left out. The table is that of docs/data.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+MELANOMA, OTHER, LEFT_OUT = 1, 0, None
+
+# No diagnosis: such an image is left out.
+UNKNOWN = ("", "-", "?", "n/a", "na", "nan", "none", "null", "unk", "unknown", "undetermined", "not available")
+# Short forms of HAM10000, ISIC 2018 and 2019, and PAD-UFES-20.
+SHORT = {
+    "mel": MELANOMA,
+    **dict.fromkeys(
+        ("nv", "nev", "bcc", "ak", "ack", "akiec", "bkl", "sk", "sek", "df", "vasc", "scc", "bod", "aimp"), OTHER
+    ),
+}
+# Words that may stand before "melanoma"; after it any may, but those of DOUBT.
+BEFORE = re.compile(
+    r"((acral|amelanotic|cutaneous|desmoplastic|early|in situ|invasive|lentiginous|malignant|melanocytic|metastatic|"
+    r"mucosal|naevoid|nevoid|nodular|primary|proliferations?|spitzoid|spreading|subungual|superficial|thin|uveal) )*"
+)
+DOUBT = re.compile(
+    r"\b(excluded?|history|like|mimic|no|non|not|or|possible|probable|ruled?|suspect(ed)?|suspicion|suspicious|versus|vs|"
+    r"without)\b|\?"
+)
+DENIED = re.compile(r"\b(no|non|not)\b|\?|melanoma|lentigo maligna|\bmel\b")  # no plain name of another lesion
+# A diagnosis with one of these parts, and without melanoma, is of another lesion.
+OTHER_PARTS = re.compile(
+    r"acanthoma|acrochordon|adenoma|angioma|\bbenign|\bbowen|carcinoma|\bcysts?\b|dermatitis|dermatos[ei]s|eczema|fibroma|"
+    r"granuloma|h(a?)ematoma|h(a?)emorrhage|hyperplasia|infection|inflammat|keratos[ei]s|keratoma|lentig(o|ines)\b|"
+    r"leuka?emia|lichen|lipoma|lymphoma|macule|melanosis|miscellaneous|\bmoles?\b|molluscum|n(a?)ev(us|i)\b|neoplasm|"
+    r"\bother\b|papilloma|papule|pigmentation|poroma|proliferation|prurigo|psoriasis|sarcoma|\bscar|\bspitz|"
+    r"epithelioma|tumou?r|ulcer|vascular|verruca|wart"
+)
+
+
+class UnknownDiagnosis(ValueError):
+    """A diagnosis that the table does not know."""
+
+
+def read_diagnosis(levels: Sequence[str]) -> int | None:
+    """Return 1 for melanoma, 0 for any other named lesion, None for a diagnosis that is indeterminate or unknown.
+
+    Melanoma is melanoma in situ, invasive, metastatic or not otherwise specified, and lentigo maligna.
+
+    Parameters
+    ----------
+    levels : of one diagnosis, from the general to the particular, as the ISIC Archive's diagnosis_1 to diagnosis_5
+
+    Raises
+    ------
+    UnknownDiagnosis : the table does not know it
+    """
+    known = [words for level in levels if (words := _words(level)) not in UNKNOWN]
+    found = [_read_level(words) for words in known]
+    if any(words.startswith("indeterminate") for words in known):
+        return LEFT_OUT
+    for label in (MELANOMA, OTHER):
+        if label in found:
+            return label
+    # among several levels a bare "malignant" is an indeterminate diagnosis
+    if known and (len(levels) == 1 or set(known) != {"malignant"}):
+        raise UnknownDiagnosis
+    return LEFT_OUT
+
+
+def _words(text: str) -> str:
+    """Return text in lower case, without punctuation, its words one space apart; a question mark is kept."""
+    plain = text.strip().casefold()
+    return plain if plain in UNKNOWN else " ".join(re.sub(r"[^a-z0-9?]+", " ", plain).split())
+
+
+def _read_level(words: str) -> int | None:
+    """Return the label of one level; None if it tells nothing."""
+    if words in SHORT:
+        return SHORT[words]
+    rest = words[BEFORE.match(words).end() :]  # type: ignore[union-attr]  # it matches nothing, too
+    if re.match(r"(melanomas?|lentigo maligna)\b", rest):
+        return None if DOUBT.search(rest) else MELANOMA
+    return OTHER if OTHER_PARTS.search(words) and not DENIED.search(words) else None

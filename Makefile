@@ -7,8 +7,8 @@ PYTEST := $(RUN) -m pytest -n auto --dist worksteal
 DEMO := data/demo
 DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Training_GroundTruth.csv \
 	--duplicates $(DEMO)/ISIC_2020_Training_Duplicates.csv --run-dir runs/demo
-COVERED := dataset modules melanoma/data/labels melanoma/data/split melanoma/data/decoding melanoma/data/cache \
-	melanoma/scoring/scores melanoma/evaluation/metrics
+COVERED := dataset modules melanoma/data/tables melanoma/data/labels melanoma/data/diagnoses melanoma/data/sources \
+	melanoma/data/duplicates melanoma/data/split melanoma/data/decoding melanoma/data/cache melanoma/scoring/scores melanoma/evaluation/metrics
 
 .PHONY: setup demo test test-all oldest newest coverage covered bench lint format clean
 

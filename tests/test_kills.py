@@ -144,7 +144,8 @@ def results(config: Config) -> dict[str, Any]:
         if path.suffix == ".csv":
             found[path.name] = pd.read_csv(path)
         else:
-            found[path.name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "runs"}
+            own = json.loads(path.read_text())  # a killed evaluation has looked at the test part, and counts
+            found[path.name] = {key: value for key, value in own.items() if key not in ("runs", "test_evaluations")}
     for path in config.graph_dir.glob("*.png"):
         with Image.open(path) as image:
             image.load()

@@ -236,9 +236,13 @@ def test_what_is_no_config_file_is_refused_and_not_waited_for(tmp_path):
 def stored_as(values: dict[str, Any]) -> dict[str, Any]:
     """Return how settings of a JSON file are stored."""
     settings = {name: RECIPES["scratch"].get(name) if value is None else value for name, value in values.items()}
-    return {
-        name: str(path_of(value)) if name in PATHS and value is not None else value for name, value in settings.items()
-    }
+    stored: dict[str, Any] = {}
+    for name, value in settings.items():
+        stored[name] = str(path_of(value)) if name in PATHS and value is not None else value
+        if name in PATH_LISTS + TEXT_LISTS:
+            several = value if isinstance(value, list) else [] if value is None else [value]
+            stored[name] = [str(path_of(one)) if name in PATH_LISTS else one for one in several]
+    return stored
 
 
 def test_a_config_file_cut_or_changed_anywhere_is_read_as_what_it_says_or_refused(tmp_path):

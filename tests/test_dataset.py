@@ -376,7 +376,7 @@ BAD_INPUT = {
 def test_bad_input_is_one_line_and_code_2(folder, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(folder)
     Path("others").mkdir()
-    texts = {"no_column": "name,target\na,0\n", "empty": "", "path": "image_name,target\n../,0\n"}
+    texts = {"no_column": "lesion,target\na,0\n", "empty": "", "path": "image_name,target\n../,0\n"}
     for name, text in (texts | {"one_class": ONE_CLASS, "two_patients": TWO_PATIENTS}).items():
         Path(f"{name}.csv").write_text(text)
     assert run_summary(monkeypatch, "--train-labels", "train.csv", *flags) == 2

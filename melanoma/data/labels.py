@@ -15,7 +15,7 @@ from melanoma.data.diagnoses import UNKNOWN, UnknownDiagnosis, read_diagnosis
 from melanoma.data.tables import column_key, known_values, read_csv, refuse_rows
 
 # Columns by what they hold; of several the first that is there is read.
-IMAGE = ("image_name", "image_id", "isic_id", "image", "img_id", "filename", "file_name", "file")
+IMAGE = ("image_name", "image_id", "isic_id", "image", "img_id", "filename", "file_name", "file", "image_path", "name")
 PATIENT, LESION = ("patient_id", "patient"), ("lesion_id", "lesion")
 SEX, AGE = ("sex", "gender"), ("age_approx", "age")
 SITE = (
@@ -80,13 +80,13 @@ class Labels:
 
 
 def read_labels(
-    path: Path, argument: str = "train_labels", columns: Columns = Columns(), metadata: Sequence[Path] = ()
+    path: Path, argument: str = "train_labels", columns: Columns = Columns(), metadata: Sequence[pd.DataFrame] = ()
 ) -> Labels:
     """Read a label CSV of any layout in docs/data.md, or of another with the help of `columns`.
 
     Parameters
     ----------
-    metadata : CSVs with further columns of the same images, as ISIC 2019 has them
+    metadata : tables of `read_metadata`, whose further columns are joined by image
 
     Raises
     ------
@@ -95,12 +95,16 @@ def read_labels(
     """
     where = f"{argument} {path}"
     raw, names, image_column = _read_named(path, argument, columns.image)
-    for extra in metadata:
-        further, its_names, _ = _read_named(extra, "train_metadata", None)
-        further = further.set_index(its_names)[lambda table: ~table.index.duplicated()]
+    for further in metadata:
         for name in [name for name in further if name not in raw]:
             raw[name] = names.map(further[name]).fillna("")
     return _labels(raw, names, where, image_column, columns)
+
+
+def read_metadata(path: Path) -> pd.DataFrame:
+    """Read a CSV with further columns of images, as ISIC 2019 has it; the index is the image's id."""
+    table, names, _ = _read_named(path, "train_metadata", None)
+    return table.set_index(names)[~names.duplicated().to_numpy()]
 
 
 def labels_of_folders(files: Mapping[str, Path], columns: Columns = Columns()) -> Labels:

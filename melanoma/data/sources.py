@@ -14,7 +14,7 @@ from melanoma.common.errors import InputError, shown
 from melanoma.common.files import is_file, is_folder
 from melanoma.data.decoding import find_images
 from melanoma.data.duplicates import LIST_NAME, drop_duplicates, read_duplicates
-from melanoma.data.labels import Columns, Labels, labels_of_folders, read_labels
+from melanoma.data.labels import Columns, Labels, labels_of_folders, read_labels, read_metadata
 
 MISSING_SHARE = 0.01  # of the labels without an image, above which a warning says so
 
@@ -90,7 +90,14 @@ def read_sources(
 
 def read_tables(labels: Sequence[Path], metadata: Sequence[Path] = (), columns: Columns = Columns()) -> list[Labels]:
     """Read the label CSV of each source; a name that several have is preceded by its source and a colon."""
-    tables = [read_labels(path, "train_labels", columns, metadata) for path in labels]
+    further = [read_metadata(path) for path in metadata]
+    tables = [read_labels(path, "train_labels", columns, further) for path in labels]
+    for path, extra in zip(metadata, further, strict=True):
+        if not any(found.table["image_name"].isin(extra.index).any() for found in tables):
+            raise InputError(
+                f"train_metadata {path} has none of the labelled images: it names {extra.index[0]}, {labels[0]} names "
+                f"{next(iter(tables[0].table['image_name']), 'none')}: check both"
+            )
     return _unique_names(tables, source_names(labels))
 
 

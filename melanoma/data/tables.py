@@ -16,7 +16,8 @@ from melanoma.common.files import read_bytes
 AS_CSV = "save it as CSV in UTF-8"
 SEPARATORS = ",;\t|"
 # Cells of a patient, lesion, age, sex or site that stand for a missing value, in any letter case.
-MISSING = ("", "-1", "-1.0", "0", "0.0", "-", "?", "nan", "none", "null", "na", "n/a", "<na>", "unknown", "missing")
+MISSING: tuple[str, ...] = ("", "-1", "-1.0", "0", "0.0", "-", "--", "?", "nan", "none", "null", "na", "n/a", "#n/a")
+MISSING += ("<na>", "n.a.", "unk", "unknown", "missing", "not available", "not specified", "undefined")
 
 
 def read_csv(path: Path, what: str, advice: str) -> pd.DataFrame:

@@ -233,7 +233,7 @@ BROKEN = {
     "a mark alone": (b"\xef\xbb\xbf", "is empty"),
     "blank lines": (b"\r\n \n,,\n", "is empty"),
     "header only": (b"image_name,target\n", "has no rows"),
-    "no name": (b"name,target\na,0\n", "has no column of image names"),
+    "no name": (b"lesion,target\na,0\n", "has no column of image names"),
     "no label": (b"image_name,sex\na,male\n", "has no column of labels"),
     "two of one name": (b"image_name,target,target\na,0,0\n", "has two columns of one name: target"),
     "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), "is not a CSV, but no text"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from melanoma.common.errors import InputError
-from melanoma.data.labels import Columns, Labels, labels_of_folders, read_labels, read_test_names
+from melanoma.data.labels import Columns, Labels, labels_of_folders, read_labels, read_metadata, read_test_names
 
 
 def read(tmp_path: Path, text: str, **columns) -> Labels:
@@ -142,7 +142,7 @@ def test_metadata_of_isic_2019_are_joined_by_image(tmp_path):
     )
     text = ONE_HOT_2019 + "a_downsampled,1,0,0,0,0,0,0,0,0\nb,0,1,0,0,0,0,0,0,0\nc,0,1,0,0,0,0,0,0,0\n"
     (tmp_path / "labels.csv").write_text(text)
-    found = read_labels(tmp_path / "labels.csv", metadata=[tmp_path / "metadata.csv"])
+    found = read_labels(tmp_path / "labels.csv", metadata=[read_metadata(tmp_path / "metadata.csv")])
     assert found.table["lesion_id"].tolist() == ["L1", "L2", ""]
     assert found.table["sex"].tolist() == ["male", "female", ""]
     np.testing.assert_array_equal(found.table["age"], [45, 50, np.nan])
@@ -234,7 +234,9 @@ def test_an_image_has_one_class(tmp_path, cells):
     assert message.endswith("the classes mel, nv, bcc do not sum to 1 in line 3 ('b')")
 
 
-@pytest.mark.parametrize("cell", ["", "-1", "0", "nan", "NaN", "None", "unknown", "N/A", "NULL", "-1.0"])
+@pytest.mark.parametrize(
+    "cell", ["", "-1", "0", "nan", "NaN", "None", "unknown", "N/A", "NULL", "-1.0", "#N/A", "Not available"]
+)
 def test_placeholders_are_missing_values(tmp_path, cell):
     text = f"image_name,patient_id,lesion_id,sex,age_approx,site,target\na,{','.join([cell] * 5)},0\nb,P,L,m,30,arm,1\n"
     table = read(tmp_path, text).table
@@ -276,7 +278,7 @@ def test_a_name_without_a_file_name_is_refused(tmp_path, name):
 BAD_TABLES = {
     "empty": ("", "is empty"),
     "header only": ("image_name,target\n", "has no rows"),
-    "no names": ("name,target\na,0\n", "has no column of image names (image_name, image_id, isic_id, image)"),
+    "no names": ("lesion,target\na,0\n", "has no column of image names (image_name, image_id, isic_id, image)"),
     "no labels": ("image_name,sex\na,male\n", "has no column of labels (target, diagnosis, dx)"),
     "open quote": ('image_name,target\n"a,0\nb,1\n', "is not a CSV"),
     "a comma at each end": ("image_name,target\na,0,\nb,1,\n", "is not a CSV"),
@@ -330,7 +332,7 @@ def test_names_of_test_images_are_read_in_the_files_order(tmp_path, text):
     [
         ("", "is empty"),
         ("image,sex\n", "has no rows"),
-        ("name,sex\na,male\n", "has no column of image names"),
+        ("lesion,sex\na,male\n", "has no column of image names"),
         ("image,sex\na,m\n..,m\n,m\n", r"image is not a file name in line 3 \('..'\), line 4 \(''\)"),
         ("image\na\nb\na\n", r"image comes twice in line 2 \('a'\), line 4 \('a'\)"),
     ],

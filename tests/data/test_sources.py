@@ -7,7 +7,7 @@ from PIL import Image
 
 from melanoma.common.errors import InputError
 from melanoma.data.labels import Columns
-from melanoma.data.sources import Sources, describe_source, find_source_images, read_sources, source_names
+from melanoma.data.sources import Sources, describe_source, find_source_images, read_sources, read_tables, source_names
 
 
 def save(path: Path) -> None:
@@ -127,3 +127,16 @@ def test_counts_need_no_images(tmp_path):
     found = read_sources([tmp_path / "set" / "images"], [labels], need_images=False)
     assert len(found.table) == 3 and found.paths == {}
     assert "image folder not there: files not checked" in said(found)
+
+
+def test_metadata_serve_the_sources_whose_images_they_name(tmp_path):
+    labels = [study(tmp_path / "one", "abc"), study(tmp_path / "two", "xyz")]
+    metadata = tmp_path / "metadata.csv"
+    metadata.write_text("image,sex\nx,male\n")
+    sex = read_tables(labels, [metadata])
+    assert [table.table["sex"].tolist() for table in sex] == [["", "", ""], ["male", "", ""]]
+    metadata.write_text("image,sex\nq,male\n")
+    with pytest.raises(
+        InputError, match=r"metadata\.csv has none of the labelled images: it names q, .* names a: check"
+    ):
+        read_tables(labels, [metadata])

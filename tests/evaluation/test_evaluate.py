@@ -296,7 +296,7 @@ def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path,
 
 
 def test_a_bad_label_file_is_told_before_anything_is_scored(trained: Config, tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "bad.csv").write_text("name,target\n")
+    (tmp_path / "bad.csv").write_text("lesion,target\n")
     monkeypatch.setattr(predict, "load_ensembles", lambda *_: pytest.fail("scored first"))
     machine = dataclasses.replace(trained, train_labels=(tmp_path / "bad.csv",))
     with pytest.raises(InputError, match="has no column of image names"):

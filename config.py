@@ -17,7 +17,7 @@ device = "auto"  # cuda, cuda:1, mps or cpu; auto takes the first one that is th
 # The other settings, in the same form.
 test_image = "data/test"  # folder of the challenge's test images (no labels)
 test_labels = "data/ISIC_2020_Test_Metadata.csv"  # CSV naming the test images
-duplicates = None  # list of duplicates, of which one image is kept (none: ISIC 2020's list, if it is beside the labels)
+duplicates = None  # list of duplicates, one of each is kept (none: ISIC 2020's where it is beside the labels)
 train_metadata = None  # CSV with further columns of the images, such as lesion_id and age; several: a list
 image_column = None  # column of the image names, if it is not found by itself
 label_column = None  # column of the labels or diagnoses, if it is not found by itself

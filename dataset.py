@@ -97,8 +97,8 @@ def join_equal_pictures(lesions: Lesions, cache: ImageCache, config: Config) -> 
     pictures = cache.hashes(table["image_name"])
     group = group_images(table, lesions.keys, pictures)
     joined = int(table.groupby(group)["group"].nunique().sub(1).sum())
-    if not joined:
-        return table, ""
+    if not joined or config.split == "published":  # a split by image knows no groups
+        return table.assign(group=group), ""
     labels = table.groupby(pictures)["label"].nunique()
     odd = f"; {(labels > 1).sum():,} pictures have two labels" if (labels > 1).any() else ""
     return split_table(table.assign(group=group), config), (

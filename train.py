@@ -130,6 +130,7 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         config.ema,
         ranks,
         dtype,
+        config.batch_size,
     )
     if resume:
         last = config.run_dir / "last.pt"

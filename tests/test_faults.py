@@ -381,8 +381,8 @@ def test_too_large_a_batch_says_what_to_try(quick: Config, small_memory: Callabl
     with pytest.raises(InputError) as caught:
         train.main(dataclasses.replace(quick, batch_size=16))
     assert one_line(caught.value) == (
-        "the memory of cpu is too small for 32 images of 32 px in step 1: try half the --batch-size or a smaller "
-        "--image-size; the last checkpoint is kept"
+        "the memory of cpu is too small for 32 images of 32 px in step 1: try --batch-size 8; the last checkpoint is "
+        "kept"
     )
     tally("out of memory", "clean error")
 

@@ -34,6 +34,7 @@ class Learner:
     schedule : constant or cosine
     backbone_rate : learning rate of parameters named `backbone.*`, as a share of `learning_rate`
     ema : decay of the moving average, 0 to do without
+    batch_size : the setting, for the message about a memory that is too small
     ranks : the processes that share each batch
     dtype : of the network's matrix arithmetic
     """
@@ -49,9 +50,11 @@ class Learner:
         ema: float = 0.0,
         ranks: Ranks | None = None,
         dtype: torch.dtype = torch.float32,
+        batch_size: int = 1,
     ) -> None:
         self.network = network
         self.total = total
+        self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.ema = ema
@@ -117,9 +120,10 @@ class Learner:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            smaller = f"--batch-size {self.batch_size // 2}" if self.batch_size > 1 else "a smaller --image-size"
             raise InputError(
                 f"the memory of {images.device} is too small for {len(images)} images of {images.shape[1]} px in step "
-                f"{self.taken + 1}: try half the --batch-size or a smaller --image-size; the last checkpoint is kept"
+                f"{self.taken + 1}: try {smaller}; the last checkpoint is kept"
             ) from error
         return torch.cat([loss.detach().view(1), measures])
 

@@ -22,7 +22,7 @@ from melanoma.common.settings import Parser, add_flags, from_flags
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.check import check_files
 from melanoma.data.download import download_isic
-from melanoma.data.duplicates import list_duplicates
+from melanoma.data.duplicates import list_duplicates, lists_in_use
 from melanoma.data.labels import Columns
 from melanoma.data.sources import Sources, describe_source, read_sources
 from melanoma.data.split import (
@@ -431,8 +431,8 @@ def main() -> None:
         cache = build_cache(data.paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
         table = data.table.assign(group=group_images(data.table, data.groups))
-        known = dict.fromkeys(Path(report["duplicates"]) for report in data.reports if report["duplicates"])
-        list_duplicates(cache, table, list(known), arguments.find_duplicates)
+        known = lists_in_use(config.duplicates, config.train_labels)
+        list_duplicates(cache, table, known, arguments.find_duplicates)
     elif arguments.cache:
         cache = build_cache(read_data(config).paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)

@@ -127,7 +127,7 @@ from melanoma.common.files import replace_file, write_json, write_text
 from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.decoding import find_photos
-from melanoma.data.duplicates import LIST_NAME, read_duplicates
+from melanoma.data.duplicates import lists_in_use, read_duplicates
 from melanoma.data.feed import Feed
 from melanoma.data.labels import read_labels
 from melanoma.data.sources import find_source_images, read_tables
@@ -188,7 +188,8 @@ def main(
     say("scoring the lesions")
     if evaluate_image and labels:
         name, prefix = f"folder {Path(*evaluate_image.absolute().parts[-2:])}", run_folder.EVALUATED
-        twins = find_duplicates_list(machine)
+        lists = filter(is_file, lists_in_use(machine.duplicates, machine.train_labels))
+        twins = [pair for path in lists for pair in read_duplicates(path)]
         scored = score_folder(ensembles, evaluate_image, labels, partial(decode, machine), twins)
     else:
         name, prefix = part, "" if part == "test" else run_folder.VALIDATED
@@ -257,12 +258,6 @@ def read_metadata(machine: Config) -> tuple[pd.DataFrame | None, str]:
         return None, f"train_labels {missing[0]} does not exist: age, sex and site are unknown"
     tables = read_tables(machine.train_labels, machine.train_metadata, columns_of(machine))
     return (pd.concat([found.table for found in tables]), "") if tables else (None, "there is no label table")
-
-
-def find_duplicates_list(machine: Config) -> list[tuple[str, str]]:
-    """Return the pairs of the lists of duplicates of the training images: the setting's, or those beside the labels."""
-    paths = [machine.duplicates] if machine.duplicates else [path.with_name(LIST_NAME) for path in machine.train_labels]
-    return [pair for path in paths if is_file(path) for pair in read_duplicates(path)]
 
 
 def draw_log(log: list[dict[str, Any]], ensembles: Sequence[Ensemble]) -> Figure:
@@ -393,6 +388,7 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
         feed=feed,
         references=references,
         reference_labels=train["label"].to_numpy(),
+        known=frozenset(cache.hashes(table.loc[table["part"] != "test", "image_name"])),
     )
 
 

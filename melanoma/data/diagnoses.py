@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from melanoma.data.tables import NO_VALUE
+
 MELANOMA, OTHER, LEFT_OUT = 1, 0, None
 
 # No diagnosis: such an image is left out.
-UNKNOWN = ("", "-", "?", "n/a", "na", "nan", "none", "null", "unk", "unknown", "undetermined", "not available")
+UNKNOWN = (*NO_VALUE, "undetermined")
 # Short forms of HAM10000, ISIC 2018 and 2019, and PAD-UFES-20.
 SHORT = {
     "mel": MELANOMA,

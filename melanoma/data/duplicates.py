@@ -48,6 +48,13 @@ def read_duplicates(path: Path) -> list[tuple[str, str]]:
     return list(zip(first, second, strict=True))
 
 
+def lists_in_use(duplicates: Path | None, labels: Sequence[Path]) -> list[Path]:
+    """Return the lists of duplicates that are used: the setting's, else ISIC 2020's where it lies beside label CSVs."""
+    if duplicates:
+        return [duplicates]
+    return [path for path in dict.fromkeys(own.with_name(LIST_NAME) for own in labels) if is_file(path)]
+
+
 def _listed_id(name: str) -> str:
     """Return the id of an image's name; SOURCE:NAME, of one that two sources have, keeps its source."""
     source, colon, last = name.rpartition(":")

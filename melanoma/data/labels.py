@@ -158,15 +158,9 @@ def _labels(raw: pd.DataFrame, names: pd.Series, where: str, image_column: str, 
     )
     ages = raw[name] if (name := _first(raw, AGE)) else blank
     years = pd.to_numeric(ages.where(ages.str.fullmatch(AGE_YEARS), "").str.replace(",", "."), errors="coerce")
-    found = {
-        "image_name": names,
-        "patient_id": patient,
-        "lesion_id": lesion,
-        "label": (read_as == MELANOMA).astype(int),
-    }
-    table = pd.DataFrame(
-        {**found, "sex": sex, "age": years.astype(float).where(years.between(1, OLDEST)), "site": site}
-    )
+    table = pd.DataFrame({"image_name": names, "patient_id": patient, "lesion_id": lesion})
+    table = table.assign(label=(read_as == MELANOMA).astype(int), sex=sex)
+    table = table.assign(age=years.astype(float).where(years.between(1, OLDEST)), site=site)
     groups = ["patient_id", "lesion_id"]
     if columns.groups:
         groups = [str(_column(raw, name, "group_columns", where)) for name in columns.groups]
@@ -236,15 +230,15 @@ def _read_target(
 ) -> tuple[pd.Series, pd.Series, str]:
     """Read a column target, 1 for melanoma, and check it against the diagnoses that are there too."""
     target = _binary(raw, "target", names, where).map(READ_AS)
-    full = raw.get("iddx_full", pd.Series(dtype=str)).str.split("::", expand=True).fillna("")
-    malignant = raw[[name for name in LEVELS_2024 if name in raw]] if "iddx_1" in raw else full
-    if len(malignant):  # ISIC 2024, where the target is "malignant": not melanoma if a level names another lesion
-        told = _diagnoses(malignant)
-        value = raw["target"] + " " + _shown(malignant)
+    if "iddx_1" in raw or "iddx_full" in raw:
+        # ISIC 2024, where the target is "malignant": not melanoma if a level names another lesion
+        by_level = [name for name in LEVELS_2024 if name in raw] if "iddx_1" in raw else []
+        malignant = raw[by_level] if by_level else raw["iddx_full"].str.split("::", expand=True).fillna("")
+        value, told = _diagnoses(malignant)
         rule = "target and iddx; melanoma = malignant and not named otherwise"
-        return value, target.mask((target == MELANOMA) & (told == OTHER), OTHER), rule
+        return raw["target"] + " " + value, target.mask((target == MELANOMA) & (told == OTHER), OTHER), rule
     if levels:
-        told = _diagnoses(raw[levels])
+        _, told = _diagnoses(raw[levels])
         refuse_rows(
             where,
             f"target and {levels[-1]} contradict each other",
@@ -284,7 +278,7 @@ def _read_listed(
 
 def _read_diagnoses(levels: pd.DataFrame, where: str) -> tuple[pd.Series, pd.Series, str]:
     """Read diagnoses by the table of `diagnoses.py`; a value that it does not know is an error."""
-    value, read_as = _shown(levels), _diagnoses(levels)
+    value, read_as = _diagnoses(levels)
     unclear = value[read_as == UNCLEAR].value_counts()
     if len(unclear):
         column = levels.columns[-1]
@@ -296,8 +290,8 @@ def _read_diagnoses(levels: pd.DataFrame, where: str) -> tuple[pd.Series, pd.Ser
     return value, read_as, f"{', '.join(levels.columns)}; melanoma = {listed(value[read_as == MELANOMA].unique(), 3)}"
 
 
-def _diagnoses(levels: pd.DataFrame) -> pd.Series:
-    """Return how each row's diagnosis is read: melanoma, other, left out or unclear."""
+def _diagnoses(levels: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return each row's diagnosis in one text, and how it is read: melanoma, other, left out or unclear."""
 
     def read(cells: tuple[str, ...]) -> str:
         try:
@@ -306,12 +300,8 @@ def _diagnoses(levels: pd.DataFrame) -> pd.Series:
             return UNCLEAR
 
     cells = pd.Series(list(levels.itertuples(index=False, name=None)), levels.index)
-    return cells.map({distinct: read(distinct) for distinct in set(cells)})
-
-
-def _shown(levels: pd.DataFrame) -> pd.Series:
-    """Return the levels of each row's diagnosis in one text."""
-    return levels.agg(lambda cells: " > ".join(cell for cell in cells if cell), axis=1)
+    shown_as = {distinct: " > ".join(filter(None, distinct)) for distinct in set(cells)}
+    return cells.map(shown_as), cells.map({distinct: read(distinct) for distinct in shown_as})
 
 
 def _binary(raw: pd.DataFrame, column: str, names: pd.Series, where: str) -> pd.Series:

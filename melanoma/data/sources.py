@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from melanoma.common.errors import InputError, shown
-from melanoma.common.files import is_file, is_folder
+from melanoma.common.files import is_folder
 from melanoma.data.decoding import find_images
-from melanoma.data.duplicates import LIST_NAME, drop_duplicates, read_duplicates
+from melanoma.data.duplicates import drop_duplicates, lists_in_use, read_duplicates
 from melanoma.data.labels import Columns, Labels, labels_of_folders, read_labels, read_metadata
 
 MISSING_SHARE = 0.01  # of the labels without an image, above which a warning says so
@@ -75,12 +75,12 @@ def read_sources(
             table, own, counts = _match(table, files[name], name, path)
             paths |= own
             report |= counts
-        listed = duplicates or (path.with_name(LIST_NAME) if path and is_file(path.with_name(LIST_NAME)) else None)
-        reports.append({**report, "duplicates": str(listed) if listed else None})
+        report["duplicates"] = next(map(str, lists_in_use(duplicates, [path] if path else [])), None)
+        reports.append(report)
         kept.append(table)
     every = pd.concat(kept, ignore_index=True)
-    lists = dict.fromkeys(Path(str(report["duplicates"])) for report in reports if report["duplicates"])
-    table = drop_duplicates(every, [pair for listed in lists for pair in read_duplicates(listed)])
+    pairs = [pair for listed in lists_in_use(duplicates, labels) for pair in read_duplicates(listed)]
+    table = drop_duplicates(every, pairs)
     dropped = every["source"].value_counts() - table["source"].value_counts().reindex(names, fill_value=0)
     for report in reports:
         report["duplicates_dropped"] = int(dropped.get(report["source"], 0))

@@ -90,7 +90,7 @@ def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
     """Split by image as the published outline did: 80 % train, 20 % test, stratified by class.
 
     One patient can be on both sides, so this reproduces published figures and estimates nothing. Validation is
-    cut from the training part, an eighth of it. Returns and raises as `split_patients`.
+    cut from the training part, an eighth of it. Returns and raises as `split_groups`.
     """
     fewest = int(min((table["label"] == 0).sum(), (table["label"] == 1).sum()))
     if fewest < PUBLISHED_LEAST:

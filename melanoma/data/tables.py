@@ -15,9 +15,9 @@ from melanoma.common.files import read_bytes
 
 AS_CSV = "save it as CSV in UTF-8"
 SEPARATORS = ",;\t|"
-# Cells of a patient, lesion, age, sex or site that stand for a missing value, in any letter case.
-MISSING: tuple[str, ...] = ("", "-1", "-1.0", "0", "0.0", "-", "--", "?", "nan", "none", "null", "na", "n/a", "#n/a")
-MISSING += ("<na>", "n.a.", "unk", "unknown", "missing", "not available", "not specified", "undefined")
+# Cells that stand for no value, in any letter case: anywhere; and in a patient, lesion, age, sex or site.
+NO_VALUE = ("", "-", "?", "nan", "none", "null", "na", "n/a", "unk", "unknown", "not available")
+MISSING = (*NO_VALUE, "-1", "-1.0", "0", "0.0", "--", "#n/a", "<na>", "n.a.", "missing", "not specified", "undefined")
 
 
 def read_csv(path: Path, what: str, advice: str) -> pd.DataFrame:

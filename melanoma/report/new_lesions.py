@@ -123,7 +123,7 @@ def judge_chunk(
     embeddings = np.empty((0, first.references.shape[1]))
     if len(names):
         log_odds, embeddings = score_together(ensembles, feeds, names)
-        probability, threshold = expit(log_odds), common_threshold(ensembles)
+        probability, threshold = expit(log_odds), common_threshold([ensemble.judge.threshold for ensemble in ensembles])
         distances = nearest_references(embeddings, first.references, 1)[0][:, 0]
         table.loc[names, "probability"] = probability
         table.loc[names, "threshold"] = threshold

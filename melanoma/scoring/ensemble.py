@@ -57,6 +57,7 @@ class Run:
     feed: Feed  # of the images of the table, on the device of the network
     references: np.ndarray  # embeddings (R, D) of the training part
     reference_labels: np.ndarray  # (R,)
+    known: frozenset[str]  # hashes of the pictures that it has learnt from or been chosen by
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ def ensemble_notes(ensembles: Sequence[Ensemble]) -> list[str]:
             "judge, the lesions are judged by all, so probabilities may be too moderate (see the calibration slope)"
         )
     for ensemble in ensembles:
-        table = ensemble.table
-        sides = int((table.groupby("group")["part"].agg(lambda parts: {"train", "test"} <= set(parts))).sum())
+        groups = ensemble.table.groupby("part")["group"]
+        sides = len(set(groups.get_group("train")) & set(groups.get_group("test")))
         if sides:
             notes.append(f"{sides:,} patients (groups) have images in training and in test: figures are too good")
     return notes
@@ -212,8 +213,9 @@ def score_folder(
     pictures = next(iter(feeds.values())).cache.hashes(lesions["image_name"])
     lesions = lesions.assign(source=folder.name, group=group_images(lesions, labels.groups, pictures))
     score, embeddings = score_together(ensembles, feeds, lesions["image_name"])
-    thresholds = common_threshold(ensembles), common_threshold(ensembles, "specific_threshold")
-    table = judged(lesions, score, expit(score), *thresholds)
+    judges = [ensemble.judge for ensemble in ensembles]
+    thresholds = ([judge.threshold for judge in judges], [judge.specific_threshold for judge in judges])
+    table = judged(lesions, score, expit(score), *map(common_threshold, thresholds))
     return Scored(table, embeddings, feeds[ensembles[0].runs[0].image_size].cache, notes)
 
 
@@ -224,8 +226,7 @@ def known_pictures(ensembles: Sequence[Ensemble], feeds: Mapping[int, Feed], nam
     """
     known = np.zeros(len(names), bool)
     for run in runs_of(ensembles):
-        own = run.feed.cache.hashes(run.table.loc[run.table["part"] != "test", "image_name"])
-        known |= np.isin(feeds[run.image_size].cache.hashes(names), own)
+        known |= [picture in run.known for picture in feeds[run.image_size].cache.hashes(names)]
     return known
 
 
@@ -292,9 +293,9 @@ def score_together(
     return np.mean(log_odds, axis=0), embeddings[0]
 
 
-def common_threshold(ensembles: list[Ensemble], name: str = "threshold") -> float:
-    """Return the probability from which on all ensembles together call a lesion melanoma: the mean in log odds."""
-    return float(expit(np.mean([logit(getattr(ensemble.judge, name)) for ensemble in ensembles])))
+def common_threshold(thresholds: Sequence[float]) -> float:
+    """Return the threshold of several ensembles together, a probability: the mean of theirs in log odds."""
+    return float(expit(np.mean(logit(thresholds))))
 
 
 def judged(

@@ -70,7 +70,8 @@ def read_sources(
     kept, reports, paths = [], [], dict[str, Path]()
     for i, (name, found) in enumerate(zip(names, tables, strict=True)):
         path, table = labels[i] if labels else None, found.table
-        report = {"source": name, "layout": found.layout, "values": found.values, "labels": len(table)}
+        report = {"source": name, "layout": found.layout, "values": found.values, "left_out": found.left_out}
+        report["labels"] = len(table)
         if there:
             table, own, counts = _match(table, files[name], name, path)
             paths |= own
@@ -175,6 +176,8 @@ def describe_source(report: dict[str, Any]) -> list[str]:
     lines.append(
         f"  values: {'; '.join(distinct[:8])}" + (f"; and {len(distinct) - 8} more" if len(distinct) > 8 else "")
     )
+    if report["left_out"]:
+        lines.append(f"  left out, diagnosis unknown or indeterminate: {report['left_out']:,}")
     missing = report.get("labels_without_image")
     if missing is None:
         lines.append(f"  {report['labels']:,} labels; image folder not there: files not checked")

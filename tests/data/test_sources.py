@@ -140,3 +140,12 @@ def test_metadata_serve_the_sources_whose_images_they_name(tmp_path):
         InputError, match=r"metadata\.csv has none of the labelled images: it names q, .* names a: check"
     ):
         read_tables(labels, [metadata])
+
+
+def test_images_without_a_diagnosis_are_left_out_and_counted(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("image_name,dx\na,mel\nb,nv\nc,unknown\nd,\n")
+    found = read_sources([tmp_path / "nowhere"], [path], need_images=False)
+    assert found.table["image_name"].tolist() == ["a", "b"]
+    assert "left out, diagnosis unknown or indeterminate: 2" in said(found)
+    assert "2 labels; image folder not there" in said(found)

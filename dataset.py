@@ -295,15 +295,15 @@ class Batch:
 
     rows : int64 array of shape (B,), cache rows of the images
     labels : int64 array of shape (B,), 1 melanoma, 0 benign
-    first, second : int64 arrays of shape (P,), the images of each pair, places in `rows`
-    same : bool array of shape (P,), True where both have one label
+    same : bool array, True where both images of a pair have one label; of shape (B/2,) for independent pairs, whose
+        first images are the first half of `rows`; of shape (B, B) where each image meets each
+    met : bool array of shape (B, B), the pairs of these that count, each of them twice; None for independent pairs
     """
 
     rows: np.ndarray
     labels: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
     same: np.ndarray
+    met: np.ndarray | None = None
 
 
 class PairDataset:
@@ -342,8 +342,7 @@ class PairDataset:
         for start in range(0, len(self), batch_size):
             part = slice(start, start + batch_size)
             images = self.pairs[part].T.ravel()
-            first = np.arange(len(images) // 2)
-            batches.append(Batch(self.rows[images], self.labels[images], first, len(first) + first, self.same[part]))
+            batches.append(Batch(self.rows[images], self.labels[images], self.same[part]))
         return batches
 
 
@@ -364,14 +363,12 @@ def in_batch_batches(
     batches = []
     for start in range(0, len(order), batch_size):
         images = order[start : start + batch_size]
-        first, second = np.triu_indices(len(images), 1)
-        paired = images[first] != images[second]
+        own = labels[images]
+        met = images[:, None] != images
         if source is not None:
-            paired &= source[images[first]] == source[images[second]]
-        first, second = first[paired], second[paired]
-        if len(first):
-            own = labels[images]
-            batches.append(Batch(rows[images], own, first, second, own[first] == own[second]))
+            met &= source[images][:, None] == source[images]
+        if met.any():
+            batches.append(Batch(rows[images], own, own[:, None] == own, met))
     return batches
 
 

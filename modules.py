@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
-from melanoma.backbones import Backbone, Normalize, TorchvisionBackbone, import_torchvision
+from melanoma.backbones import Backbone, TorchvisionBackbone, import_torchvision
+from melanoma.data.augment import Normalize
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its colour channels
 HEAD_SCALE = 16.0  # of a unit-length embedding before the head: else its logit could hardly leave -1..1
 FOCUS = 2.0  # gamma of the focal loss: the value that Lin et al. 2017 found best
 COLLAPSED = 0.01  # unlike pairs nearer than this share of the margin, on average: nothing is told apart any more
@@ -40,17 +42,16 @@ class Conv3(Backbone):
     def __init__(self, image_size: int) -> None:
         super().__init__()
         channels = (3, 16, 32, 64)
-        self.normalize = Normalize()
+        self.normalize = Normalize(*IMAGENET)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(inner, outer, kernel_size=3, padding=1) for inner, outer in pairwise(channels)
         )
         self.fc1 = nn.Linear(channels[-1] * (image_size // 8) ** 2, self.features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features, (B, 512), of images, float (B, 3, S, S) in 0..1."""
-        images = self.normalize(images)
+        """Return the features, (B, 512), of images, float (B, 3, S, S), normalised."""
         for convolution in self.convolutions:
-            images = F.relu(F.max_pool2d(convolution(images), 2))
+            images = F.relu_(F.max_pool2d(convolution(images), 2))
         return F.relu(self.fc1(images.flatten(1)))
 
     def blocks(self) -> list[nn.Module]:
@@ -90,7 +91,7 @@ class SiameseNetwork(nn.Module):
         self.still: list[nn.Module] = []
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the embeddings, float32 (B, D), of images, float (B, 3, S, S) in 0..1."""
+        """Return the embeddings, float32 (B, D), of images, float (B, 3, S, S), normalised: see `show`."""
         embeddings = self.fc_embedding(self.dropout(self.backbone(images))).float()
         return F.normalize(embeddings, dim=1) if self.unit_length else embeddings
 
@@ -104,7 +105,7 @@ class SiameseNetwork(nn.Module):
         return self.head(embeddings * HEAD_SCALE if self.unit_length else embeddings).float().squeeze(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return embeddings, (B, D), and logits, (B,), of images, float (B, 3, S, S) in 0..1."""
+        """Return embeddings, (B, D), and logits, (B,), of images, float (B, 3, S, S), normalised: see `show`."""
         embeddings = self.embed(images)
         return embeddings, self.logits(embeddings)
 
@@ -163,8 +164,8 @@ def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
 
 
 def pair_distance(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Euclidean distance of each pair, (P,), of embeddings (P, D); its gradient at 0 is 0."""
-    return torch.linalg.vector_norm(first - second, dim=1)
+    """Return the Euclidean distance of each pair, (..., P), of embeddings (..., P, D); its gradient at 0 is 0."""
+    return torch.linalg.vector_norm(first - second, dim=-1)
 
 
 def contrastive_terms(distance: Tensor, same: Tensor, margin: float, positive_margin: float = 0.0) -> Tensor:
@@ -182,31 +183,30 @@ def contrastive_terms(distance: Tensor, same: Tensor, margin: float, positive_ma
     return 0.5 * torch.where(same, F.relu(distance - positive_margin), F.relu(margin - distance)).square()
 
 
-def hardest(terms: Tensor, groups: Tensor, share: float) -> Tensor:
-    """Return which terms to train on, bool (P,): of either group the costliest, `share` of it, rounded up.
+def hardest(terms: Tensor, groups: tuple[Tensor, Tensor], share: float) -> Tensor:
+    """Return which terms to train on, bool (P,): of each group the costliest, `share` of it, rounded up.
 
-    Equal costs at the border are all kept.
+    Equal costs at the border are all kept. Nothing waits for a GPU: no shape depends on how large a group is.
 
     Parameters
     ----------
-    terms : float tensor of shape (P,), the losses
-    groups : bool tensor of shape (P,): like pairs and unlike ones, mined apart lest one crowd out the other
+    terms : float tensor of shape (P,), the losses, >= 0
+    groups : bool tensors of shape (P,): like pairs and unlike ones, mined apart lest one crowd out the other
     share : above 0, at most 1
     """
-    kept = torch.zeros_like(groups)
-    for group in (groups, ~groups):
-        own = terms.detach()[group]
-        if len(own):
-            kept[group] = own >= own.topk(math.ceil(share * len(own))).values[-1]
+    kept = torch.zeros_like(groups[0])
+    for group in groups:
+        own = torch.where(group, terms.detach(), -1.0)
+        last = (share * group.sum()).ceil().long().clamp(min=1) - 1
+        kept |= group & (own >= own.sort(descending=True).values.gather(0, last.view(1)))
     return kept
 
 
-def weighted_mean(terms: Tensor, weights: Tensor | None = None, active_only: bool = False) -> Tensor:
-    """Return the mean of terms (T,), weighted by (T,) or plain; `active_only` counts only terms above 0.
+def weighted_mean(terms: Tensor, weights: Tensor, active_only: bool = False) -> Tensor:
+    """Return the mean of terms (T,), weighted by (T,), numbers or bool; `active_only` counts only terms above 0.
 
     The mean of no terms is 0, with a gradient of 0.
     """
-    weights = torch.ones_like(terms) if weights is None else weights
     counted = weights * (terms > 0) if active_only else weights
     return (weights * terms).sum() / counted.sum().clamp(min=torch.finfo(terms.dtype).tiny)
 
@@ -236,13 +236,12 @@ class SiameseLoss:
         embeddings: Tensor,
         logits: Tensor,
         labels: Tensor,
-        first: Tensor,
-        second: Tensor,
         same: Tensor,
+        met: Tensor | None = None,
         mined_share: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of pairs and head, a scalar, and measures, (4,); arguments as of the two methods below."""
-        loss, measures = self.of_pairs(embeddings, labels, first, second, same, mined_share)
+        loss, measures = self.of_pairs(embeddings, labels, same, met, mined_share)
         return loss + self.of_head(logits, labels), measures
 
     def of_head(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -261,7 +260,7 @@ class SiameseLoss:
         return weighted_mean(terms, 1 + (self.melanoma_weight - 1) * truth)
 
     def of_pairs(
-        self, embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, same: Tensor, mined_share: float = 1.0
+        self, embeddings: Tensor, labels: Tensor, same: Tensor, met: Tensor | None = None, mined_share: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of the pairs, a scalar, and measures of the embedding, (4,), as MEASURES names them.
 
@@ -269,24 +268,29 @@ class SiameseLoss:
         ----------
         embeddings : float tensor of shape (B, D)
         labels : int tensor of shape (B,), 1 melanoma, 0 benign
-        first, second : int64 tensors of shape (P,), the images of each pair
-        same : bool tensor of shape (P,), True where both have one label
+        same, met : bool tensors, which images meet and whether they have one label: see `dataset.Batch`
         mined_share : share of the pairs, the costliest, that count
         """
-        distance = pair_distance(embeddings[first], embeddings[second])
+        if met is None:
+            (first, second), (label, other) = embeddings.chunk(2), labels.chunk(2)
+            met = torch.ones_like(same)
+        else:  # all with all: pairs that do not count weigh nothing, so that shapes never change
+            (first, second), (label, other) = (embeddings[:, None], embeddings), (labels[:, None], labels)
+        distance = pair_distance(first, second).flatten()
+        same, met, with_melanoma = same.flatten(), met.flatten(), (label | other).flatten()
+        like, unlike = met & same, met & ~same
         terms = contrastive_terms(distance, same, self.margin, self.positive_margin)
         measures = torch.stack(
             [
-                weighted_mean(distance, same.to(distance.dtype)),
-                weighted_mean(distance, (~same).to(distance.dtype)),
-                weighted_mean((terms > 0).to(distance.dtype)),
+                weighted_mean(distance, like),
+                weighted_mean(distance, unlike),
+                weighted_mean((terms > 0).to(terms.dtype), met),
                 embeddings.std(dim=0, correction=0).square().sum().sqrt(),
             ]
         ).detach()
-        with_melanoma = (labels[first] | labels[second]).to(terms.dtype)
-        weights = 1 + (self.melanoma_weight - 1) * with_melanoma
+        weights = (1 + (self.melanoma_weight - 1) * with_melanoma) * met
         if mined_share < 1:
-            weights = weights * hardest(terms, same, mined_share)
+            weights = weights * hardest(terms, (like, unlike), mined_share)
         return self.pair_weight * weighted_mean(terms, weights, self.active_only), measures
 
     @property

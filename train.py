@@ -19,6 +19,7 @@ def make_parser() -> Parser:
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", action="store_true", help="go on with the run in run_dir")
     group.add_argument("--overwrite", action="store_true", help="replace the run in run_dir")
+    parser.add_argument("--compile", action="store_true", help="fuse operations with torch.compile, for long trainings")
     add_flags(parser, Config, RECIPES)
     return parser
 
@@ -28,6 +29,7 @@ if __name__ == "__main__":  # --help and misspelt flags are answered before the 
     ARGUMENTS = make_parser().parse_args()
 
 import contextlib
+import copy
 import math
 import signal
 import time
@@ -50,9 +52,12 @@ from melanoma.common.device import (
     keep_freed_memory,
     random_state,
     set_random_state,
+    spare_memory,
+    upload,
 )
 from melanoma.common.errors import InputError, shown
 from melanoma.common.script import Held, Stopped, hold_signals, run_script
+from melanoma.common.threads import Aside
 from melanoma.data.augment import VIEWS, Views, draw_views
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.feed import Feed
@@ -67,14 +72,21 @@ from melanoma.training.ranks import Ranks, join_ranks
 from modules import MEASURES, SiameseLoss, SiameseNetwork, loss_of, network_of
 
 LOG_STEPS = 20  # steps between two readings of the loss at most; each waits for the device
+PLOT_EVERY = 5.0  # seconds between two drawings of the learning curves at least
+NEARLY_FULL = 0.8  # of a GPU's free memory: a step that needs more is announced
 BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them
 KEPT = "the last checkpoint is kept"
 
 
-def main(config: Config, resume: bool = False, overwrite: bool = False, replaced: Sequence[str] = ()) -> None:
+def main(
+    config: Config, resume: bool = False, overwrite: bool = False, replaced: Sequence[str] = (), compiled: bool = False
+) -> None:
     """Train one run; everything it leaves is in `config.run_dir` and `config.graph_dir`.
 
+    Parameters
+    ----------
     replaced : lines of config.py that the command line replaces, to be said
+    compiled : see `Learner`
     """
     keep_freed_memory()
     with (
@@ -83,7 +95,7 @@ def main(config: Config, resume: bool = False, overwrite: bool = False, replaced
         deterministic(config.deterministic),
     ):
         ranks.say(describe_settings(config, replaced))
-        train_run(config, device, ranks, resume, overwrite)
+        train_run(config, device, ranks, resume, overwrite, compiled)
 
 
 def describe_settings(config: Config, replaced: Sequence[str]) -> str:
@@ -100,7 +112,9 @@ def describe_settings(config: Config, replaced: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, overwrite: bool) -> None:
+def train_run(
+    config: Config, device: torch.device, ranks: Ranks, resume: bool, overwrite: bool, compiled: bool = False
+) -> None:
     """Train one run as one of the processes that share it; the first prints and writes."""
     dtype = choose_precision(config.precision, device)
     processes = f", {ranks.count} processes" if ranks.count > 1 else ""
@@ -131,6 +145,7 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         ranks,
         dtype,
         config.batch_size,
+        compiled,
     )
     if resume:
         last = config.run_dir / "last.pt"
@@ -144,7 +159,8 @@ def train_run(config: Config, device: torch.device, ranks: Ranks, resume: bool, 
         where = describe_device(device, dtype)
         run_folder.write_start(config.run_dir, to_dict(config), data.table, where, resume)
         if log:
-            write_progress(config, log, data.what)  # a kill may have come between the checkpoint and these
+            write_progress(config, log, data.what, plot=True)  # a kill may have come before these
+    warn_of_memory(learner, config, device)
     with hold_signals() as held:
         train_epochs(config, learner, data, log, partway, held)
     if ranks.first:
@@ -160,6 +176,8 @@ def train_epochs(
 ) -> None:
     """Train the epochs that the log does not have yet: draw pairs, take steps, validate, save.
 
+    An epoch is saved and plotted in a thread while the next one is trained.
+
     Parameters
     ----------
     log : of the epochs before; grows by an entry for each epoch
@@ -173,6 +191,7 @@ def train_epochs(
     """
     ranks, device, feed, loss = learner.ranks, data.feed.device, data.feed, loss_of(config)
     ranges = VIEWS[config.views]
+    ended, plotted = time.perf_counter(), -math.inf
 
     def stopping() -> bool:
         return ranks.any(held.number is not None, device)
@@ -180,42 +199,71 @@ def train_epochs(
     def stopped(saved: str) -> Stopped:
         return Stopped(held.number or signal.SIGTERM, saved)  # of several processes another may have got it
 
-    for epoch in range(len(log) + 1, config.epochs + 1):
-        start, name = time.perf_counter(), f"epoch {epoch}/{config.epochs}"
-        rng, views_generator = epoch_generators(config.seed, epoch)
-        batches = epoch_batches(config, data.train, feed.cache, rng)
-        draw = partial(draw_views, generator=views_generator, ranges=ranges) if ranges else None
-        progress = Progress.start(device)
-        if partway:
-            with run_folder.fitting(config.run_dir / "last.pt"):
-                progress, partway = Progress.resume(partway, views_generator, device), None
-        done = progress.images
-        mined = config.hardest if epoch > 1 else 1.0
-        later = (config.epochs - epoch) * len(batches)
-        with Meter(name, len(batches), progress.steps, later, quiet=not ranks.first) as meter:
-            train_epoch(learner, batches, feed, draw, loss, mined, progress, meter, stopping)
-        refuse_broken_weights(learner, name)
-        if progress.steps < len(batches):
+    with Aside() as saving:
+        for epoch in range(len(log) + 1, config.epochs + 1):
+            start, name = time.perf_counter(), f"epoch {epoch}/{config.epochs}"
+            rng, views_generator = epoch_generators(config.seed, epoch)
+            batches = epoch_batches(config, data.train, feed.cache, rng)
+            draw = partial(draw_views, generator=views_generator, ranges=ranges) if ranges else None
+            progress = Progress.start(device)
+            if partway:
+                with run_folder.fitting(config.run_dir / "last.pt"):
+                    progress, partway = Progress.resume(partway, views_generator, device), None
+            done = progress.images
+            mined = config.hardest if epoch > 1 else 1.0
+            later = (config.epochs - epoch) * len(batches)
+            with Meter(name, len(batches), progress.steps, later, quiet=not ranks.first) as meter:
+                train_epoch(learner, batches, feed, draw, loss, mined, progress, meter, stopping)
+            refuse_broken_weights(learner, name)
+            if progress.steps < len(batches):
+                with ranks.together(device):
+                    if ranks.first:
+                        saving.join()
+                        state = {"partway": progress.state(views_generator, device)}
+                        run_folder.save_checkpoint(
+                            config.run_dir / "last.pt", checkpoint_of(config, learner, log) | state
+                        )
+                raise stopped(
+                    f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there"
+                )
+            trained, measured = time.perf_counter(), progress.means()
             with ranks.together(device):
                 if ranks.first:
-                    save_state(config, learner, log, progress.state(views_generator, device))
-            raise stopped(f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there")
-        trained, measured = time.perf_counter(), progress.means()
-        with ranks.together(device):
-            if ranks.first:
-                validated = validate(learner.kept, loss, feed, data.validation, learner.dtype, name)
-                seconds = time.perf_counter() - start
-                rate = (progress.images - done) / (trained - start)
-                log.append(
-                    {"epoch": epoch, **measured, **validated}
-                    | {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)}
-                )
-                save_state(config, learner, log)
-                write_progress(config, log, data.what)
-                ranks.say(describe_epoch(log[-1], config.epochs))
-        if stopping():
-            rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
-            raise stopped(f"saved after {name}; {rest}")
+                    validated = validate(learner.kept, loss, feed, data.validation, learner.dtype, name)
+                    saving.join()
+                    before, ended = (
+                        ended,
+                        time.perf_counter(),
+                    )  # waiting for the file of the epoch before is a part of it
+                    rate = (progress.images - done) / (trained - start)
+                    log.append(
+                        {"epoch": epoch, **measured, **validated}
+                        | {"seconds": round(ended - before, 3), "images_per_second": round(rate, 1)}
+                    )
+                    plot = ended - plotted >= PLOT_EVERY or epoch == config.epochs
+                    plotted = ended if plot else plotted
+                    checkpoint = copy.deepcopy(checkpoint_of(config, learner, log))  # the next step changes the weights
+                    saving.start(partial(save_epoch, config, checkpoint, data.what, plot))
+                    ranks.say(describe_epoch(log[-1], config.epochs))
+            if stopping():
+                with ranks.together(device):
+                    saving.join()
+                rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
+                raise stopped(f"saved after {name}; {rest}")
+
+
+def warn_of_memory(learner: Learner, config: Config, device: torch.device) -> None:
+    """Say what a step needs if that is near what the GPU has."""
+    spare = spare_memory(device)
+    if spare is None:
+        return
+    images = config.batch_size * (1 if config.pairs == "batch" else 2) // learner.ranks.count
+    need = learner.step_memory(images, config.image_size)
+    if need > NEARLY_FULL * spare:
+        learner.ranks.say(
+            f"a step needs about {need / 1e9:.1f} GB, {device} has {spare / 1e9:.1f} GB free: if it is too small, try "
+            f"--batch-size {config.batch_size // 2}"
+        )
 
 
 def refuse_broken_weights(learner: Learner, name: str) -> None:
@@ -393,11 +441,9 @@ def train_epoch(
     for shown_images, batch, place in zip(images, left, places, strict=True):
         size = len(batch.rows)
         views = draw(size)[torch.from_numpy(place)].to(device) if draw else None
-        (first, second, same, labels) = (  # before the network: a copy then waits for nothing that a GPU computes
-            torch.from_numpy(part).to(device, non_blocking=True)
-            for part in (batch.first, batch.second, batch.same, batch.labels)
-        )
-        cost = partial(loss, labels=labels, first=first, second=second, same=same, mined_share=mined_share)
+        labels, same = (upload(torch.from_numpy(part), device) for part in (batch.labels, batch.same))
+        met = None if batch.met is None else upload(torch.from_numpy(batch.met), device)
+        cost = partial(loss, labels=labels, same=same, met=met, mined_share=mined_share)
         rate = learner.rate
         progress.sums += learner.take_step(shown_images, size, views, cost) * size
         progress.steps += 1
@@ -431,13 +477,12 @@ def validate(
     """
     images, references = validation.images, validation.references
     embeddings, logits = embed_images(network, feed, images.rows, dtype)
-    first, second = torch.from_numpy(validation.pairs.T)
-    labels, shown_images = torch.from_numpy(images.labels), torch.cat([first, second])
-    of_pairs, measures = loss.of_pairs(
-        torch.from_numpy(embeddings), labels, first, second, torch.from_numpy(validation.same)
+    paired = validation.pairs.T.ravel()
+    seen, odds, labels, same = map(
+        torch.from_numpy, (embeddings[paired], logits[paired], images.labels[paired], validation.same)
     )
-    of_head = loss.of_head(torch.from_numpy(logits)[shown_images], labels[shown_images])
-    value = float(of_pairs + of_head)
+    of_pairs, measures = loss(seen, odds, labels, same)
+    value = float(of_pairs)
     unlike_distance = float(measures[MEASURES.index("unlike_distance")])
     refuse_broken(loss, value, unlike_distance, network.settled, name)
     reference_embeddings, _ = embed_images(network, feed, references.rows, dtype)
@@ -447,22 +492,27 @@ def validate(
     return {"val_loss": value, "val_auc": aucs[usual_scorer(head is not None)], "val_aucs": aucs}
 
 
-def save_state(
-    config: Config, learner: Learner, log: list[dict[str, Any]], partway: dict[str, Any] | None = None
-) -> None:
-    """Save the checkpoint to resume from, after an epoch or `partway` in one, and the best after an epoch."""
-    contents: dict[str, Any] = {"config": experiment(config), "log": log, "model": learner.kept.state_dict()}
-    if not partway and run_folder.best_entry(log) is log[-1]:
-        run_folder.save_checkpoint(config.run_dir / "best.pt", contents)
-    more = {"partway": partway} if partway else {}
-    run_folder.save_checkpoint(config.run_dir / "last.pt", {**contents, **learner.state(), **more})
+def checkpoint_of(config: Config, learner: Learner, log: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the checkpoint to resume from, of the very tensors that the next step changes."""
+    return {"config": experiment(config), "log": log, "model": learner.kept.state_dict(), **learner.state()}
 
 
-def write_progress(config: Config, log: list[dict[str, Any]], what: str) -> None:
-    """Write the log, and draw the learning curves of `what`."""
+def save_epoch(config: Config, checkpoint: dict[str, Any], what: str, plot: bool) -> None:
+    """Save the checkpoint of an epoch, if it is the best one so far once more to predict with, and the log."""
+    log = checkpoint["log"]
+    if run_folder.best_entry(log) is log[-1]:
+        best = {name: checkpoint[name] for name in ("config", "log", "model")}
+        run_folder.save_checkpoint(config.run_dir / "best.pt", best)
+    run_folder.save_checkpoint(config.run_dir / "last.pt", checkpoint)
+    write_progress(config, log, what, plot)
+
+
+def write_progress(config: Config, log: list[dict[str, Any]], what: str, plot: bool) -> None:
+    """Write the log, and plot the learning curves of `what` if wanted."""
     run_folder.write_log(config.run_dir / "log.jsonl", log)
-    figure = learning_curves(log, run_folder.best_entry(log)["epoch"], what)
-    save_figure(figure, config.graph_dir / "Train_average_loss.png")
+    if plot:
+        figure = learning_curves(log, run_folder.best_entry(log)["epoch"], what)
+        save_figure(figure, config.graph_dir / "Train_average_loss.png")
 
 
 def describe_epoch(entry: dict[str, Any], epochs: int) -> str:
@@ -479,7 +529,7 @@ def run(arguments: argparse.Namespace | None = None) -> None:
     arguments = arguments or make_parser().parse_args()
     config = from_flags(Config, RECIPES, arguments)
     replaced = replaced_lines(config, RECIPES[config.recipe], arguments)
-    main(config, arguments.resume, arguments.overwrite, replaced)
+    main(config, arguments.resume, arguments.overwrite, replaced, arguments.compile)
 
 
 if __name__ == "__main__":

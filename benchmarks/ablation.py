@@ -33,7 +33,7 @@ import predict
 import train
 from config import RECIPES, Config
 from melanoma.common.script import run_script
-from melanoma.data.augment import show, to_float
+from melanoma.data.augment import show
 from melanoma.scoring import ensemble
 from melanoma.training import learner
 
@@ -62,9 +62,9 @@ def melanomas_alone() -> Iterator[None]:
         labels[:] = [batch.labels for batch in batches]
         return whole_epoch(learner, batches, *others)
 
-    def show_some(images: torch.Tensor, views: Any) -> torch.Tensor:
+    def show_some(images: torch.Tensor, views: Any, *others: Any) -> torch.Tensor:
         melanoma = torch.from_numpy(labels.pop(0) == 1)[:, None, None, None].to(images.device)
-        return torch.where(melanoma, show(images, views), to_float(images))
+        return torch.where(melanoma, show(images, views, *others), show(images, None, *others))
 
     with patch.object(train, "train_epoch", train_epoch), patch.object(learner, "show", show_some):
         yield

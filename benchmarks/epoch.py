@@ -29,7 +29,7 @@ import train
 from config import BASELINE, Config
 from dataset import PairDataset, sample_pairs
 from melanoma.common.device import autocast, choose_device, choose_precision, describe_device, keep_freed_memory
-from melanoma.data.augment import ViewRanges, draw_views, to_float
+from melanoma.data.augment import ViewRanges, draw_views, show
 from melanoma.data.cache import build_cache
 from melanoma.data.decoding import find_images
 from melanoma.data.feed import Feed
@@ -118,18 +118,16 @@ def own_epoch(folder: Path, n_pairs: int, batch_size: int, cache_dir: Path) -> t
         return time.perf_counter() - start
 
     whole_batch = pairs.batches(batch_size)[0]
-    images = to_float(torch.from_numpy(cache.gather(whole_batch.rows)).to(device))
-    own_labels, first, second, same = (
-        torch.from_numpy(part).to(device)
-        for part in (whole_batch.labels, whole_batch.first, whole_batch.second, whole_batch.same)
-    )
+    whole_images = torch.from_numpy(cache.gather(whole_batch.rows)).to(device)
+    images = show(whole_images, None, network.backbone.normalize, dtype)
+    own_labels, same = (torch.from_numpy(part).to(device) for part in (whole_batch.labels, whole_batch.same))
 
     def compute(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
             with autocast(device, dtype):
                 embeddings, logits = network(images)
-            loss, _ = loss_function(embeddings, logits, own_labels, first, second, same)
+            loss, _ = loss_function(embeddings, logits, own_labels, same)
             learner.optimizer.zero_grad()
             loss.backward()
             learner.optimizer.step()

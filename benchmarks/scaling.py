@@ -12,26 +12,17 @@ import argparse
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np
-import torch
 from synthetic import alone, peak_memory, write_photos
+from trial import Trial
 
-import train
 from config import Config
-from dataset import PairDataset, sample_pairs
 from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
-from melanoma.data.augment import ViewRanges, draw_views
 from melanoma.data.cache import build_cache
 from melanoma.data.decoding import find_images
-from melanoma.data.feed import Feed
-from melanoma.training.learner import Learner
-from melanoma.training.progress import Meter
-from modules import loss_of, network_of
 
 
 def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]:
@@ -46,32 +37,18 @@ def measure(folder: Path, cache_dir: Path, steps: int) -> dict[str, float | str]
     build_memory = peak_memory()
 
     start = time.perf_counter()
-    labels = (np.arange(len(cache.pixels)) % 57 == 0).astype(int)
-    pairs, same = sample_pairs(labels, np.random.default_rng(0))
-    kept = steps * config.batch_size if steps else len(pairs)
-    network = network_of(config).to(device)
-    learner = Learner(network, 1, config.learning_rate, dtype=dtype)
-    loss = loss_of(config)
-    feed = Feed(cache, device)
+    trial = Trial(config, cache, device, dtype)
     ready = time.perf_counter() - start
-
-    def train_on(first: int, last: int) -> float:
-        start = time.perf_counter()
-        part = PairDataset(cache, np.arange(len(labels)), labels, pairs[first:last], same[first:last])
-        batches = part.batches(config.batch_size)
-        views = partial(draw_views, generator=torch.Generator().manual_seed(0), ranges=ViewRanges())
-        meter = Meter("", len(batches), 0, 0, quiet=True)
-        train.train_epoch(learner, batches, feed, views, loss, 1.0, train.Progress.start(device), meter)
-        return (time.perf_counter() - start) / len(part) * len(pairs)
-
-    train_on(0, config.batch_size)  # warm-up
+    trial.train(1)  # warm-up
+    steps = min(steps or len(trial.batches), len(trial.batches))
+    pairs = [len(batch.same) for batch in trial.batches]
     return {
         "device": describe_device(device, dtype),
-        "pairs": len(pairs),
+        "pairs": sum(pairs),
         "build_s": built,
         "build_gb": build_memory,
         "ready_s": ready,
-        "epoch_s": train_on(0, min(kept, len(pairs))),
+        "epoch_s": trial.train(steps) / sum(pairs[:steps]) * sum(pairs),
         "train_gb": peak_memory(),
         "cache_gb": sum(file.stat().st_size for file in cache_dir.rglob("*") if file.is_file()) / 1e9,
     }

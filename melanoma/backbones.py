@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,33 +15,19 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from melanoma.common.errors import InputError, shown
 from melanoma.common.files import is_file
+from melanoma.data.augment import Normalize
 
-# Mean and standard deviation of the colour channels of ImageNet, torchvision's convention
-CHANNEL_MEAN = (0.485, 0.456, 0.406)
-CHANNEL_STD = (0.229, 0.224, 0.225)
 _DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # declares operators, see import_torchvision
 
 
-class Normalize(nn.Module):
-    """Shift and scale the colour channels of images in 0..1, by default to about zero mean and unit spread."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float] = CHANNEL_MEAN, std: Sequence[float] = CHANNEL_STD) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return images, float (B, 3, S, S), normalised."""
-        return (images - self.mean) / self.std
-
-
 class Backbone(nn.Module):
-    """What every backbone has: images, float (B, 3, S, S) in 0..1, become features (B, `features`)."""
+    """What every backbone has: images, float (B, 3, S, S), normalised, become features (B, `features`).
+
+    normalize : how it takes images; who calls the network applies it, with the views
+    """
 
     features: int
+    normalize: Normalize
 
     def blocks(self) -> list[nn.Module]:
         """Return the parts from input to output, so that the first of them can be frozen."""
@@ -113,8 +98,8 @@ class TorchvisionBackbone(Backbone):
             _fill(model, _read_state(Path(weights)), weights, name)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the features, (B, F), of images, float (B, 3, S, S) in 0..1."""
-        features = self.model(self.normalize(images))
+        """Return the features, (B, F), of images, float (B, 3, S, S), normalised."""
+        features = self.model(images)
         return features if self.grid == 1 else field_means(features, self.grid)
 
     def blocks(self) -> list[nn.Module]:

@@ -13,7 +13,7 @@ from test_modules import images, refusal
 from torch import nn
 
 from config import Config
-from melanoma.backbones import Normalize, TorchvisionBackbone, import_torchvision
+from melanoma.backbones import TorchvisionBackbone, import_torchvision
 from modules import network_of
 
 # --- torchvision ---
@@ -49,7 +49,7 @@ def test_a_classifier_without_its_last_layer_gives_that_layers_input(resnet):
     seen = []
     hook = resnet.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
-        resnet(Normalize()(images(3, 64)))
+        resnet(images(3, 64))
         features = backbone(images(3, 64))
     hook.remove()
     torch.testing.assert_close(features, seen[0])

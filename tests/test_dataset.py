@@ -22,6 +22,7 @@ import dataset
 import train
 from config import Config
 from dataset import (
+    Batch,
     PairDataset,
     describe,
     in_batch_batches,
@@ -239,7 +240,7 @@ def test_the_summary_says_what_an_epoch_shows(quick, pairs, share):
     batches = train.epoch_batches(config, data.train, data.feed.cache, np.random.default_rng(0))
     summary = summarise(lesions, config)
     assert summary["images_per_epoch"] == sum(len(batch.rows) for batch in batches)
-    independent = sum(len(batch.first) for batch in batches) if pairs == "independent" else None
+    independent = sum(len(batch.same) for batch in batches) if pairs == "independent" else None
     assert summary["pairs_per_epoch"] == independent
     what = f"{independent} pairs an epoch" if independent else "images an epoch, which meet in batches"
     assert describe(summary).endswith(what)
@@ -398,16 +399,27 @@ def test_misspelt_and_abbreviated_flags_stop_the_program(monkeypatch, capsys, fl
 # --- batches ---
 
 
+def places_of(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The places in a batch of the first and of the second image of each pair."""
+    if batch.met is None:
+        first, second = np.arange(len(batch.rows)).reshape(2, -1)
+    else:
+        np.testing.assert_array_equal(batch.met, batch.met.T)
+        first, second = np.nonzero(np.triu(batch.met))
+    return first, second
+
+
 def test_batches_are_the_pairs_in_order_with_same_as_it_was_drawn(pair_dataset):
     batches = pair_dataset.batches(12)
-    assert [len(batch.first) for batch in batches] == [12, 12, 4]
-    rows = np.concatenate([np.stack([b.rows[b.first], b.rows[b.second]], axis=1) for b in batches])
+    assert [len(batch.same) for batch in batches] == [12, 12, 4]
+    rows = np.concatenate([np.stack([b.rows[place] for place in places_of(b)], axis=1) for b in batches])
     np.testing.assert_array_equal(rows, pair_dataset.rows[pair_dataset.pairs])
     np.testing.assert_array_equal(np.concatenate([b.same for b in batches]), pair_dataset.same)
     label_of = dict(zip(pair_dataset.rows, pair_dataset.labels, strict=True))
     for batch in batches:
         assert batch.labels.tolist() == [label_of[row] for row in batch.rows]
-        np.testing.assert_array_equal(batch.same, batch.labels[batch.first] == batch.labels[batch.second])
+        first, second = places_of(batch)
+        np.testing.assert_array_equal(batch.same, batch.labels[first] == batch.labels[second])
 
 
 @pytest.mark.parametrize("sizes", [(40, 6), (6, 40), (10, 10)])
@@ -449,9 +461,11 @@ def test_in_batch_pairs_are_all_pairs_but_those_of_one_picture():
             for j in range(i + 1, len(batch.rows))
             if batch.rows[i] != batch.rows[j]
         }
-        assert set(zip(batch.first.tolist(), batch.second.tolist(), strict=True)) == expected
+        first, second = places_of(batch)
+        assert set(zip(first.tolist(), second.tolist(), strict=True)) == expected
         assert batch.labels.tolist() == [label_of[row] for row in batch.rows]
-        np.testing.assert_array_equal(batch.same, batch.labels[batch.first] == batch.labels[batch.second])
+        np.testing.assert_array_equal(batch.same[first, second], batch.labels[first] == batch.labels[second])
+    assert len({batch.same.shape for batch in batches[:-1]}) == 1  # whatever pictures meet themselves
 
 
 @pytest.mark.parametrize("n_sources", [1, 2, 3])
@@ -476,11 +490,11 @@ def test_within_sources_each_is_balanced_as_if_alone(n_sources):
         assert len(set(source[order[:8]])) > 1  # a batch has images of several
     batches = in_batch_batches(order, labels, np.arange(len(labels)), 16, source)
     for batch in batches:
-        assert (source[batch.rows[batch.first]] == source[batch.rows[batch.second]]).all()
-    compared = sum(len(batch.first) for batch in batches)
-    assert (compared < sum(len(b.first) for b in in_batch_batches(order, labels, np.arange(len(labels)), 16))) == (
-        n_sources > 1
-    )
+        first, second = places_of(batch)
+        assert (source[batch.rows[first]] == source[batch.rows[second]]).all()
+    among_all = in_batch_batches(order, labels, np.arange(len(labels)), 16)
+    compared, all_pairs = (sum(len(places_of(batch)[0]) for batch in drawn) for drawn in (batches, among_all))
+    assert (compared < all_pairs) == (n_sources > 1)
 
 
 def test_one_source_draws_what_none_does():

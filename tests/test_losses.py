@@ -36,14 +36,13 @@ def random_pairs(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return first, second, torch.rand(n, generator=generator) < 0.5
 
 
-def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Embeddings (n, 4), logits (n,), labels (n,), all pairs but a few, and whether each is of one label."""
+def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Embeddings (n, 4), logits (n,), labels (n,); whether two are of one label, and which of them meet, (n, n)."""
     generator = torch.Generator().manual_seed(seed)
     embeddings, logits = 0.3 * torch.randn(n, 4, generator=generator), torch.randn(n, generator=generator)
-    first, second = torch.triu_indices(n, n, 1)
-    kept = torch.rand(len(first), generator=generator) < 0.9
-    labels, first, second = torch.arange(n) % 3 % 2, first[kept], second[kept]
-    return embeddings, logits, labels, first, second, labels[first] == labels[second]
+    met = (torch.rand(n, n, generator=generator) < 0.9).triu(1)
+    labels = torch.arange(n) % 3 % 2
+    return embeddings, logits, labels, labels[:, None] == labels, met | met.T
 
 
 # --- contrastive ---
@@ -122,7 +121,7 @@ def test_a_gradient_step_pulls_like_pairs_together_and_pushes_unlike_ones_apart(
 def test_the_hardest_are_the_costliest_share_of_each_group(share):
     generator = torch.Generator().manual_seed(0)
     terms, groups = torch.rand(40, generator=generator), torch.rand(40, generator=generator) < 0.3
-    kept = hardest(terms, groups, share)
+    kept = hardest(terms, (groups, ~groups), share)
     for group in (True, False):
         own = sorted(terms[groups == group].tolist(), reverse=True)
         expected = own[: math.ceil(share * len(own))]
@@ -132,30 +131,34 @@ def test_the_hardest_are_the_costliest_share_of_each_group(share):
 def test_of_equal_costs_at_the_border_all_are_kept():
     terms = torch.tensor([3.0, 2.0, 2.0, 1.0, 0.0, 0.0])
     groups = torch.tensor([True, True, True, True, False, False])
-    assert hardest(terms, groups, 0.5).tolist() == [True, True, True, False, True, True]
+    assert hardest(terms, (groups, ~groups), 0.5).tolist() == [True, True, True, False, True, True]
 
 
-def test_a_group_may_be_empty():
-    assert hardest(torch.tensor([1.0, 2.0]), torch.tensor([True, True]), 0.5).tolist() == [False, True]
-    assert hardest(torch.zeros(0), torch.zeros(0, dtype=torch.bool), 0.5).tolist() == []
+def test_a_group_may_be_empty_and_a_term_in_none():
+    of_all, of_none = torch.tensor([True, True]), torch.tensor([False, False])
+    assert hardest(torch.tensor([1.0, 2.0]), (of_all, of_none), 0.5).tolist() == [False, True]
+    assert hardest(torch.tensor([1.0, 2.0]), (of_none, torch.tensor([True, False])), 0.5).tolist() == [True, False]
+    assert hardest(torch.zeros(2), (of_none, of_none), 1.0).tolist() == [False, False]
 
 
 def test_weighted_mean_by_hand():
     terms, weights = torch.tensor([4.0, 0.0, 1.0, 0.0]), torch.tensor([1.0, 3.0, 2.0, 0.0])
-    assert float(weighted_mean(terms)) == 5 / 4
+    every = torch.ones(4, dtype=torch.bool)
+    assert float(weighted_mean(terms, every)) == 5 / 4
     assert float(weighted_mean(terms, weights)) == 6 / 6
-    assert float(weighted_mean(terms, active_only=True)) == 5 / 2
+    assert float(weighted_mean(terms, every, active_only=True)) == 5 / 2
     assert float(weighted_mean(terms, weights, active_only=True)) == 6 / 3
 
 
 @pytest.mark.parametrize("active_only", [False, True])
 def test_the_mean_of_nothing_is_0_and_moves_nothing(active_only):
-    for terms, weights in ((torch.zeros(3), None), (torch.ones(3), torch.zeros(3)), (torch.zeros(0), None)):
+    none = torch.zeros(3, dtype=torch.bool)
+    for terms, weights in ((torch.zeros(3), ~none), (torch.ones(3), none), (torch.ones(3), none.float())):
         terms.requires_grad_()
         mean = weighted_mean(terms.relu(), weights, active_only)
         mean.backward()
         assert float(mean.detach()) == 0
-        if active_only or weights is not None:
+        if active_only or not weights.any():
             assert torch.equal(grad_of(terms), torch.zeros_like(terms))
 
 
@@ -206,12 +209,10 @@ LOSSES = [
 ]
 
 
-def slow_pairs(
-    embeddings: Tensor, labels: Tensor, first: Tensor, second: Tensor, loss: SiameseLoss
-) -> list[tuple[float, bool, bool]]:
+def slow_pairs(embeddings: Tensor, labels: Tensor, met: Tensor, loss: SiameseLoss) -> list[tuple[float, bool, bool]]:
     """Cost, group that it is mined in, and whether a melanoma is part of it, for each pair."""
     found = []
-    for i, j in zip(first.tolist(), second.tolist(), strict=True):
+    for i, j in met.triu().nonzero().tolist():
         distance, same = (math.dist(embeddings[i].tolist(), embeddings[j].tolist()), bool(labels[i] == labels[j]))
         gap = distance - loss.positive_margin if same else loss.margin - distance
         found.append((max(0.0, gap) ** 2 / 2, same, bool(labels[i] or labels[j])))
@@ -221,8 +222,9 @@ def slow_pairs(
 @pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
 @pytest.mark.parametrize("mined_share", [1.0, 0.3])
 def test_the_loss_of_a_batch_equals_a_slow_loop(loss, mined_share):
-    embeddings, logits, labels, first, second, same = random_batch(seed=3)
-    parts = slow_pairs(embeddings, labels, first, second, loss)
+    embeddings, logits, labels, same, met = random_batch(seed=3)
+    embeddings /= 2  # near enough that of the unlike pairs more than the mined ones cost something
+    parts = slow_pairs(embeddings, labels, met, loss)
     mined = []
     for group in (True, False):
         own = sorted((part for part in parts if part[1] is group), reverse=True)
@@ -235,17 +237,28 @@ def test_the_loss_of_a_batch_equals_a_slow_loop(loss, mined_share):
     expected = loss.pair_weight * total / weight
     if loss.head != "none":
         expected += slow_head(logits, labels, loss.head, loss.melanoma_weight)
-    value, _ = loss(embeddings, logits, labels, first, second, same, mined_share)
+    value, _ = loss(embeddings, logits, labels, same, met, mined_share)
     assert value.shape == ()
     assert float(value) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
+@pytest.mark.parametrize("mined_share", [1.0, 0.3])
+def test_independent_pairs_cost_what_they_do_among_all(loss, mined_share):
+    embeddings, logits, labels, same, _ = random_batch(seed=4)
+    pairs = torch.arange(6), torch.arange(6, 12)
+    met = torch.zeros(12, 12, dtype=torch.bool)
+    met[pairs] = met.T[pairs] = True
+    own = loss(embeddings, logits, labels, same[pairs], None, mined_share)
+    for value, among_all in zip(own, loss(embeddings, logits, labels, same, met, mined_share), strict=True):
+        torch.testing.assert_close(value, among_all)
 
 
 def test_a_pair_that_is_not_mined_moves_nothing():
     # on a line: of the like pairs 0-1 is near and 2-3 far, of the unlike ones 1-2 is nearest
     embeddings = torch.tensor([[0.0], [0.1], [0.3], [5.0]], requires_grad=True)
-    first, second = torch.triu_indices(4, 4, 1)
     labels = torch.tensor([0, 0, 1, 1])
-    batch = (embeddings, torch.zeros(4), labels, first, second, labels[first] == labels[second])
+    batch = (embeddings, torch.zeros(4), labels, labels[:, None] == labels, ~torch.eye(4, dtype=torch.bool))
     for share, moved in ((1e-6, [False, True, True, True]), (1.0, [True] * 4)):
         embeddings.grad = None
         SiameseLoss(1.0)(*batch, share)[0].backward()
@@ -254,9 +267,10 @@ def test_a_pair_that_is_not_mined_moves_nothing():
 
 def test_measures_say_what_the_embedding_looks_like():
     embeddings = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0], [3.0, 4.0]])
-    labels, first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 3])
+    labels, met = torch.tensor([0, 0, 1, 1]), torch.zeros(4, 4, dtype=torch.bool)
     # like: 0-1 at 0.5 and 2-3 at 0; unlike: 0-2 at 5 and 1-2 at 4.5, of margin 4.8
-    _, measures = SiameseLoss(4.8)(embeddings, torch.zeros(4), labels, first, second, labels[first] == labels[second])
+    met[[0, 0, 1, 2], [1, 2, 2, 3]] = True
+    _, measures = SiameseLoss(4.8)(embeddings, torch.zeros(4), labels, labels[:, None] == labels, met)
     spread = math.sqrt(np.var([0, 0.3, 3, 3]) + np.var([0, 0.4, 4, 4]))
     assert dict(zip(MEASURES, measures.tolist(), strict=True)) == pytest.approx(
         {"like_distance": 0.25, "unlike_distance": 4.75, "active_share": 2 / 4, "spread": spread}
@@ -273,10 +287,10 @@ def test_measures_are_of_all_pairs_whatever_the_loss_and_have_no_gradient():
 
 
 def test_the_loss_takes_same_from_the_batch_not_from_the_labels():
-    embeddings, logits, labels, first, second, same = random_batch()
-    turned, _ = SiameseLoss(0.5)(embeddings, logits, labels, first, second, ~same)
-    distance = pair_distance(embeddings[first], embeddings[second])
-    assert float(turned) == pytest.approx(float(contrastive_terms(distance, ~same, 0.5).mean()))
+    embeddings, logits, labels, same, met = random_batch()
+    turned, _ = SiameseLoss(0.5)(embeddings, logits, labels, ~same, met)
+    distance = pair_distance(embeddings[:, None], embeddings)
+    assert float(turned) == pytest.approx(float(contrastive_terms(distance, ~same, 0.5)[met].mean()))
 
 
 def test_an_embedding_on_one_point_has_collapsed():
@@ -291,10 +305,9 @@ def test_an_embedding_on_one_point_has_collapsed():
 
 @pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
 def test_a_loss_a_million_times_that_of_one_point_has_diverged(loss):
-    embeddings, logits, labels, first, second, _ = random_batch()
-    unlike = torch.zeros(len(first), dtype=torch.bool)
+    embeddings, logits, labels, same, met = random_batch()
     plain = dataclasses.replace(loss, melanoma_weight=1.0)
-    value, _ = plain(torch.ones_like(embeddings), torch.zeros_like(logits), labels, first, second, unlike)
+    value, _ = plain(torch.ones_like(embeddings), torch.zeros_like(logits), labels, torch.zeros_like(same), met)
     focal = 0.75 * math.log(2) if loss.head == "focal" else 0.0  # at even odds it costs a quarter of cross-entropy
     assert loss.on_one_point == pytest.approx(float(value) + focal)
     assert not loss.diverged(0.9e6 * loss.on_one_point) and loss.diverged(1.1e6 * loss.on_one_point)
@@ -304,9 +317,9 @@ def test_a_loss_a_million_times_that_of_one_point_has_diverged(loss):
 @pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
 @pytest.mark.parametrize("mined_share", [1.0, 0.3])
 def test_a_batch_on_one_point_has_a_finite_gradient(loss, mined_share):
-    embeddings, logits, labels, first, second, same = random_batch()
+    embeddings, *others = random_batch()
     embeddings = torch.ones_like(embeddings).requires_grad_()
-    value, _ = loss(embeddings, logits, labels, first, second, same, mined_share)
+    value, _ = loss(embeddings, *others, mined_share)
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(grad_of(embeddings)).all()
 
@@ -329,7 +342,7 @@ def draw_lesions(n_benign: int, n_melanoma: int, seed: int) -> tuple[torch.Tenso
         long, short = np.cos(turn) * right + np.sin(turn) * down, np.cos(turn) * down - np.sin(turn) * right
         inside = long**2 * ratio + short**2 / ratio < radius**2
         image[:] = np.where(inside, spot, skin) + rng.normal(0, 0.05, image.shape)
-    return torch.from_numpy(images.clip(0, 1)), labels
+    return torch.from_numpy(images.clip(0, 1) * 2 - 1), labels
 
 
 def train_and_measure(seed: int, inverted: bool) -> tuple[float, float, float]:

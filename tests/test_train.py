@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import SCORERS, score_all
 from melanoma.training import learner as learning
 from melanoma.training import run_folder as checkpoint
+from melanoma.training.progress import Meter
 from modules import MEASURES, SiameseLoss, loss_of, network_of
 
 
@@ -90,17 +94,17 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not_whatever_it_uses(
     config = everything(quick)
     whole = dataclasses.replace(config, run_dir=tmp_path / "whole")
     train.main(whole)
-    real = train.save_state
+    real = train.save_epoch
 
     def save_and_die(*arguments):
         real(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "save_state", save_and_die)
+    monkeypatch.setattr(train, "save_epoch", save_and_die)
     for resume in (False, True):
         with pytest.raises(KeyboardInterrupt):
             train.main(config, resume=resume)
-    monkeypatch.setattr(train, "save_state", real)
+    monkeypatch.setattr(train, "save_epoch", real)
     train.main(config, resume=True)
     assert_same_run(whole, config)
     images, cache = train_images(config)
@@ -151,10 +155,10 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
         seen.append((cache, rows[pairs]))
         return real_pairs(cache, rows, labels, pairs, same)
 
-    def show(images, views):
+    def show(images, views, *others):
         shown.append(len(images))
         assert len(views.contrast) == len(images)
-        return augment.show(images, views)
+        return augment.show(images, views, *others)
 
     monkeypatch.setattr(train, "PairDataset", pairs)
     monkeypatch.setattr(learning, "show", show)
@@ -173,13 +177,14 @@ def test_views_are_drawn_in_float32_whatever_the_network_computes_in(
     for precision in ("float32", "bfloat16"):
         own = shown[precision] = []
 
-        def note(images, views, own=own):
-            own.append(show(images, views))
+        def note(*arguments, own=own):
+            own.append(show(*arguments))
             return own[-1]
 
         monkeypatch.setattr(learning, "show", note)
         train.main(dataclasses.replace(quick, precision=precision, views="wider"), overwrite=True)
-    torch.testing.assert_close(shown["bfloat16"], shown["float32"], rtol=0, atol=0)
+    for rounded, exact in zip(shown["bfloat16"], shown["float32"], strict=True):
+        assert torch.equal(rounded, exact.bfloat16())
 
 
 def test_without_views_no_view_is_drawn(quick: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +215,15 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     seen: list[Step] = []
     real = SiameseLoss.__call__
 
-    def call(self, embeddings, logits, labels, first, second, same, mined_share=1.0):
-        loss, measures = real(self, embeddings, logits, labels, first, second, same, mined_share)
-        assert torch.equal(same, labels[first] == labels[second])
+    def call(self, embeddings, logits, labels, same, met=None, mined_share=1.0):
+        loss, measures = real(self, embeddings, logits, labels, same, met, mined_share)
+        first, second = labels.chunk(2) if met is None else (labels[:, None], labels)
+        assert torch.equal(same, first == second)
         if loss.requires_grad:
-            like = int(same.sum())
-            seen.append(Step(len(labels), len(first), like, mined_share, float(loss.detach()), measures.tolist()))
+            pairs, like = (
+                (len(same), int(same.sum())) if met is None else (int(met.sum()) // 2, int((met & same).sum()) // 2)
+            )
+            seen.append(Step(len(labels), pairs, like, mined_share, float(loss.detach()), measures.tolist()))
         return loss, measures
 
     monkeypatch.setattr(SiameseLoss, "__call__", call)
@@ -257,11 +265,140 @@ def test_a_share_of_an_epoch_is_drawn_anew_each_time(quick: Config, pairs: str, 
     firsts = []
     for seed in (0, 1):
         batches = train.epoch_batches(config, images, cache, np.random.default_rng(seed))
-        shown = sum(len(batch.first if pairs == "independent" else batch.rows) for batch in batches)
+        shown = sum(len(batch.same if pairs == "independent" else batch.rows) for batch in batches)
         assert shown == (27 if pairs == "independent" else 28)  # 80 pairs; 14 of 40 benign images, twice
         firsts.append(np.concatenate([batch.rows for batch in batches]))
     assert set(firsts[0]) != set(firsts[1])
     assert set(np.concatenate(firsts)) <= set(range(100, 150))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"recipe": "baseline"},
+        {"recipe": "scratch", "hardest": 0.5, "head": "focal", "melanoma_weight": 2.0},
+        {"recipe": "strong", "hardest": 0.5, "views": "wider"},
+        {"recipe": "strong", "views": "none"},
+    ],
+    ids=["baseline", "scratch", "strong", "without views"],
+)
+def test_a_step_waits_for_nothing_that_a_gpu_computes(settings: dict) -> None:
+    """The device "meta" holds no numbers: whoever reads one gets an error."""
+    config, meta = Config(**settings, backbone_weights="none", batch_size=8), torch.device("meta")
+    network = network_of(config).to(meta)
+    network.freeze(config.frozen_blocks)
+    learner = learning.Learner(network, 9, 0.01, config.schedule, ema=config.ema)
+    images = train.Images(np.arange(60), (np.arange(60) % 5 == 0).astype(int))
+    cache = cache_of(np.zeros((60, config.image_size, config.image_size, 3), np.uint8))
+    batches = train.epoch_batches(config, images, cache, np.random.default_rng(0))
+    ranges = augment.VIEWS[config.views]
+    draw = partial(augment.draw_views, generator=torch.Generator(), ranges=ranges) if ranges else None
+    progress, meter = train.Progress.start(meta), Meter("", len(batches), 0, 0, quiet=True)
+    train.train_epoch(
+        learner,
+        batches,
+        Feed(cache, meta),
+        draw,
+        loss_of(config),
+        config.hardest,
+        progress,
+        meter,
+        lambda: progress.steps == 2,
+    )
+    assert progress.steps == learner.taken == 2
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+        progress.means()
+
+
+# --- saving aside ---
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_checkpoint_is_of_its_epoch_however_late_it_is_written(
+    quick: Config, tmp_path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    """Once each epoch is written before the next one is trained, once after."""
+    save, train_epoch, trained = train.save_epoch, train.train_epoch, threading.Event()
+
+    def note(*arguments):
+        train_epoch(*arguments)
+        trained.set()
+
+    def run(late: bool) -> list[dict]:
+        states = []
+        config = dataclasses.replace(quick, epochs=3, ema=ema, run_dir=tmp_path / str(late))
+
+        def save_then(_, checkpoint, *others):
+            if late and len(checkpoint["log"]) < config.epochs:
+                assert trained.wait(60)
+            save(config, checkpoint, *others)
+            states.append(last(config))
+
+        def start_and_wait(aside, work):
+            trained.clear()
+            aside.work = aside.pool.submit(work)
+            if not late:
+                aside.work.result()
+
+        monkeypatch.setattr(train, "save_epoch", save_then)
+        monkeypatch.setattr(train.Aside, "start", start_and_wait)
+        train.main(config)
+        return states
+
+    monkeypatch.setattr(train, "train_epoch", note)
+    for early, late in zip(run(late=False), run(late=True), strict=True):
+        for part in {"model", "trained"} & set(early):
+            assert all(torch.equal(weight, late[part][name]) for name, weight in early[part].items())
+        for i, state in early["optimizer"]["state"].items():
+            assert all(torch.equal(value, late["optimizer"]["state"][i][key]) for key, value in state.items())
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_save_that_fails_aside_stops_the_run_with_its_line(
+    quick: Config, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    save = checkpoint.save_checkpoint
+
+    def fill_the_disk(path, contents):
+        if path.name == "last.pt" and len(contents["log"]) == failing:
+            raise InputError(f"{path} cannot be written: no space left")
+        save(path, contents)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", fill_the_disk)
+    with pytest.raises(InputError, match=r"last\.pt cannot be written: no space left"):
+        train.main(dataclasses.replace(quick, epochs=3))
+    assert (quick.run_dir / "last.pt").exists() == (failing > 1)
+    if failing > 1:
+        assert len(last(quick)["log"]) == len(log_of(quick)) == failing - 1
+
+
+def test_curves_are_drawn_now_and_then_and_the_log_counts_the_time_of_saving(
+    quick: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, drawn = train.save_epoch, []
+
+    def save_slowly(config, saved, what, plot):
+        drawn.append(plot)
+        time.sleep(0.3)
+        save(config, saved, what, plot)
+
+    monkeypatch.setattr(train, "save_epoch", save_slowly)
+    start = time.perf_counter()
+    train.main(dataclasses.replace(quick, epochs=4))
+    whole = time.perf_counter() - start
+    assert drawn == [True, False, False, True]  # the first and the last one: all within PLOT_EVERY
+    assert 3 * 0.3 < sum(entry["seconds"] for entry in log_of(quick)) < whole - 0.3
+
+
+def test_a_step_that_nearly_fills_the_gpu_is_announced(
+    quick: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(quick, batch_size=64)
+    for spare, said in ((None, False), (10**12, False), (10**7, True)):
+        monkeypatch.setattr(train, "spare_memory", lambda device, spare=spare: spare)
+        train.main(config, overwrite=True)
+        out = capsys.readouterr().out
+        assert ("GB free: if it is too small, try --batch-size 32" in out) == said
 
 
 # --- how it learns ---

@@ -84,9 +84,29 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
+# How torch says that memory is too small: the CPU's; CUDA's and MPS's; cuBLAS's; cuDNN's, which also finds no algorithm
+# whose workspace fits
+NO_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine")
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that the device's memory is too small: CUDA's, MPS's or the CPU's."""
-    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "ALLOC_FAILED"))
+    """Whether an error of torch says that the device's memory is too small."""
+    return any(words in str(error) for words in NO_MEMORY)
+
+
+def spare_memory(device: torch.device) -> int | None:
+    """Return the bytes that can still be allocated on a CUDA device; None for others."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def upload(part: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of main memory on a device; on CUDA without waiting for the copy."""
+    if device.type != "cuda":  # from memory that is not pinned, MPS may copy after it has been freed
+        return part.to(device)
+    return part.pin_memory().to(device, non_blocking=True)
 
 
 def free_memory(device: torch.device) -> None:
@@ -116,17 +136,17 @@ def set_random_state(states: Mapping[str, torch.Tensor], device: torch.device) -
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Let torch take only algorithms that give the same bits each time, if wanted; CUDA has faster ones that don't.
+    """Let torch take only algorithms that give the same bits each time, if wanted; else the fastest by trial.
 
-    An operation without such an algorithm raises RuntimeError. On the CPU all that is used here is so anyway.
+    This matters on CUDA alone. An operation without a deterministic algorithm raises RuntimeError.
     """
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted  # tries each shape once: the shapes of batches are few
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -10,7 +10,11 @@ class InputError(ValueError):
     """The user's input (a file, a flag, a setting) is wrong; the message says what, where and what to do.
 
     Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback.
+
+    told : of several processes, whether another one says it; None: not known, the first one does
     """
+
+    told: bool | None = None
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))

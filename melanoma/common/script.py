@@ -29,7 +29,10 @@ class Stopped(BaseException):
     ----------
     number : of the signal
     advice : how to go on
+    told : see `InputError`
     """
+
+    told: bool | None = None
 
     def __init__(self, number: int, advice: str = "run the same command again to go on") -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}: {advice}")
@@ -56,10 +59,10 @@ def run_script(main: Callable[[], None]) -> typing.NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 141  # 128 + SIGPIPE, which Windows has no number for
         except (InputError, FileNotFoundError) as error:
-            _tell(f"error: {printable(str(error))}")
+            _tell(f"error: {printable(str(error))}", getattr(error, "told", None))
             code = 2
         except Stopped as stopped:
-            _tell(str(stopped))
+            _tell(str(stopped), stopped.told)
             code = 128 + stopped.number
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         # DistributedDataParallel leaves gloo's threads running, and one that frees a tensor while Python is torn down
@@ -107,7 +110,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def _tell(line: str) -> None:
+def _tell(line: str, told: bool | None) -> None:
     """Say it on standard error; of several processes under torchrun, one does."""
-    if os.environ.get("RANK", "0") == "0":
+    if told is None:
+        told = os.environ.get("RANK", "0") != "0"
+    if not told:
         print(line, file=sys.stderr)

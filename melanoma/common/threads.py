@@ -1,4 +1,4 @@
-"""Compute results in threads, a few ahead of their use."""
+"""Work in threads beside the caller's: results a few ahead of their use, and what the caller need not wait for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,33 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Aside:
+    """Does one piece of work at a time in a thread; what it raises, the next `join` raises."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+        self.work: Future[None] | None = None
+
+    def __enter__(self) -> Aside:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the work; what it raised is raised unless the block has met an error of its own."""
+        self.pool.shutdown()
+        if kind is None:
+            self.join()
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin a piece of work; see to it that the one before is joined."""
+        self.work = self.pool.submit(work)
+
+    def join(self) -> None:
+        """Wait for the work that was started, and raise what it raised."""
+        work, self.work = self.work, None
+        if work:
+            work.result()
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:

@@ -6,12 +6,14 @@ Drawing takes a generator and no pixels; applying is deterministic. Both classes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from melanoma.common.device import upload
 
 CPU_BLOCK = 32  # images viewed at a time on the CPU, so that they stay in the processor's cache
 HAIRS = 8  # on an image that has hairs
@@ -89,8 +91,8 @@ class Views:
         return self._each(lambda part: part[rows])
 
     def to(self, device: torch.device) -> Views:
-        """Return the views on a device, without waiting for the copy."""
-        return self._each(lambda part: part.to(device, non_blocking=True))
+        """Return the views on a device."""
+        return self._each(lambda part: upload(part, device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Views:
         parts = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -154,7 +156,7 @@ def apply_views(images: Tensor, views: Views) -> Tensor:
     scale = (views.gain * views.contrast[:, None])[:, :, None, None]
     mean = (moved.mean(dim=(2, 3)) * views.gain).mean(dim=1)[:, None, None, None]  # of the brightened image
     offset = mean * (1 - views.contrast)[:, None, None, None]
-    shown = moved.mul_(scale).add_(offset).clamp_(0, 1)
+    shown = torch.addcmul(offset, moved, scale).clamp_(0, 1)
     changes = (
         (_draw_hairs, views.hair),
         (_hide_square, views.square),
@@ -232,9 +234,26 @@ def _quantise_blocks(images: Tensor, quantum: Tensor) -> Tensor:
     return result.clamp(0, 1)
 
 
-def to_float(images: Tensor) -> Tensor:
-    """Return uint8 images (B, S, S, 3) as float32 (B, 3, S, S) in 0..1, in channels-last memory (no copy)."""
-    return images.permute(0, 3, 1, 2).to(torch.float32).div_(255)
+class Normalize(nn.Module):
+    """What a network takes for an image: values in 0..1, each channel scaled and shifted.
+
+    Parameters
+    ----------
+    mean, std : of the three channels; they become 0 and 1
+    """
+
+    gain: Tensor
+    offset: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        gain = 1 / torch.tensor(std).view(3, 1, 1)
+        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("offset", -torch.tensor(mean).view(3, 1, 1) * gain, persistent=False)
+
+    def forward(self, images: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return images, float (B, 3, S, S) in 0..1, normalised; in `out`, whatever its type, if it is given."""
+        return torch.addcmul(self.offset, images, self.gain, out=out)
 
 
 def _sampling_grid(affine: Tensor, side: int) -> Tensor:
@@ -250,21 +269,34 @@ def _sampling_grid(affine: Tensor, side: int) -> Tensor:
     return grid
 
 
-def show(images: Tensor, views: Views | None) -> Tensor:
-    """Return the views of uint8 images (B, S, S, 3), or the images as they are.
+def show_part(images: Tensor, views: Views | None, normalize: Normalize, out: Tensor) -> None:
+    """Write what `show` returns of a part of the images; the gain of their views is for values in 0..255."""
+    pixels = images.permute(0, 3, 1, 2).float()
+    normalize(apply_views(pixels, views) if views else pixels.div_(255), out=out)
+
+
+def show(
+    images: Tensor,
+    views: Views | None,
+    normalize: Normalize,
+    dtype: torch.dtype = torch.float32,
+    show_part: Callable[[Tensor, Views | None, Normalize, Tensor], None] = show_part,
+) -> Tensor:
+    """Return what a network takes for uint8 images (B, S, S, 3): their views, or the images as they are.
+
+    show_part : the function of this name, perhaps compiled
 
     Returns
     -------
-    float32 tensor of shape (B, 3, S, S), in 0..1, channels-last memory
+    tensor of shape (B, 3, S, S), normalised, of type `dtype`, channels-last memory
     """
-    if views is None:
-        return to_float(images)
-    shown = torch.empty(images.shape, device=images.device).permute(0, 3, 1, 2)
-    from_bytes = replace(views, gain=views.gain / 255)  # one factor takes 0..255 to 0..1 and brightens
-    block = len(images) if images.is_cuda else CPU_BLOCK
+    shown = torch.empty(images.shape, dtype=dtype, device=images.device).permute(0, 3, 1, 2)
+    if views:
+        views = replace(views, gain=views.gain / 255)  # one factor takes 0..255 to 0..1 and brightens
+    block = CPU_BLOCK if images.device.type == "cpu" else len(images)
     for start in range(0, len(images), block):
         part = slice(start, start + block)
-        shown[part] = apply_views(images[part].permute(0, 3, 1, 2).float(), from_bytes[part])
+        show_part(images[part], views[part] if views else None, normalize, shown[part])
     return shown
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from melanoma.common.device import upload
 from melanoma.common.threads import map_ahead
 from melanoma.data.cache import ImageCache
 
@@ -33,7 +34,7 @@ class Feed:
         """Yield the images of each array of rows, uint8 (B, S, S, 3), on the device."""
         if self.resident is not None:
             for batch in rows:
-                yield self.resident[torch.from_numpy(batch).to(self.device, non_blocking=True)]
+                yield self.resident[upload(torch.from_numpy(batch), self.device)]
         elif self.device.type == "cuda":
             for pinned in map_ahead(self._gather_pinned, rows, 1, AHEAD):
                 yield pinned.to(self.device, non_blocking=True)

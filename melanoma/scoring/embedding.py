@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from melanoma.common.device import autocast, free_memory, is_out_of_memory
 from melanoma.common.errors import InputError
-from melanoma.data.augment import flips_and_turns, to_float
+from melanoma.data.augment import flips_and_turns, show
 from melanoma.data.feed import Feed
 
 
 @torch.inference_mode()
 def embed_images(
-    network: nn.Module, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int = 1, batch_size: int = 256
+    network: Any, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int = 1, batch_size: int = 256
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings, float32 (N, D), and the head's logits, float32 (N,), of images by cache row.
 
@@ -36,14 +37,15 @@ def embed_images(
 
 
 def _embed(
-    network: nn.Module, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int, batch_size: int
+    network: Any, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Do what `embed_images` does, without a way out of a small memory."""
     network.eval()
     embeddings, logits = [], []
     for images in feed.batches(np.split(rows, range(batch_size, len(rows), batch_size))):
+        shown = show(images, None, network.backbone.normalize, dtype)
         with autocast(feed.device, dtype):
-            seen = [network(view) for view in flips_and_turns(to_float(images), views)]
+            seen = [network(view) for view in flips_and_turns(shown, views)]
         mean = torch.stack([embedding for embedding, _ in seen]).mean(dim=0)
         embeddings.append(F.normalize(mean, dim=1) if network.unit_length and views > 1 else mean)
         logits.append(torch.stack([logit for _, logit in seen]).mean(dim=0))

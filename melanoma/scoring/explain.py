@@ -10,7 +10,7 @@ from captum.attr import LayerGradientXActivation
 from torch import Tensor
 from torch.nn import functional as F
 
-from melanoma.data.augment import flips_and_turns, to_float, turn_back
+from melanoma.data.augment import flips_and_turns, show, turn_back
 from melanoma.scoring.scores import reference_scores
 
 
@@ -49,7 +49,7 @@ def grad_cam(
         return reference_scores(mean, references, labels)[scorer]
 
     device = next(network.parameters()).device
-    image = to_float(torch.from_numpy(pixels.copy())[None].to(device))
+    image = show(torch.from_numpy(pixels.copy())[None].to(device), None, network.backbone.normalize)
     images = torch.cat(list(flips_and_turns(image, views)))
     products = LayerGradientXActivation(score, layer).attribute(images)  # (V, C, H, H)
     heat = turn_back(products.detach().sum(dim=1)).sum(dim=0)

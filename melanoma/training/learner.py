@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from melanoma.common.device import autocast, is_out_of_memory
 from melanoma.common.errors import InputError
-from melanoma.data.augment import Views, show
+from melanoma.data.augment import Views, show, show_part
 from melanoma.training.ranks import Ranks
 from melanoma.training.run_folder import fitting
 
@@ -29,7 +30,7 @@ class Learner:
 
     Parameters
     ----------
-    network : on its device; images (B, 3, S, S) become embeddings (B, D) and logits (B,)
+    network : a Siamese network on its device, frozen where it is to be
     total : steps of the whole training, for the schedule
     schedule : constant or cosine
     backbone_rate : learning rate of parameters named `backbone.*`, as a share of `learning_rate`
@@ -37,11 +38,12 @@ class Learner:
     batch_size : the setting, for the message about a memory that is too small
     ranks : the processes that share each batch
     dtype : of the network's matrix arithmetic
+    compiled : let torch.compile fuse the operations of views and network, which takes about a minute at first
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         total: int,
         learning_rate: float,
         schedule: str = "constant",
@@ -51,6 +53,7 @@ class Learner:
         ranks: Ranks | None = None,
         dtype: torch.dtype = torch.float32,
         batch_size: int = 1,
+        compiled: bool = False,
     ) -> None:
         self.network = network
         self.total = total
@@ -67,12 +70,15 @@ class Learner:
             for matrix, decay in ((True, weight_decay), (False, 0.0)):
                 members = [p for p in own if (p.ndim > 1) == matrix]
                 groups.append({"params": members, "share": share, "weight_decay": decay})
-        fused = next(network.parameters()).device.type != "mps"
+        fused = next(network.parameters()).device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
-        self.shared: nn.Module = network
-        if self.ranks.count > 1:
-            frozen = not all(p.requires_grad for p in network.parameters())
-            self.shared = DistributedDataParallel(network, find_unused_parameters=frozen)
+        self.shared = network
+        if self.ranks.count > 1:  # the buffers are statistics, of which the first process's are kept
+            self.shared = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.show: Callable[..., Tensor] = show
+        if compiled:  # for each size of batch anew: an epoch has two
+            self.show = partial(show, show_part=torch.compile(show_part, dynamic=False))
+            self.shared = torch.compile(self.shared, dynamic=False)
         self.average: nn.Module | None = copy.deepcopy(network) if ema else None
 
     @property
@@ -111,13 +117,19 @@ class Learner:
         InputError : the device's memory is too small
         """
         try:
-            shown = show(images, views)  # in float32: autocast would round what blur and noise compute
+            # outside autocast, which would round what blur and noise compute
+            shown = self.show(images, views, self.network.backbone.normalize, self.dtype)
             with autocast(images.device, self.dtype):
                 own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
             outputs = self.ranks.gather(own[: self.ranks.share_size(size)], size)  # embeddings, then the logit
             loss, measures = loss_of(outputs[:, :-1], outputs[:, -1])
             self._update(loss * self.ranks.count)  # DDP averages over the processes: their sum is wanted
         except RuntimeError as error:
+            if "does not have a deterministic implementation" in str(error):
+                raise InputError(
+                    f"--deterministic: {str(error).split()[0]} computes other bits each time on {images.device}: leave "
+                    "--deterministic out, or choose another backbone or --image-size"
+                ) from error
             if not is_out_of_memory(error):
                 raise
             smaller = f"--batch-size {self.batch_size // 2}" if self.batch_size > 1 else "a smaller --image-size"
@@ -137,6 +149,24 @@ class Learner:
         if self.average:
             self._follow(self.average)
         self.taken += 1
+
+    def step_memory(self, count: int, side: int) -> int:
+        """Return about how many bytes a step on images of a side allocates: measured on two of them, in a copy."""
+        network = copy.deepcopy(self.network).train()
+        kept = {part.untyped_storage().data_ptr(): 0 for part in network.parameters()}
+        images = torch.zeros((2, side, side, 3), dtype=torch.uint8, device=next(network.parameters()).device)
+
+        def note(part: Tensor) -> Tensor:
+            storage = part.untyped_storage()
+            kept.setdefault(storage.data_ptr(), storage.nbytes())
+            return part
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda part: part), autocast(images.device, self.dtype):
+            outputs = network(show(images, None, network.backbone.normalize, self.dtype))
+        del outputs
+        largest = max(kept.values())  # its gradient, and that of what it was computed from, live beside them
+        weights = sum(part.nbytes for part in network.parameters() if part.requires_grad)
+        return (sum(kept.values()) + 2 * largest) * count // 2 + 3 * weights  # gradient and AdamW's two moments
 
     def finite(self) -> bool:
         """Return whether all weights are finite, those that are trained and those that are kept."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -13,6 +15,9 @@ from torch import distributed
 
 from melanoma.common.device import choose_device
 from melanoma.common.errors import InputError
+from melanoma.common.script import Stopped
+
+SECONDS_TO_NOTICE = 5.0  # that another process has gone
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,9 @@ class Ranks:
         except InputError as error:
             met = error
         if self.any(met is not None, device):
-            raise met or InputError("another process has stopped")
+            other = InputError("another process has stopped")
+            other.told = True
+            raise met or other
 
     def wait(self) -> None:
         """Wait until every process has come here."""
@@ -97,7 +104,8 @@ class Ranks:
 def join_ranks(device_name: str) -> Iterator[tuple[torch.device, Ranks]]:
     """Join the processes that torchrun started (read from its environment); yield this one's device and rank.
 
-    With CUDA each process of a machine takes a GPU of its own. Without torchrun there is one process.
+    With CUDA each process of a machine takes a GPU of its own. Without torchrun there is one process. If one of several
+    ends early, the others end at once without a word: what they wait for will not come.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -107,10 +115,51 @@ def join_ranks(device_name: str) -> Iterator[tuple[torch.device, Ranks]]:
     if kind == "cuda" or (kind == "auto" and torch.cuda.is_available()):
         device_name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = choose_device(device_name)
-    if device.type == "cuda":
+    if device.type == "mps":
+        raise InputError("several processes cannot share an Apple GPU: leave torchrun out, or pass --device cpu")
+    on_cuda = device.type == "cuda"
+    if on_cuda:
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, _ = next(distributed.rendezvous("env://"))
+    distributed.init_process_group(
+        "nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=count, device_id=device if on_cuda else None
+    )
+    others = Others(rank, count)
     try:
-        yield device, Ranks(int(os.environ["RANK"]), count)
-    finally:
-        distributed.destroy_process_group()
+        yield device, Ranks(rank, count)
+    except RuntimeError:  # perhaps because another process has gone
+        others.watch.join(SECONDS_TO_NOTICE)
+        raise
+    except (InputError, Stopped) as end:
+        others.leaving = True
+        end.told = end.told or store.add("told", 1) > 1  # of several that end alike, the first says why
+        raise
+    others.part()
+    distributed.destroy_process_group()
+
+
+class Others:
+    """Watches over the other processes of a training, and ends this one if one of them goes before the end.
+
+    Each waits in a thread for a word from the next one, which it sends at its end. A process that goes before closes
+    its connections, and gloo then raises an error where it is awaited; NCCL would wait for its timeout.
+    """
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.before, self.after = (rank - 1) % count, (rank + 1) % count
+        self.group = distributed.new_group(backend="gloo", timeout=timedelta(days=365))
+        self.leaving = False
+        self.watch = threading.Thread(target=self._await_next, daemon=True)
+        self.watch.start()
+
+    def part(self) -> None:
+        """Wait until every process has come to its end."""
+        distributed.send(torch.zeros(1), self.before, self.group)
+        self.watch.join()
+
+    def _await_next(self) -> None:
+        try:
+            distributed.recv(torch.zeros(1), self.after, self.group)
+        except RuntimeError:
+            if not self.leaving:
+                os._exit(2)

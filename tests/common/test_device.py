@@ -153,6 +153,8 @@ def test_tensors_are_sound_after_keep_freed_memory():
         (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
@@ -181,8 +183,11 @@ def test_the_state_of_a_gpu_is_of_the_one_in_use(monkeypatch):
 
 def test_deterministic_algorithms_are_asked_for_and_put_back(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    assert not torch.backends.cudnn.benchmark
     for wanted in (False, True):
         with deterministic(wanted):
             assert torch.are_deterministic_algorithms_enabled() == wanted
+            assert torch.backends.cudnn.benchmark != wanted  # trials choose differently each time
             assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == wanted
         assert not torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark

@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from melanoma.data import augment
 from melanoma.data.augment import (
     VIEWS,
+    Normalize,
     ViewRanges,
     Views,
     apply_views,
     draw_views,
     flips_and_turns,
     show,
-    to_float,
     turn_back,
 )
 
@@ -472,14 +472,26 @@ def test_one_view_is_the_image_as_it_is():
     assert torch.equal(view, random_images(2))
 
 
-# --- to_float ---
+# --- what the network takes ---
+
+AS_THEY_ARE = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+IMAGENET = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def test_to_float_divides_by_255_and_keeps_the_memory_order():
+def test_normalize_puts_each_channel_in_units_of_its_spread():
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.3, 0.2, 0.1])
+    pixels = torch.stack([mean - std, mean, mean + 2 * std]).view(3, 3, 1, 1)
+    expected = torch.tensor([-1.0, 0.0, 2.0]).view(3, 1, 1, 1).expand(3, 3, 1, 1)
+    normalize = Normalize(mean.tolist(), std.tolist())
+    torch.testing.assert_close(normalize(pixels), expected, atol=1e-5, rtol=0)
+    assert not normalize.state_dict()  # constants, no weights
+
+
+def test_without_views_images_are_divided_by_255_and_keep_the_memory_order():
     pixels = torch.randint(0, 256, (5, 8, 9, 3), dtype=torch.uint8, generator=torch.Generator())
     pixels[0, 0, 0] = torch.tensor([0, 51, 255])
     before = pixels.clone()
-    images = to_float(pixels)
+    images = show(pixels, None, AS_THEY_ARE)
     assert images.dtype == torch.float32
     assert images.shape == (5, 3, 8, 9)
     assert images.is_contiguous(memory_format=torch.channels_last)
@@ -494,10 +506,20 @@ def test_images_shown_block_by_block_are_the_same(monkeypatch, block, ranges):
     monkeypatch.setattr(augment, "CPU_BLOCK", block)
     pixels = torch.randint(0, 256, (8, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator())
     views = drawn(8, **ranges)
-    shown = show(pixels, views)
+    shown = show(pixels, views, AS_THEY_ARE)
     assert shown.is_contiguous(memory_format=torch.channels_last)
-    assert_alike(shown, apply_views(to_float(pixels), views), views)
-    assert torch.equal(show(pixels, None), to_float(pixels))
+    assert_alike(shown, apply_views(pixels.permute(0, 3, 1, 2) / 255, views), views)
+
+
+@pytest.mark.parametrize("ranges", [None, {}, EXTRAS], ids=["none", "default", "extras"])
+def test_images_are_shown_normalised_in_the_networks_type(ranges):
+    pixels = torch.randint(0, 256, (40, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator())
+    views = None if ranges is None else drawn(40, **ranges)
+    shown = show(pixels, views, IMAGENET)
+    torch.testing.assert_close(shown, IMAGENET(show(pixels, views, AS_THEY_ARE)))
+    rounded = show(pixels, views, IMAGENET, torch.bfloat16)
+    assert torch.equal(rounded, shown.bfloat16())
+    assert rounded.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.gpu

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import build_network, cache_of
 
-from melanoma.data.augment import to_float
+from melanoma.data.augment import show
 from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
 from melanoma.scoring.embedding import embed_images
@@ -39,7 +39,7 @@ def test_embeddings_are_the_networks_own_in_order_whatever_the_batch(cache, netw
     rows = np.array([3, 11, 0, 3, 5, 1, 2, 9, 8, 7])
     result = embed_images(network, Feed(cache, CPU), rows, torch.float32, batch_size=batch_size)
     with torch.no_grad():
-        expected = network(to_float(torch.from_numpy(cache.pixels[rows])))
+        expected = network(show(torch.from_numpy(cache.pixels[rows]), None, network.backbone.normalize))
     for own, theirs in zip(result, expected, strict=True):
         assert isinstance(own, np.ndarray)
         assert own.dtype == np.float32
@@ -55,7 +55,7 @@ def test_eight_views_are_the_mean_over_all_flips_and_turns(cache, unit_length):
     for pixels, embedding, logit in zip(cache.pixels, embeddings, logits, strict=True):
         turned = [np.rot90(side, k) for side in (pixels, pixels[:, ::-1]) for k in range(4)]
         with torch.no_grad():
-            own, odds = network(to_float(torch.from_numpy(np.stack(turned))))
+            own, odds = network(show(torch.from_numpy(np.stack(turned)), None, network.backbone.normalize))
         mean = own.numpy().mean(axis=0)
         expected = mean / np.linalg.norm(mean) if unit_length else mean
         np.testing.assert_allclose(embedding, expected, atol=1e-5)

@@ -8,7 +8,7 @@ from conftest import build_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from melanoma.data.augment import to_float
+from melanoma.data.augment import Normalize, show
 from melanoma.scoring.explain import grad_cam
 from melanoma.scoring.scores import SCORERS, score_all
 from modules import Backbone, SiameseNetwork
@@ -24,6 +24,7 @@ class TopLeft(Backbone):
 
     def __init__(self, field: int = 1) -> None:
         super().__init__()
+        self.normalize = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         self.brightness = nn.Conv2d(3, 1, kernel_size=field, stride=field, bias=False)
         nn.init.constant_(self.brightness.weight, 1 / (3 * field**2))
 
@@ -86,7 +87,7 @@ def test_where_features_are_pooled_to_their_mean_it_is_captums_grad_cam(backbone
         benign_distance, distance = ((embeddings - torch.tensor(mean)).norm(dim=1) for mean in (benign, melanoma))
         return benign_distance - distance
 
-    image = to_float(torch.from_numpy(noise(64))[None])
+    image = show(torch.from_numpy(noise(64))[None], None, network.backbone.normalize)
     expected = LayerGradCam(score, network.backbone.last_map()).attribute(image).float()
     expected = F.interpolate(expected, (64, 64), mode="bilinear")[0, 0].detach().numpy()
     heat = heat_of(network, noise(64), benign, melanoma)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import shutil
+from typing import Any
 
 import pytest
 import torch
 from conftest import build_network
 from torch import Tensor
 
+from melanoma.common.device import deterministic
+from melanoma.common.errors import InputError
+from melanoma.data.augment import ViewRanges, draw_views
 from melanoma.training.learner import Learner
 from modules import SiameseNetwork
 
@@ -99,3 +104,60 @@ def test_weights_of_either_network_that_are_not_finite_are_noticed(value: float)
         name = "backbone.model.bn1.running_var" if where == "running statistics" else "fc_embedding.bias"
         network.state_dict()[name][0] = value
         assert not learner.finite(), where
+
+
+class Unordered(torch.nn.Module):
+    """Calls an operation that torch has no deterministic algorithm for."""
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+        return features, features[:, 0]
+
+
+def test_what_has_no_deterministic_algorithm_is_one_line() -> None:
+    learner = Learner(Unordered(small().backbone), 1, 0.01)
+    with (
+        deterministic(True),
+        pytest.raises(InputError, match=r"^--deterministic: put_ computes other bits .* on cpu: "),
+    ):
+        walk(learner, 1)
+    walk(learner, 1)
+
+
+@pytest.mark.parametrize("backbone", ["conv3", "resnet18"])
+def test_the_memory_of_a_step_is_what_its_backward_pass_keeps(backbone: str) -> None:
+    learner = Learner(small(backbone), 1, 0.01)
+    before = {name: part.clone() for name, part in learner.network.state_dict().items()}
+    one, two = (learner.step_memory(count, 32) for count in (100, 200))
+    assert all(torch.equal(part, before[name]) for name, part in learner.network.state_dict().items())
+    each = (two - one) / 100
+    if backbone == "conv3":
+        # the input; the maps before and after pooling, of 16, 32 and 64 channels, and the places of the maxima in
+        # int64; the features; the embedding is kept by no one. Twice the largest for its gradients
+        maps = [3 * 32**2] + [n for c, s in ((16, 32), (32, 16), (64, 8)) for n in (c * s**2, c * s**2 // 4)]
+        pooled = sum(c * (s // 2) ** 2 for c, s in ((16, 32), (32, 16), (64, 8)))
+        assert each == pytest.approx(4 * (sum(maps) + 512) + 8 * pooled + 2 * 4 * 16 * 32**2, rel=0.02)
+    assert one - 100 * each == pytest.approx(3 * 4 * sum(p.numel() for p in learner.network.parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own compiler uses what torch deprecates
+@pytest.mark.parametrize("ranges", [None, ViewRanges()], ids=["as they are", "views"])
+def test_compiled_steps_have_the_same_losses(ranges: ViewRanges | None) -> None:
+    losses: dict[bool, list[float]] = {}
+    for compiled in (False, True):
+        learner = Learner(small(), 1, 0.01, compiled=compiled)
+        losses[compiled] = []
+        for size in (6, 6, 4, 6):  # the last batch of an epoch is smaller
+            images = (noise(size, size).permute(0, 2, 3, 1) * 255).to(torch.uint8)
+            views = draw_views(size, torch.Generator().manual_seed(size), ranges) if ranges else None
+            cost = learner.take_step(images, size, views, lambda own, _: (own.square().mean(), torch.zeros(2)))
+            losses[compiled].append(float(cost[0]))
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert len(set(losses[True])) == 4

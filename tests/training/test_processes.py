@@ -81,7 +81,7 @@ def test_two_processes_reach_the_losses_of_one(quick: Config, settings: dict) ->
     apart = (weights[1] - weights[0]).abs()
     # in steps of Adam at this learning rate: where a gradient is all but 0, rounding decides its sign
     assert (apart > one.learning_rate / 10).float().mean() < 1e-3
-    assert apart.max() < 2 * one.learning_rate
+    assert apart.max() < 3 * one.learning_rate
 
 
 def test_bad_input_is_said_once_by_several_processes(quick: Config) -> None:
@@ -100,6 +100,38 @@ def test_processes_whose_share_is_one_image_or_none_train_batch_normalisation(qu
         done = torchrun(own, processes)
         assert done.returncode == 0, done.stderr
         assert len(losses(own)) == 1
+
+
+ONE_FAILS = """
+import os, sys
+sys.path.insert(0, {root!r})
+import train
+from melanoma.common.errors import InputError
+from melanoma.common.script import run_script
+from melanoma.training.learner import Learner
+
+take_step = Learner.take_step
+
+def fail(learner, *arguments):
+    if learner.taken == 2:
+        raise InputError("the memory of the other GPU is too small")
+    return take_step(learner, *arguments)
+
+if os.environ["RANK"] == "1":
+    Learner.take_step = fail
+run_script(lambda: train.run(train.make_parser().parse_args()))
+"""
+
+
+def test_what_one_process_alone_meets_ends_all_of_them_with_its_line(quick: Config) -> None:
+    command, environment = torchrun_command(dataclasses.replace(quick, epochs=1000), 2)
+    script = quick.run_dir.with_name("one_fails.py")
+    script.write_text(ONE_FAILS.format(root=str(ROOT)))
+    command[command.index(str(ROOT / "train.py"))] = str(script)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode != 0
+    assert done.stderr.count("error: the memory of the other GPU is too small") == 1
+    assert "line" not in done.stderr.partition("error: ")[0]  # no traceback of the first one
 
 
 def test_what_the_first_process_refuses_ends_all_of_them_with_one_line(quick: Config) -> None:

@@ -80,6 +80,14 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own_and_no_other(name, tak
     assert asked == [taken]
 
 
+def test_several_processes_on_an_apple_gpu_are_refused(monkeypatch):
+    for key, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(ranks, "choose_device", lambda name: torch.device("mps"))
+    with pytest.raises(InputError, match=r"^several processes cannot share an Apple GPU: "), join_ranks("auto"):
+        pass
+
+
 def test_without_torchrun_there_is_one_process(monkeypatch, capsys):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join_ranks("cpu") as (chosen, ranks):

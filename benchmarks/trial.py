@@ -1,0 +1,93 @@
+"""A training that a benchmark takes step by step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+
+import train
+from config import Config
+from melanoma.data.augment import VIEWS, draw_views
+from melanoma.data.cache import ImageCache
+from melanoma.data.feed import Feed
+from melanoma.training.learner import Learner
+from melanoma.training.progress import Meter
+from modules import loss_of, network_of
+
+
+class Trial:
+    """An epoch of a training, taken step by step; one image in 57 is a melanoma, as in ISIC 2020.
+
+    Parameters
+    ----------
+    cache : its images, or random pixels: see `noise`
+    compiled : see `Learner`
+    mined : share of the pairs that are mined
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        cache: ImageCache,
+        device: torch.device,
+        dtype: torch.dtype,
+        compiled: bool = False,
+        mined: float = 1.0,
+    ) -> None:
+        torch.manual_seed(0)
+        network = network_of(config, config.backbone_weights).to(device)
+        network.freeze(config.frozen_blocks)
+        labels = (np.arange(len(cache.pixels)) % 57 == 0).astype(int)
+        images = train.Images(np.arange(len(labels)), labels)
+        self.batches = train.epoch_batches(config, images, cache, np.random.default_rng(0))
+        self.feed = Feed(cache, device)
+        self.learner = Learner(
+            network,
+            max(1, config.epochs * len(self.batches)),
+            config.learning_rate,
+            config.schedule,
+            config.backbone_rate,
+            config.weight_decay,
+            config.ema,
+            dtype=dtype,
+            compiled=compiled,
+        )
+        ranges = VIEWS[config.views]
+        self.draw = partial(draw_views, generator=torch.Generator().manual_seed(0), ranges=ranges) if ranges else None
+        self.loss, self.mined = loss_of(config), mined
+        self.losses: list[float] = []
+
+    def train(self, steps: int = 0) -> float:
+        """Take the first steps of the epoch, all by default; return the seconds until the device has done them."""
+        progress = train.Progress.start(self.feed.device)
+        steps = steps or len(self.batches)
+        batches = self.batches[:steps] if steps == len(self.batches) else self.batches[: steps + 1]
+        meter = Meter("", len(batches), 0, 0, quiet=True)
+        start = time.perf_counter()
+        train.train_epoch(
+            self.learner,
+            batches,
+            self.feed,
+            self.draw,
+            self.loss,
+            self.mined,
+            progress,
+            meter,
+            lambda: progress.steps == steps,
+        )
+        if self.feed.device.type != "meta":
+            self.losses.append(progress.means()["train_loss"])  # waits for the device
+        return time.perf_counter() - start
+
+
+def noise(count: int, side: int) -> ImageCache:
+    """Return a cache of random pixels, which lives in memory alone."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), np.uint8)
+    return ImageCache(pixels, {f"image{i}": i for i in range(count)}, {})

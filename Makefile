@@ -55,6 +55,8 @@ bench: setup
 	$(RUN) benchmarks/scaling.py
 	$(RUN) benchmarks/processes.py
 	$(RUN) benchmarks/score.py
+	$(RUN) benchmarks/step.py
+	$(RUN) benchmarks/gpu.py
 
 lint: setup
 	$(RUN) -m ruff check .

@@ -161,8 +161,8 @@ def train_run(
         if log:
             write_progress(config, log, data.what, plot=True)  # a kill may have come before these
     warn_of_memory(learner, config, device)
-    with hold_signals() as held:
-        train_epochs(config, learner, data, log, partway, held)
+    with hold_signals() as held, Aside() as saving:
+        train_epochs(config, learner, data, log, partway, held, saving)
     if ranks.first:
         best = run_folder.best_entry(log)
         ranks.say(
@@ -172,17 +172,22 @@ def train_run(
 
 
 def train_epochs(
-    config: Config, learner: Learner, data: Data, log: list[dict[str, Any]], partway: dict[str, Any] | None, held: Held
+    config: Config,
+    learner: Learner,
+    data: Data,
+    log: list[dict[str, Any]],
+    partway: dict[str, Any] | None,
+    held: Held,
+    saving: Aside,
 ) -> None:
     """Train the epochs that the log does not have yet: draw pairs, take steps, validate, save.
-
-    An epoch is saved and plotted in a thread while the next one is trained.
 
     Parameters
     ----------
     log : of the epochs before; grows by an entry for each epoch
     partway : state of the first epoch, if a part of it has been trained: see `Progress.state`
     held : the signal that asks to stop, which ends the step, saves and raises
+    saving : saves and plots an epoch while the next one is trained
 
     Raises
     ------
@@ -199,57 +204,50 @@ def train_epochs(
     def stopped(saved: str) -> Stopped:
         return Stopped(held.number or signal.SIGTERM, saved)  # of several processes another may have got it
 
-    with Aside() as saving:
-        for epoch in range(len(log) + 1, config.epochs + 1):
-            start, name = time.perf_counter(), f"epoch {epoch}/{config.epochs}"
-            rng, views_generator = epoch_generators(config.seed, epoch)
-            batches = epoch_batches(config, data.train, feed.cache, rng)
-            draw = partial(draw_views, generator=views_generator, ranges=ranges) if ranges else None
-            progress = Progress.start(device)
-            if partway:
-                with run_folder.fitting(config.run_dir / "last.pt"):
-                    progress, partway = Progress.resume(partway, views_generator, device), None
-            done = progress.images
-            mined = config.hardest if epoch > 1 else 1.0
-            later = (config.epochs - epoch) * len(batches)
-            with Meter(name, len(batches), progress.steps, later, quiet=not ranks.first) as meter:
-                train_epoch(learner, batches, feed, draw, loss, mined, progress, meter, stopping)
-            refuse_broken_weights(learner, name)
-            if progress.steps < len(batches):
-                with ranks.together(device):
-                    if ranks.first:
-                        saving.join()
-                        state = {"partway": progress.state(views_generator, device)}
-                        run_folder.save_checkpoint(
-                            config.run_dir / "last.pt", checkpoint_of(config, learner, log) | state
-                        )
-                raise stopped(
-                    f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there"
-                )
-            trained, measured = time.perf_counter(), progress.means()
+    for epoch in range(len(log) + 1, config.epochs + 1):
+        start, name = time.perf_counter(), f"epoch {epoch}/{config.epochs}"
+        rng, views_generator = epoch_generators(config.seed, epoch)
+        batches = epoch_batches(config, data.train, feed.cache, rng)
+        draw = partial(draw_views, generator=views_generator, ranges=ranges) if ranges else None
+        progress = Progress.start(device)
+        if partway:
+            with run_folder.fitting(config.run_dir / "last.pt"):
+                progress, partway = Progress.resume(partway, views_generator, device), None
+        done = progress.images
+        mined = config.hardest if epoch > 1 else 1.0
+        later = (config.epochs - epoch) * len(batches)
+        with Meter(name, len(batches), progress.steps, later, quiet=not ranks.first) as meter:
+            train_epoch(learner, batches, feed, draw, loss, mined, progress, meter, stopping)
+        refuse_broken_weights(learner, name)
+        if progress.steps < len(batches):
             with ranks.together(device):
                 if ranks.first:
-                    validated = validate(learner.kept, loss, feed, data.validation, learner.dtype, name)
                     saving.join()
-                    before, ended = (
-                        ended,
-                        time.perf_counter(),
-                    )  # waiting for the file of the epoch before is a part of it
-                    rate = (progress.images - done) / (trained - start)
-                    log.append(
-                        {"epoch": epoch, **measured, **validated}
-                        | {"seconds": round(ended - before, 3), "images_per_second": round(rate, 1)}
-                    )
-                    plot = ended - plotted >= PLOT_EVERY or epoch == config.epochs
-                    plotted = ended if plot else plotted
-                    checkpoint = copy.deepcopy(checkpoint_of(config, learner, log))  # the next step changes the weights
-                    saving.start(partial(save_epoch, config, checkpoint, data.what, plot))
-                    ranks.say(describe_epoch(log[-1], config.epochs))
-            if stopping():
-                with ranks.together(device):
-                    saving.join()
-                rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
-                raise stopped(f"saved after {name}; {rest}")
+                    state = {"partway": progress.state(views_generator, device)}
+                    last = config.run_dir / "last.pt"
+                    run_folder.save_checkpoint(last, checkpoint_of(config, learner, log) | state)
+            raise stopped(f"saved after step {progress.steps} of {len(batches)} of {name}; --resume goes on from there")
+        trained, measured = time.perf_counter(), progress.means()
+        with ranks.together(device):
+            if ranks.first:
+                validated = validate(learner.kept, loss, feed, data.validation, learner.dtype, name)
+                saving.join()
+                before, ended = ended, time.perf_counter()  # the wait for the epoch before's files counts
+                rate = (progress.images - done) / (trained - start)
+                log.append(
+                    {"epoch": epoch, **measured, **validated}
+                    | {"seconds": round(ended - before, 3), "images_per_second": round(rate, 1)}
+                )
+                plot = ended - plotted >= PLOT_EVERY or epoch == config.epochs
+                plotted = ended if plot else plotted
+                checkpoint = copy.deepcopy(checkpoint_of(config, learner, log))  # the next step changes the weights
+                saving.start(partial(save_epoch, config, checkpoint, data.what, plot))
+                ranks.say(describe_epoch(log[-1], config.epochs))
+        if stopping():
+            with ranks.together(device):
+                saving.join()
+            rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
+            raise stopped(f"saved after {name}; {rest}")
 
 
 def warn_of_memory(learner: Learner, config: Config, device: torch.device) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -26,7 +27,7 @@ import torch
 from step import count_step
 from synthetic import write_photos
 from torch.autograd import DeviceType
-from trial import Trial, noise
+from trial import Trial, labels_of, noise
 
 from config import Config
 from melanoma.common.device import choose_precision, describe_device, deterministic, free_memory, keep_freed_memory
@@ -83,17 +84,18 @@ def profile(trial: Trial) -> str:
     return f"{busy:>6.0%} {sum(event.count for event in kernels) / PROFILED:>8.0f} {waits / PROFILED:>6.1f}"
 
 
-def measure(settings: dict[str, Any], how: str, images: int, seconds: float, device: torch.device) -> str:
-    """Return a row of the table."""
+def measure(
+    settings: dict[str, Any], how: str, images: int, seconds: float, device: torch.device, bounds: tuple[float, float]
+) -> str:
+    """Return a row of the table; `bounds` are the card's `rates`."""
     config = Config(**settings, backbone_weights="none")
     dtype = torch.float32 if how == "float32" else choose_precision("auto", device)
     on_cuda = device.type == "cuda"
     if on_cuda:
         free_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
-    share, feed.DEVICE_SHARE = feed.DEVICE_SHARE, 0.0 if how == "main memory" else feed.DEVICE_SHARE
-    trial = Trial(config, noise(images, config.image_size), device, dtype, compiled=how == "compiled")
-    feed.DEVICE_SHARE = share
+    with patch.object(feed, "DEVICE_SHARE", 0.0 if how == "main memory" else feed.DEVICE_SHARE):
+        trial = Trial(config, noise(images, config.image_size), device, dtype, compiled=how == "compiled")
     first = trial.train(3)
     each = trial.train(3) / 3
     steps = min(len(trial.batches), max(3, int(seconds / each)))
@@ -104,8 +106,7 @@ def measure(settings: dict[str, Any], how: str, images: int, seconds: float, dev
     memory = torch.cuda.max_memory_allocated(device) / 1e9 if on_cuda else float("nan")
     count = count_step(config)
     by_bytes, by_operations = (
-        amount / speed * len(trial.batches)
-        for amount, speed in zip((count.bytes, count.flops), rates(device), strict=True)
+        amount / speed * len(trial.batches) for amount, speed in zip((count.bytes, count.flops), bounds, strict=True)
     )
     return (
         f"{epoch + max(0.0, first - 3 * each):>7.2f} {epoch:>7.2f} {rate:>9,.0f} {busy} {memory:>6.1f} "
@@ -131,15 +132,13 @@ def compare(device: torch.device, images: int) -> str:
 
 def evaluate(device: torch.device, images: int) -> str:
     """Return the seconds that embedding all images and scoring a fifth of them against the others takes."""
-    config = Config(recipe="baseline")
-    trial = Trial(config, noise(images, config.image_size), device, choose_precision("auto", device))
+    config, dtype = Config(recipe="baseline"), choose_precision("auto", device)
+    trial = Trial(config, noise(images, config.image_size), device, dtype)
     tested = images // 5
     start = time.perf_counter()
-    network = trial.learner.network
-    embeddings, _ = embed_images(network, trial.feed, np.arange(images), choose_precision("auto", device))
+    embeddings, _ = embed_images(trial.learner.network, trial.feed, np.arange(images), dtype)
     embedded = time.perf_counter()
-    labels = (np.arange(images - tested) % 57 == 0).astype(int)
-    score_all(embeddings[:tested], None, embeddings[tested:], labels)
+    score_all(embeddings[:tested], None, embeddings[tested:], labels_of(images - tested))
     scored = time.perf_counter() - embedded
     return (
         f"{images:,} images embedded in {embedded - start:.1f} s; {tested:,} of them scored against the other "
@@ -169,12 +168,13 @@ def main() -> None:
     keep_freed_memory()
     device = torch.device(arguments.device)
     print(describe_device(device, choose_precision("auto", device)), f"torch {torch.__version__}", sep=", ")
-    copied, multiplied = rates(device)
+    copied, multiplied = bounds = rates(device)
     print(f"a large copy moves {copied / 1e12:.2f} TB/s, a large product computes {multiplied / 1e12:.1f} Tflop/s")
     print(f"{'':31}    first   epoch  images/s   busy  kernels  waits     GB   bytes   flops")
     for name, settings, how in ROWS[: arguments.rows]:
         with deterministic(False):
-            print(f"{name:<31} {measure(settings, how, arguments.images, arguments.seconds, device)}", flush=True)
+            row = measure(settings, how, arguments.images, arguments.seconds, device, bounds)
+        print(f"{name:<31} {row}", flush=True)
     print(compare(device, arguments.images), evaluate(device, arguments.images), decode(2000), sep="\n")
 
 

@@ -60,11 +60,11 @@ class Count(TorchDispatchMode):
         return result
 
 
-def count_step(config: Config, hardest: float = 1.0) -> Count:
+def count_step(config: Config) -> Count:
     """Return the counts of the second step of a training."""
     config = replace(config, backbone_weights="none", ema=0.0)
     with patch.object(learner, "autocast", lambda device, dtype: nullcontext()):
-        trial = Trial(config, noise(2000, config.image_size), META, torch.bfloat16, mined=hardest)
+        trial = Trial(config, noise(2000, config.image_size), META, torch.bfloat16)
         trial.learner.network.to(torch.bfloat16)
         trial.learner.network.backbone.normalize.float()
         trial.train(1)
@@ -83,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("recipe      operations  uploads      GB   Gflop")
     for recipe in arguments.recipe:
-        count = count_step(Config(recipe=recipe), arguments.hardest)
+        count = count_step(Config(recipe=recipe, hardest=arguments.hardest))
         print(
             f"{recipe:<10} {count.operations.total():>11} {count.uploads:>8} {count.bytes / 1e9:>7.2f} "
             f"{count.flops / 1e9:>7.0f}"

@@ -22,29 +22,27 @@ from melanoma.training.progress import Meter
 from modules import loss_of, network_of
 
 
+def labels_of(count: int) -> np.ndarray:
+    """Return the labels of so many images: one in 57 is a melanoma, as in ISIC 2020."""
+    return (np.arange(count) % 57 == 0).astype(int)
+
+
 class Trial:
-    """An epoch of a training, taken step by step; one image in 57 is a melanoma, as in ISIC 2020.
+    """An epoch of a training, taken step by step.
 
     Parameters
     ----------
     cache : its images, or random pixels: see `noise`
     compiled : see `Learner`
-    mined : share of the pairs that are mined
     """
 
     def __init__(
-        self,
-        config: Config,
-        cache: ImageCache,
-        device: torch.device,
-        dtype: torch.dtype,
-        compiled: bool = False,
-        mined: float = 1.0,
+        self, config: Config, cache: ImageCache, device: torch.device, dtype: torch.dtype, compiled: bool = False
     ) -> None:
         torch.manual_seed(0)
         network = network_of(config, config.backbone_weights).to(device)
         network.freeze(config.frozen_blocks)
-        labels = (np.arange(len(cache.pixels)) % 57 == 0).astype(int)
+        labels = labels_of(len(cache.pixels))
         images = train.Images(np.arange(len(labels)), labels)
         self.batches = train.epoch_batches(config, images, cache, np.random.default_rng(0))
         self.feed = Feed(cache, device)
@@ -61,7 +59,7 @@ class Trial:
         )
         ranges = VIEWS[config.views]
         self.draw = partial(draw_views, generator=torch.Generator().manual_seed(0), ranges=ranges) if ranges else None
-        self.loss, self.mined = loss_of(config), mined
+        self.loss, self.mined = loss_of(config), config.hardest
         self.losses: list[float] = []
 
     def train(self, steps: int = 0) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,9 @@ class Learner:
         self.shared = network
         if self.ranks.count > 1:  # the buffers are statistics, of which the first process's are kept
             self.shared = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.show: Callable[..., Tensor] = show
+        self.show_part = show_part
         if compiled:  # for each size of batch anew: an epoch has two
-            self.show = partial(show, show_part=torch.compile(show_part, dynamic=False))
-            self.shared = torch.compile(self.shared, dynamic=False)
+            self.show_part, self.shared = (torch.compile(part, dynamic=False) for part in (show_part, self.shared))
         self.average: nn.Module | None = copy.deepcopy(network) if ema else None
 
     @property
@@ -118,7 +116,7 @@ class Learner:
         """
         try:
             # outside autocast, which would round what blur and noise compute
-            shown = self.show(images, views, self.network.backbone.normalize, self.dtype)
+            shown = show(images, views, self.network.backbone.normalize, self.dtype, self.show_part)
             with autocast(images.device, self.dtype):
                 own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
             outputs = self.ranks.gather(own[: self.ranks.share_size(size)], size)  # embeddings, then the logit

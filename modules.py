@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from torch.nn import functional as F
 
 from config import Config
 from melanoma.backbones import Backbone, TorchvisionBackbone, import_torchvision
+from melanoma.common.device import autocast
+from melanoma.common.settings import from_dict
 from melanoma.data.augment import Normalize
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its colour channels
@@ -91,8 +95,13 @@ class SiameseNetwork(nn.Module):
         self.still: list[nn.Module] = []
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the embeddings, float32 (B, D), of images, float (B, 3, S, S), normalised: see `show`."""
-        embeddings = self.fc_embedding(self.dropout(self.backbone(images))).float()
+        """Return the embeddings, float32 (B, D), of images, float (B, 3, S, S), normalised: see `show`.
+
+        They and the logits are computed in float32 whatever the backbone computes in: in bfloat16 many would be equal.
+        """
+        features = self.dropout(self.backbone(images))
+        with autocast(images.device, torch.float32):
+            embeddings = self.fc_embedding(features.float())
         return F.normalize(embeddings, dim=1) if self.unit_length else embeddings
 
     def logits(self, embeddings: Tensor) -> Tensor:
@@ -102,7 +111,8 @@ class SiameseNetwork(nn.Module):
         """
         if self.head is None:
             return embeddings.new_zeros(len(embeddings))
-        return self.head(embeddings * HEAD_SCALE if self.unit_length else embeddings).float().squeeze(1)
+        with autocast(embeddings.device, torch.float32):
+            return self.head(embeddings * HEAD_SCALE if self.unit_length else embeddings).squeeze(1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return embeddings, (B, D), and logits, (B,), of images, float (B, 3, S, S), normalised: see `show`."""
@@ -158,6 +168,11 @@ def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
     head = config.head != "none"
     network = SiameseNetwork(backbone, config.embedding_dim, config.normalize, config.dropout, head)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def stored_network(settings: Mapping[str, Any]) -> SiameseNetwork:
+    """Return the network that settings stored with a model describe; see `network_of`."""
+    return network_of(from_dict(Config, settings, "its settings"))
 
 
 # --- loss ---

@@ -1,6 +1,7 @@
 """Score lesions with a trained run and draw the figures: `python predict.py` (paths: config.py, or flags).
 
-`python predict.py photo.jpg folder/` and `python predict.py --submission` judge lesions without a label instead.
+`python predict.py photo.jpg folder/` and `python predict.py --submission` judge lesions without a label instead. The
+model.pt of a run, or a file of `--export`, is all that judging needs.
 
 Three layers meet in `main`: score (on the device) -> predictions.csv; measure (NumPy) -> metrics.json; draw (arrays to
 figures) -> graph/*.png.
@@ -15,10 +16,10 @@ from pathlib import Path
 
 from config import RECIPES, Config
 from melanoma.common.errors import InputError
-from melanoma.common.files import is_file
-from melanoma.common.settings import Parser, add_flags, from_flags, to_dict, with_machine
+from melanoma.common.files import is_file, is_folder
+from melanoma.common.settings import Parser, add_flags, experiment, from_flags, with_machine
 
-CHOICES = ("min_sensitivity", "prevalence", "scorer", "views")
+CHOICES = ("min_sensitivity", "prevalence", "scorer")
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 
 
@@ -41,6 +42,7 @@ def make_parser() -> Parser:
         metavar="DIR",
         help="one run, or several: runs of one test part are averaged (ensemble), folds are pooled",
     )
+    add("--model", type=_absolute, metavar="FILE", help="a model file in place of --run-dir")
     add("--evaluate-image", type=_absolute, metavar="DIR", help="evaluate another labelled folder")
     add("--evaluate-labels", type=_absolute, metavar="CSV", help="labels of --evaluate-image")
     runs = "compare the AUC of --run-dir with that of these runs"
@@ -49,6 +51,8 @@ def make_parser() -> Parser:
     add("--split-part", choices=("test", "validation"), default="test", help=validation)
     submission = "judge test_image and write submission.csv for ISIC 2020"
     add("--submission", action="store_true", help=submission)
+    add("--export", type=_absolute, metavar="FILE", help="write the runs as one model file, with its MODEL_CARD.md")
+    add("--slim", action="store_true", help="export without pictures and names of the training lesions")
     add = parser.add_argument_group("how it is judged").add_argument
     add(
         "--min-sensitivity",
@@ -64,8 +68,6 @@ def make_parser() -> Parser:
         help="share of melanomas that the probabilities are for, 0.0176 in ISIC 2020 (default: that of validation)",
     )
     add("--scorer", choices=SCORERS, help="way of scoring (default: head where one is trained, else neighbours)")
-    views = "views of a lesion (default: the run's)"
-    add("--test-views", dest="views", type=int, choices=(1, 8), help=views)
     cards = "draw a card of each photo (default: of up to 200 photos)"
     add("--cards", action=argparse.BooleanOptionalAction, help=cards)
     add("--metrics-file", type=_absolute, metavar="FILE", help="write the metrics here")
@@ -89,15 +91,24 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.evaluate_image is None) != (arguments.evaluate_labels is None):
         parser.error("--evaluate-image and --evaluate-labels go together")
-    asked = [bool(arguments.photos), arguments.submission, arguments.evaluate_image is not None]
-    if sum([*asked, arguments.compare is not None]) > 1:
-        parser.error("photos, --submission, --evaluate-image and --compare are different things: ask for one")
-    if arguments.split_part != "test" and sum([*asked, arguments.compare is not None]):
+    other = [
+        bool(arguments.photos),
+        arguments.submission,
+        *(vars(arguments)[key] is not None for key in ("compare", "export")),
+    ]
+    asked = sum([*other, arguments.evaluate_image is not None])
+    if asked > 1:
+        parser.error("photos, --submission, --evaluate-image, --compare and --export are different things: ask for one")
+    if arguments.split_part != "test" and asked:
         parser.error("--split-part goes with an evaluation of the runs' own split")
     if arguments.cards is not None and not arguments.photos:
         parser.error("--cards goes with photos: name them before the flags")
-    if arguments.metrics_file and (arguments.photos or arguments.submission or arguments.compare):
-        parser.error("--metrics-file goes with an evaluation, not with photos, --submission or --compare")
+    if arguments.metrics_file and any(other):
+        parser.error("--metrics-file goes with an evaluation, not with photos, --submission, --compare or --export")
+    if arguments.slim and not arguments.export:
+        parser.error("--slim goes with --export")
+    if arguments.model and arguments.run_dir:
+        parser.error("--model takes the place of --run-dir: pass one of them")
     for flag, folders, advice in (
         ("--run-dir", arguments.run_dir or (), "name photos before the flags"),
         ("--compare", arguments.compare or (), "it takes run folders"),
@@ -114,6 +125,7 @@ ARGUMENTS = argparse.Namespace()
 if __name__ == "__main__":  # --help and misspelt flags are answered before the slow imports below
     ARGUMENTS = parse_arguments()
 
+from collections.abc import Set
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -123,24 +135,25 @@ from matplotlib.figure import Figure
 
 from dataset import columns_of, sample_pairs, validating_fold
 from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
-from melanoma.common.files import replace_file, write_json, write_text
+from melanoma.common.files import read_json, replace_file, write_json, write_text
 from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.decoding import find_photos
 from melanoma.data.duplicates import lists_in_use, read_duplicates
 from melanoma.data.feed import Feed
 from melanoma.data.labels import read_labels
-from melanoma.data.sources import find_source_images, read_tables
+from melanoma.data.sources import describe_folders, find_source_images, read_tables
 from melanoma.data.split import without_images
-from melanoma.evaluation.evaluate import add_context, compare_runs, measure, measure_controls, metadata_notes
+from melanoma.evaluation.controls import METADATA
+from melanoma.evaluation.evaluate import add_context, compare_runs, measure, measure_controls, with_features
 from melanoma.evaluation.subgroups import subgroup_table
 from melanoma.report import new_lesions
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.figures import draw_all
-from melanoma.report.page import calibration_notes, model_card, render
+from melanoma.report.model_card import hub_card, model_card
+from melanoma.report.page import calibration_notes, render
 from melanoma.report.style import save_drawn
 from melanoma.report.tables import describe_comparison, describe_metrics
-from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.ensemble import (
     Choices,
     Ensemble,
@@ -148,16 +161,19 @@ from melanoma.scoring.ensemble import (
     by_test_part,
     describe_ensemble,
     describe_method,
+    describe_run,
     describe_runs,
     ensemble_notes,
     make_ensemble,
-    results_folder,
+    make_run,
     runs_of,
     score_folder,
     score_part,
 )
+from melanoma.scoring.model import Model
+from melanoma.scoring.model_file import read_model, write_model
 from melanoma.training import run_folder
-from modules import network_of
+from modules import network_of, stored_network
 
 
 def main(
@@ -174,15 +190,12 @@ def main(
     predictions.csv is written first, then metrics.json, then the figures and report.html.
 
     Runs with one test part are averaged; runs with different ones, the folds of a cross-validation, are pooled: each
-    judges its own. `run_dirs` defaults to the machine's one.
+    judges its own. `run_dirs`, folders of runs and model files, defaults to the machine's run.
     """
     keep_freed_memory()
     labels = read_labels(evaluate_labels, "evaluate_labels", columns_of(machine)) if evaluate_labels else None
-    metadata, unknown = (labels.table, "") if labels else read_metadata(machine)
     ensembles = load_ensembles(machine, run_dirs, choices)
-    first, splits = ensembles[0].runs[0], [ensemble.table for ensemble in ensembles]
-    log = run_folder.read_log(first.run_dir / "log.jsonl")
-    starts = run_folder.read_starts(first.run_dir)
+    first = ensembles[0].runs[0]
 
     # score
     say("scoring the lesions")
@@ -193,14 +206,14 @@ def main(
         scored = score_folder(ensembles, evaluate_image, labels, partial(decode, machine), twins)
     else:
         name, prefix = part, "" if part == "test" else run_folder.VALIDATED
-        scored = score_part(ensembles, part)
-    out = results_folder(ensembles, machine.graph_dir)
+        scored = score_part(ensembles, partial(find_lesions, machine), partial(decode, machine), part)
+    out = results_folder(machine, run_dirs)
     predictions_path = out / f"{prefix}predictions.csv"
     replace_file(predictions_path, lambda temporary: scored.table.to_csv(temporary, index=False))
 
     # measure
     say("computing metrics and their bootstrap intervals")
-    rng = np.random.default_rng([first.seed, 0])
+    rng = np.random.default_rng([first.settings["seed"], 0])
     metrics = {
         "set": name,
         "notes": [*scored.notes, *ensemble_notes(ensembles), *calibration_notes(choices.prevalence)],
@@ -208,15 +221,17 @@ def main(
         "runs": describe_runs(ensembles),
         **measure(scored.table, rng),
     }
-    if not evaluate_image:
-        metrics["notes"] += metadata_notes(splits, metadata)
     if part == "validation":
         metrics["notes"].append("Epoch, calibration curve and threshold were chosen on this part")
     if not evaluate_image and part == "test":
-        tested = [run_folder.count_evaluation(run.run_dir, metrics["choices"]) for run in runs_of(ensembles)]
-        metrics["test_evaluations"] = max(tested, key=len)
+        folders = filter(is_folder, run_dirs or [machine.run_dir])
+        tested = [run_folder.count_evaluation(path, metrics["choices"]) for path in folders]
+        if tested:
+            metrics["test_evaluations"] = max(tested, key=len)
     say("computing subgroups")
-    lesions = add_context(scored.table, scored.cache, metadata)
+    splits = [ensemble.lesions for ensemble in ensembles if ensemble.lesions is not None]
+    known = labels.table if labels else pd.concat(splits).drop_duplicates("image_name")
+    lesions = add_context(scored.table, scored.cache, known)
     metrics["subgroups"] = subgroup_table(lesions, rng)
     if evaluate_image:
         reason = "they are learnt on the training part and judge its test part alone"
@@ -224,49 +239,43 @@ def main(
     else:
         say("training the controls and comparing the network with them")
         folds = [table.assign(part=table["part"].replace({"test": "", part: "test"})) for table in splits]
-        metrics["controls"] = measure_controls(folds, scored.table, scored.cache, metadata, rng)
-    if unknown:
-        metrics["not_computed"]["metadata"] = unknown
+        metrics["controls"] = measure_controls(folds, scored.table, rng)
     metrics_path = metrics_file or out / f"{prefix}metrics.json"
     write_json(metrics_path, metrics)
     say("\n".join([describe_metrics(metrics), *metrics["notes"]]))
 
     # draw
     say("drawing the figures")
-    known = lesions["label"].to_numpy()[: len(scored.embeddings)]
-    pairs = sample_pairs(known, rng) if min(np.bincount(known, minlength=2)) >= 2 else None
+    truth = lesions["label"].to_numpy()[: len(scored.embeddings)]
+    pairs = sample_pairs(truth, rng) if min(np.bincount(truth, minlength=2)) >= 2 else None
     margin = first.settings["margin"]
     drawn, missing = draw_all(lesions, metrics, scored.cache, scored.embeddings, pairs, margin, rng)
     metrics["not_computed"] |= missing
     write_json(metrics_path, metrics)
-    drawn = {"Train_average_loss.png": draw_log(log, ensembles), **drawn}
+    drawn = {"Train_average_loss.png": draw_log(ensembles), **drawn}
     pictures = save_drawn(drawn, machine.graph_dir)
-    learnt = [(e.runs[0].fold, e.table.query("part == 'train'")["label"].to_numpy()) for e in ensembles]
-    data = f"{', '.join(map(str, machine.train_image))} (split {first.settings['split']!r})"
-    card = model_card(metrics, data, learnt, describe_method(ensembles, choices))
-    settings = {"config": first.settings, "choices": metrics["choices"], "made": starts}
+    card = card_of(ensembles, choices, metrics)
+    settings = {"config": first.settings, "choices": metrics["choices"], "made": list(first.starts)}
     write_text(machine.graph_dir / "report.html", render(metrics, pictures, settings, card))
     names = ", ".join(name for name, picture in pictures.items() if picture is not None)
     print(f"wrote {predictions_path}, {metrics_path}, and in {machine.graph_dir} report.html, {names}")
     return metrics
 
 
-def read_metadata(machine: Config) -> tuple[pd.DataFrame | None, str]:
-    """Return the label tables of the training images with their age, sex and site, or None with the reason."""
-    missing = [path for path in machine.train_labels if not is_file(path)]
-    if missing:
-        return None, f"train_labels {missing[0]} does not exist: age, sex and site are unknown"
-    tables = read_tables(machine.train_labels, machine.train_metadata, columns_of(machine))
-    return (pd.concat([found.table for found in tables]), "") if tables else (None, "there is no label table")
+def card_of(ensembles: Sequence[Ensemble], choices: Choices, metrics: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the model card of runs with their metrics, if there are any."""
+    first = ensembles[0].runs[0]
+    learnt = [(ensemble.runs[0].fold, ensemble.learnt) for ensemble in ensembles]
+    data = f"{first.data} (split {first.settings['split']!r})"
+    return model_card(metrics, data, learnt, describe_method(ensembles, choices))
 
 
-def draw_log(log: list[dict[str, Any]], ensembles: Sequence[Ensemble]) -> Figure:
+def draw_log(ensembles: Sequence[Ensemble]) -> Figure:
     """Return the learning curves of the first run."""
     first = ensembles[0].runs[0]
-    parts = {"training": "train", "validation": "validation"}
-    own = {name: first.table.query("part == @part")["label"].to_numpy() for name, part in parts.items()}
-    alone = f"\n{first.run_dir} alone" if len(runs_of(ensembles)) > 1 else ""
-    return learning_curves(log, first.epoch, describe_parts(own) + alone)
+    own = {"training": first.reference_labels, "validation": first.validation["label"].to_numpy()}
+    alone = f"\n{first.name} alone" if len(runs_of(ensembles)) > 1 else ""
+    return learning_curves(first.log, first.epoch, describe_parts(own) + alone)
 
 
 def compare(
@@ -280,7 +289,8 @@ def compare(
     """
     keep_freed_memory()
     sides = [run_dirs or [machine.run_dir], others]
-    scored = [score_part(load_ensembles(machine, side, choices)) for side in sides]
+    files = partial(find_lesions, machine), partial(decode, machine)
+    scored = [score_part(load_ensembles(machine, side, choices), *files) for side in sides]
     try:
         names = [", ".join(map(str, side)) for side in sides]
         found = compare_runs([one.table for one in scored], names, np.random.default_rng(0))
@@ -303,8 +313,8 @@ def judge_photos(
     """Judge photos without a label; see `new_lesions.judge_photos`."""
     keep_freed_memory()
     paths = find_photos(photos)
-    ensembles = load_ensembles(machine, run_dirs, choices)
-    return new_lesions.judge_photos(ensembles, paths, machine.graph_dir, machine.workers, cards)
+    model = Model(load_ensembles(machine, run_dirs, choices), machine.workers)
+    return new_lesions.judge_photos(model, paths, results_folder(machine, run_dirs), machine.graph_dir, cards)
 
 
 def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:
@@ -312,25 +322,73 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
     keep_freed_memory()
     names, paths = new_lesions.find_test_images(machine.test_image, machine.test_labels)
     ensembles = load_ensembles(machine, run_dirs, choices)
-    return new_lesions.write_submission(ensembles, names, paths, partial(decode, machine), machine.graph_dir)
+    out = results_folder(machine, run_dirs)
+    return new_lesions.write_submission(ensembles, names, paths, partial(decode, machine), out)
+
+
+def export(
+    machine: Config, run_dirs: Sequence[Path], file: Path, choices: Choices = Choices(), slim: bool = False
+) -> None:
+    """Write runs to one model file, and beside it a MODEL_CARD.md with the figures of their last evaluation.
+
+    slim : see `write_model`
+
+    Raises
+    ------
+    InputError : there is another kind of file of that name
+    """
+    device = choose_device(machine.device)
+    if is_file(file):
+        read_model(file, stored_network, device)  # so that nothing but a model is replaced
+    ensembles = load_ensembles(machine, run_dirs, choices)
+    runs = runs_of(ensembles)
+    write_model(file, runs, slim)
+    found = results_folder(machine, run_dirs) / "metrics.json"
+    metrics = read_json(found, str(found), "remove it") if is_file(found) else {"runs": []}
+    evaluated = [run["run_dir"] for run in metrics["runs"]] == [run.name for run in runs]
+    card = file.parent / "MODEL_CARD.md"
+    threshold = Model(ensembles).threshold
+    texts = card_of(ensembles, choices, metrics if evaluated else None)
+    write_text(card, hub_card(file.name, threshold, texts, [describe_run(run) for run in runs]))
+    if not evaluated:
+        say("these runs have not been evaluated: run predict.py on them, then export again, and the card has figures")
+    print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and {card}")
+
+
+def results_folder(machine: Config, run_dirs: Sequence[Path]) -> Path:
+    """Return where tables go: the run's folder, or that of the graphs for several runs and for a model file."""
+    places = run_dirs or [machine.run_dir]
+    return places[0] if len(places) == 1 and is_folder(places[0]) else machine.graph_dir
 
 
 def load_ensembles(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Ensemble]:
-    """Load runs, by default the machine's one, as an ensemble for each test part, and print what they are."""
-    runs = [load_run(replace(machine, run_dir=path), choices) for path in run_dirs or [machine.run_dir]]
-    say(f"predicting on {describe_device(runs[0].feed.device, runs[0].dtype)}")
-    say("scoring the validation images, which choose calibration and threshold")
+    """Load run folders and model files, by default the machine's run, as an ensemble for each test part."""
+    runs = [run for path in run_dirs or [machine.run_dir] for run in load_runs(machine, path)]
+    say(f"predicting on {describe_device(runs[0].device, runs[0].dtype)}")
     ensembles = [make_ensemble(members, choices) for members in by_test_part(runs)]
     for ensemble in ensembles:
         say(describe_ensemble(ensemble))
     return ensembles
 
 
-def load_run(machine: Config, choices: Choices = Choices()) -> Run:
-    """Load the best checkpoint of `machine.run_dir` and embed its references, the images of its training part.
+def load_runs(machine: Config, path: Path) -> list[Run]:
+    """Load the runs of a model file, or the one of a run folder."""
+    if is_file(path):
+        return read_model(path, stored_network, choose_device(machine.device))
+    return [load_run(replace(machine, run_dir=path))]
 
-    References are embedded in one view, whatever the views of a lesion that is judged: they are many, and their number
-    evens out the views.
+
+def load_run(machine: Config) -> Run:
+    """Load the run of `machine.run_dir` from its model.pt, or without one from its best checkpoint."""
+    file = machine.run_dir / run_folder.MODEL
+    if not is_file(file):
+        return load_checkpoint(machine)
+    [run] = read_model(file, stored_network, choose_device(machine.device))
+    return replace(run, name=str(machine.run_dir))
+
+
+def load_checkpoint(machine: Config) -> Run:
+    """Load the best checkpoint of `machine.run_dir`, of a training that has not ended, or of an earlier version.
 
     Raises
     ------
@@ -342,12 +400,9 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
     with run_folder.fitting(path):
         epoch = int(run_folder.best_entry(state["log"])["epoch"])
     config: Config = with_machine(state["config"], machine, str(path))
-    if choices.views is not None:
-        config = replace(config, test_views=choices.views)
-    if is_file(config.run_dir / "log.jsonl"):
-        trained = len(run_folder.read_log(config.run_dir / "log.jsonl"))
-        if trained < config.epochs:
-            say(f"{config.run_dir} has not finished its training: epoch {trained} of {config.epochs}")
+    log = run_folder.read_log(config.run_dir / "log.jsonl")
+    if len(log) < config.epochs:
+        say(f"{config.run_dir} has not finished its training: epoch {len(log)} of {config.epochs}")
     device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     try:
@@ -359,37 +414,49 @@ def load_run(machine: Config, choices: Choices = Choices()) -> Run:
     network = network.to(device)
 
     table = run_folder.read_split(config.run_dir)
-    found = find_source_images(config.train_image, table["source"].unique(), set(table["image_name"]))
-    missing = [name for name in table["image_name"] if name not in found]
+    found = find_lesions(config, table["source"].unique(), set(table["image_name"]))
+    cache = decode(config, {name: found[name] for name in sorted(table["image_name"])}, config.image_size)
+    table = without_images(table, cache.errors)
+    table = table.join(read_metadata(config), on="image_name").fillna({"sex": "", "site": ""}).astype({"age": float})
+    say(f"embedding {(table['part'] != 'test').sum():,} images of its training and validation parts")
+    return make_run(
+        network,
+        Feed(cache, device),
+        with_features(table, cache),
+        dtype,
+        name=str(config.run_dir),
+        settings=experiment(config),
+        validation_fold=validating_fold(config),
+        epoch=epoch,
+        log=log,
+        starts=run_folder.read_starts(config.run_dir),
+        data=describe_folders(config.train_image),
+    )
+
+
+def read_metadata(machine: Config) -> pd.DataFrame:
+    """Return age, sex and site of the labelled images by name; an empty table where the labels are not there."""
+    there = all(map(is_file, machine.train_labels))
+    tables = read_tables(machine.train_labels, machine.train_metadata, columns_of(machine)) if there else []
+    named = [found.table.set_index("image_name")[METADATA] for found in tables]
+    return pd.concat(named) if named else pd.DataFrame(columns=METADATA)
+
+
+def find_lesions(machine: Config, sources: Sequence[str], names: Set[str]) -> Mapping[str, Path]:
+    """Return the files of the named images of a run, in the folders of its sources.
+
+    Raises
+    ------
+    InputError : some are not there
+    """
+    found = find_source_images(machine.train_image, sources, names)
+    missing = sorted(names - set(found))
     if missing:
         raise InputError(
             f"train_image lacks {len(missing):,} images of the run, {missing[0]} for one: "
             "point it at the folder that the run was trained on"
         )
-    cache = decode(config, {name: found[name] for name in sorted(table["image_name"])}, config.image_size)
-    table = without_images(table, cache.errors)
-    train = table[table["part"] == "train"]
-    feed = Feed(cache, device)
-    say(f"embedding {len(train):,} reference images of {config.run_dir}")
-    references, _ = embed_images(network, feed, cache.rows(train["image_name"]), dtype)
-    return Run(
-        run_dir=config.run_dir,
-        fold=config.fold,
-        validation_fold=validating_fold(config),
-        seed=config.seed,
-        epoch=epoch,
-        image_size=config.image_size,
-        test_views=config.test_views,
-        settings=to_dict(config),
-        network=network,
-        dtype=dtype,
-        table=table,
-        paths=found,
-        feed=feed,
-        references=references,
-        reference_labels=train["label"].to_numpy(),
-        known=frozenset(cache.hashes(table.loc[table["part"] != "test", "image_name"])),
-    )
+    return found
 
 
 def decode(machine: Config, paths: Mapping[str, Path], size: int) -> ImageCache:
@@ -407,13 +474,15 @@ def say(text: str) -> None:
 def run(arguments: argparse.Namespace | None = None) -> None:
     """Predict as the command line asks."""
     arguments = arguments or parse_arguments()
-    run_dirs = vars(arguments).pop("run_dir") or []
+    run_dirs = vars(arguments).pop("run_dir") or ([arguments.model] if arguments.model else [])
     choices = Choices(**{name: vars(arguments).pop(name) for name in CHOICES})  # `views` is a setting too
     machine: Config = from_flags(Config, RECIPES, arguments)
     if arguments.photos:
         judge_photos(machine, run_dirs, arguments.photos, choices, arguments.cards)
     elif arguments.submission:
         write_submission(machine, run_dirs, choices)
+    elif arguments.export:
+        export(machine, run_dirs, arguments.export, choices, arguments.slim)
     elif arguments.compare:
         compare(machine, run_dirs, arguments.compare, choices)
     else:

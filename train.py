@@ -33,7 +33,7 @@ import copy
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,9 +61,14 @@ from melanoma.common.threads import Aside
 from melanoma.data.augment import VIEWS, Views, draw_views
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.feed import Feed
+from melanoma.data.sources import describe_folders
+from melanoma.evaluation.controls import METADATA
+from melanoma.evaluation.evaluate import with_features
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.style import save_figure
 from melanoma.scoring.embedding import embed_images
+from melanoma.scoring.ensemble import LESIONS, make_run
+from melanoma.scoring.model_file import write_model
 from melanoma.scoring.scores import score_all, usual_scorer
 from melanoma.training import run_folder
 from melanoma.training.learner import Learner
@@ -163,12 +168,13 @@ def train_run(
     warn_of_memory(learner, config, device)
     with hold_signals() as held, Aside() as saving:
         train_epochs(config, learner, data, log, partway, held, saving)
-    if ranks.first:
-        best = run_folder.best_entry(log)
-        ranks.say(
-            f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}, learning "
-            f"curves in {config.graph_dir}\nnext: python predict.py --run-dir {config.run_dir}"
-        )
+    with ranks.together(device):
+        if ranks.first:
+            best = write_run(config, learner.kept, data, log, dtype)
+            ranks.say(
+                f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}, "
+                f"learning curves in {config.graph_dir}\nnext: python predict.py --run-dir {config.run_dir}"
+            )
 
 
 def train_epochs(
@@ -511,6 +517,35 @@ def write_progress(config: Config, log: list[dict[str, Any]], what: str, plot: b
     if plot:
         figure = learning_curves(log, run_folder.best_entry(log)["epoch"], what)
         save_figure(figure, config.graph_dir / "Train_average_loss.png")
+
+
+def write_run(
+    config: Config, network: SiameseNetwork, data: Data, log: list[dict[str, Any]], dtype: torch.dtype
+) -> Mapping[str, Any]:
+    """Write model.pt, all that judging needs, from the weights of the best epoch; return that epoch's log entry.
+
+    network : takes up these weights
+    """
+    best, path = run_folder.best_entry(log), config.run_dir / "best.pt"
+    state = run_folder.load_checkpoint(path)
+    with run_folder.fitting(path):
+        network.load_state_dict(state["model"])
+    lesions = data.table[[*LESIONS, "part", *METADATA]]
+    run = make_run(
+        network,
+        data.feed,
+        with_features(lesions, data.feed.cache),
+        dtype,
+        name=config.run_dir.name,
+        settings=experiment(config),
+        validation_fold=dataset.validating_fold(config),
+        epoch=best["epoch"],
+        log=log,
+        starts=run_folder.read_starts(config.run_dir),
+        data=describe_folders(config.train_image),
+    )
+    write_model(config.run_dir / run_folder.MODEL, [run])
+    return best
 
 
 def describe_epoch(entry: dict[str, Any], epochs: int) -> str:

@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -123,7 +124,8 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
     minutes = (time.perf_counter() - start) / 60
     shutil.copyfile(config.run_dir / "last.pt", config.run_dir / "best.pt")  # the best would be chosen by validation
     judges = ensemble.make_ensemble([predict.load_run(config)])
-    table = ensemble.score_part([judges], "validation").table
+    files = partial(predict.find_lesions, config), partial(predict.decode, config)
+    table = ensemble.score_part([judges], *files, "validation").table
     figures = predict.measure(table, np.random.default_rng(0))
     at = figures["sensitivity_at_specificity"]
     return {"auc": figures["auc"], "average_precision": figures["average_precision"], **at, "minutes": minutes}

@@ -25,11 +25,14 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from tally import COUNTS, summary, tally
 
+import predict
 import train
 from config import Config
 from melanoma.data import download
 from melanoma.data.cache import ImageCache
+from melanoma.data.feed import Feed
 from melanoma.report import style as figures
+from melanoma.scoring.ensemble import Run
 from modules import SiameseNetwork, network_of
 
 HEADER = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
@@ -92,6 +95,13 @@ def lesion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache_of(pixels: np.ndarray) -> ImageCache:
     """Return a cache that holds these pixels, uint8 (N, S, S, 3), as image0, image1, ..."""
     return ImageCache(pixels, {f"image{row}": row for row in range(len(pixels))}, {})
+
+
+def feed_of(config: Config, run: Run) -> Feed:
+    """Return the images of a run's split parts."""
+    assert run.lesions is not None
+    paths = predict.find_lesions(config, run.sources, set(run.lesions["image_name"]))
+    return Feed(predict.decode(config, paths, run.image_size), run.device)
 
 
 def save(figure, path) -> Image.Image:

@@ -19,6 +19,7 @@ SCRIPTS: dict[str, set[str]] = {
 }
 # The levels of the library. A file may import its own room and those of lower levels, but not its neighbours.
 LEVELS = [{"common"}, {"data"}, {"backbones", "training", "scoring"}, {"evaluation"}, {"report"}]
+# melanoma/__init__.py is the front door of the library for Python: it alone imports a script, for the network.
 LIBRARY = sorted(path for path in (ROOT / "melanoma").rglob("*.py") if path.name != "__init__.py")
 
 

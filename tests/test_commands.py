@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("predict.py", ["--min-sensitivity", "1.5"], "1.5: it must be above 0, at most 1"),
         ("predict.py", ["--prevalence", "0"], "0: it must be above 0, at most 0.999"),
         ("predict.py", ["--scorer", "guess"], "invalid choice: 'guess'"),
-        ("predict.py", ["--test-views", "4"], "invalid choice: 4"),
+        ("predict.py", ["--split-part", "4"], "invalid choice: '4'"),
         ("predict.py", ["--cards"], "--cards goes with photos"),
         (
             "predict.py",

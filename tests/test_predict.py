@@ -7,12 +7,13 @@ import html
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import HEADER, another_folder, quick_config
+from conftest import HEADER, another_folder, feed_of, quick_config
 from PIL import Image
 from scipy.special import expit, logit
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -122,7 +123,7 @@ def test_threshold_is_chosen_on_validation(machine: Config, monkeypatch: pytest.
 
 def test_references_are_the_training_part(machine: Config) -> None:
     run = predict.load_run(machine)
-    train = run.table[run.table["part"] == "train"]
+    train = run.part("train")
     assert run.references.shape == (len(train), machine.embedding_dim)
     assert run.reference_labels.tolist() == train["label"].tolist()
 
@@ -130,7 +131,7 @@ def test_references_are_the_training_part(machine: Config) -> None:
 def test_experiment_comes_from_the_checkpoint_and_paths_from_config(machine: Config, trained: Config) -> None:
     run = predict.load_run(machine)
     assert (run.settings["margin"], run.image_size) == (trained.margin, trained.image_size)
-    assert run.settings["graph_dir"] == str(machine.graph_dir)
+    assert "graph_dir" not in run.settings
 
 
 def test_min_sensitivity_lowers_the_threshold_until_the_share_is_found(machine: Config) -> None:
@@ -187,11 +188,7 @@ def test_missing_images_of_the_run_are_named(machine: Config, tmp_path: Path) ->
 def test_no_checkpoint_and_a_checkpoint_of_another_shape_are_refused(machine: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no checkpoint .*best\.pt: run train\.py first"):
         predict.main(dataclasses.replace(machine, run_dir=tmp_path / "nowhere"))
-    contents = torch.load(machine.run_dir / "best.pt", weights_only=True)
-    contents["config"]["embedding_dim"] += 1
-    other = tmp_path / "other"
-    other.mkdir()
-    torch.save(contents, other / "best.pt")
+    other = checkpoint_alone(machine, tmp_path / "other", embedding_dim=machine.embedding_dim + 1)
     with pytest.raises(InputError, match="does not fit"):
         predict.main(dataclasses.replace(machine, run_dir=other))
 
@@ -235,12 +232,22 @@ def here(runs: dict[str, Config], tmp_path: Path) -> Config:
     return dataclasses.replace(runs["first"], graph_dir=tmp_path / "graph", run_dir=tmp_path / "nowhere")
 
 
+def checkpoint_alone(config: Config, to: Path, **settings: Any) -> Path:
+    """Copy a run without its model.pt, as a training that was stopped leaves it, with other settings in best.pt."""
+    shutil.copytree(config.run_dir, to)
+    (to / "model.pt").unlink()
+    contents = run_folder.load_checkpoint(to / "best.pt")
+    contents["config"] |= settings
+    run_folder.save_checkpoint(to / "best.pt", contents)
+    return to
+
+
 def scores_by_hand(config: Config, part: str, views: int = 1) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Labels of a part of a run and its scores by each scorer."""
     run = predict.load_run(config)
-    own, references = (run.table[run.table["part"] == name] for name in (part, "train"))
+    feed, own, references = feed_of(config, run), run.part(part), run.part("train")
     (embeddings, logits), (reference_embeddings, _) = (
-        embed_images(run.network, run.feed, run.feed.cache.rows(table["image_name"]), torch.float32, count)
+        embed_images(run.network, feed, feed.cache.rows(table["image_name"]), torch.float32, count)
         for table, count in ((own, views), (references, 1))
     )
     head = logits if config.head != "none" else None
@@ -324,7 +331,8 @@ def test_an_image_that_several_runs_have_for_validation_is_judged_by_the_mean_of
 
 
 def test_controls_learn_on_all_that_an_ensemble_has_learnt_from(runs, here):
-    table = ensemble.make_ensemble([predict.load_run(runs[name]) for name in ("first", "turned")]).table
+    table = ensemble.make_ensemble([predict.load_run(runs[name]) for name in ("first", "turned")]).lesions
+    assert table is not None
     parts = [run_folder.read_split(runs[name].run_dir)["part"] for name in ("first", "turned")]
     assert (table["part"] == "train").tolist() == ((parts[0] == "train") | (parts[1] == "train")).tolist()
     assert (table["part"] == "test").tolist() == (parts[0] == "test").tolist()
@@ -372,7 +380,7 @@ def test_averaged_runs_of_one_fold_are_pooled_with_another_fold(runs, here):
 
 
 def test_splits_whose_test_parts_overlap_are_not_pooled(runs, here, tmp_path):
-    moved = Path(shutil.copytree(runs["first"].run_dir, tmp_path / "moved"))
+    moved = checkpoint_alone(runs["first"], tmp_path / "moved")
     table = pd.read_csv(moved / "split.csv", dtype=str)
     names = table.index[(table["part"] == "test") & (table["label"] == "0")]
     table.loc[names[0], "part"] = "train"
@@ -413,9 +421,10 @@ def test_how_an_evaluation_was_made_stands_with_its_figures(runs, here):
     assert "a logistic curve fitted on validation makes the score a probability." in page
 
 
-def test_eight_views_score_lesions_in_all_flips_and_turns_against_references_as_they_are(runs, here):
-    metrics = predict.main(here, dirs(runs, "first"), choices=Choices(views=8, scorer="distance"))
-    run = pd.read_csv(runs["first"].run_dir / "predictions.csv")
+def test_eight_views_score_lesions_in_all_flips_and_turns_against_references_as_they_are(runs, here, tmp_path):
+    eight = checkpoint_alone(runs["first"], tmp_path / "eight", test_views=8)
+    metrics = predict.main(here, [eight], choices=Choices(scorer="distance"))
+    run = pd.read_csv(eight / "predictions.csv")
     _, scores = scores_by_hand(runs["first"], "test", views=8)
     labels, validation = scores_by_hand(runs["first"], "validation", views=8)
     curve = Platt.fit(labels, validation["distance"])
@@ -424,16 +433,6 @@ def test_eight_views_score_lesions_in_all_flips_and_turns_against_references_as_
     predict.main(here, dirs(runs, "first"), choices=Choices(scorer="distance"))
     once = pd.read_csv(runs["first"].run_dir / "predictions.csv")
     assert np.abs(once["score"] - run["score"]).max() > 1e-4
-
-
-def test_views_of_the_run_are_used_unless_others_are_asked_for(runs, here, tmp_path):
-    eight = Path(shutil.copytree(runs["first"].run_dir, tmp_path / "eight"))
-    contents = torch.load(eight / "best.pt", weights_only=True)
-    contents["config"]["test_views"] = 8
-    torch.save(contents, eight / "best.pt")
-    for choices, views in ((Choices(), 8), (Choices(views=1), 1)):
-        metrics = predict.main(here, [eight], choices=choices)
-        assert metrics["runs"][0]["test_views"] == views
 
 
 def test_another_prevalence_moves_the_probabilities_and_not_the_order(runs, here):
@@ -478,12 +477,11 @@ def test_another_folder_is_judged_by_the_mean_of_all_folds(runs, here, tmp_path)
 def test_it_says_what_it_does_and_that_a_training_has_not_finished(machine: Config, tmp_path: Path, capsys) -> None:
     predict.main(machine)
     out = capsys.readouterr().out
-    for text in ("embedding 36 reference images", "scoring the lesions", "computing metrics", "drawing the figures"):
+    for text in ("melanoma from probability", "scoring the lesions", "computing metrics", "drawing the figures"):
         assert text in out
     assert "has not finished" not in out
-    half = Path(shutil.copytree(machine.run_dir, tmp_path / "half"))
-    contents = torch.load(half / "best.pt", weights_only=True)
-    contents["config"]["epochs"] = 20
-    torch.save(contents, half / "best.pt")
+    half = checkpoint_alone(machine, tmp_path / "half", epochs=20)
     predict.main(machine, [half])
-    assert f"{half} has not finished its training: epoch 6 of 20" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{half} has not finished its training: epoch 6 of 20" in out
+    assert "embedding 48 images of its training and validation parts" in out

@@ -62,10 +62,10 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which the network computes: float32 needs none."""
-    if dtype == torch.float32:
+    """Return the context in which a network, or with float32 a part of it, computes."""
+    if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def keep_freed_memory() -> None:

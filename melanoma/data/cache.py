@@ -28,6 +28,7 @@ from zlib import crc32
 
 import numpy as np
 from filelock import FileLock
+from PIL import Image
 from tqdm import tqdm
 
 from melanoma.common.errors import InputError, brief
@@ -125,8 +126,8 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
     return ImageCache(pixels, row_of, errors, sources, {entry["name"]: entry["hash"] for entry in readable})
 
 
-def decode_photos(paths: Mapping[str, Path], size: int, workers: int = 0) -> ImageCache:
-    """Return a cache in memory of image files from any folders; arguments as `build_cache`."""
+def decode_photos(paths: Mapping[str, Path | Image.Image], size: int, workers: int = 0) -> ImageCache:
+    """Return a cache in memory of image files from any folders, or of PIL images; arguments as `build_cache`."""
     decoded = list(_decode_all(paths, size, workers))
     pixels = np.stack([block for _, block, _ in decoded])
     errors = {name: found["error"] for name, _, found in decoded if "error" in found}
@@ -204,7 +205,9 @@ def _append_missing(
     print(f"decoded {len(missing):,} images in {seconds:.1f} s ({len(missing) / seconds:,.0f} images/s){told}")
 
 
-def _decode_all(paths: Mapping[str, Path], size: int, workers: int) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
+def _decode_all(
+    paths: Mapping[str, Path | Image.Image], size: int, workers: int
+) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
     """Yield (name, pixels, {width, height, hash} or {error}) in the order of `paths`, few images in memory."""
     workers = workers or os.cpu_count() or 1
     black = np.zeros((size, size, 3), np.uint8)  # the row of an unreadable file; never used

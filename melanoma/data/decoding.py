@@ -98,12 +98,12 @@ class UnreadableImage(InputError):
 
     Parameters
     ----------
-    path : of the file
+    path : of the file, or a PIL image
     reason : what is wrong with it
     passing : the operating system refused to read it, so another try may succeed
     """
 
-    def __init__(self, path: Path, reason: str, passing: bool = False) -> None:
+    def __init__(self, path: Path | Image.Image, reason: str, passing: bool = False) -> None:
         super().__init__(f"image {path} cannot be read, replace it: {reason}")
         self.reason = printable(reason)
         self.passing = passing
@@ -127,9 +127,14 @@ def decode_image(path: Path, size: int) -> np.ndarray:
         return decode_with_size(path, size)[0]
 
 
-def decode_with_size(path: Path, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return `decode_image` of a file, and its stored width and height in pixels; for threads: warnings are shown."""
+def decode_with_size(path: Path | Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return `decode_image` of a file, and its stored width and height in pixels; for threads: warnings are shown.
+
+    Of a PIL image no smaller scale is decoded, so that its pixels may differ a little from those of its file.
+    """
     try:
+        if isinstance(path, Image.Image):
+            return _square(path.copy(), size), path.size
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             raise UnreadableImage(path, "it is not a file", passing=True)
         with Image.open(path, formats=FORMATS) as image:

@@ -122,6 +122,11 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     raise InputError(f"{paths[0]} is named twice: a source counts once")
 
 
+def describe_folders(folders: Sequence[Path]) -> str:
+    """Return folders of images as text: each with the name of the one that holds it."""
+    return ", ".join("/".join(folder.parts[-2:]) for folder in folders)
+
+
 def find_source_images(images: Sequence[Path], sources: Sequence[str], names: Container[str]) -> dict[str, Path]:
     """Return the image files of all sources by their names in a table, among which are these names.
 

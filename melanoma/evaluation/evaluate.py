@@ -83,13 +83,17 @@ def compare_runs(tables: Sequence[pd.DataFrame], names: Sequence[str], rng: np.r
     return {"a": names[0], "b": names[1], "n": len(first), **found}
 
 
-def add_context(table: pd.DataFrame, cache: ImageCache, metadata: pd.DataFrame | None) -> pd.DataFrame:
-    """Return judged lesions with the columns of subgroups: megapixels, typology_angle, and if known age, sex, site.
+def with_features(table: pd.DataFrame, cache: ImageCache) -> pd.DataFrame:
+    """Return a table of images, by image_name, with the columns of the controls: see `controls.image_features`."""
+    return table.join(image_features(cache, table["image_name"]), on="image_name")
 
-    metadata : a label table, as `labels.Labels.table`
+
+def add_context(table: pd.DataFrame, cache: ImageCache, metadata: pd.DataFrame) -> pd.DataFrame:
+    """Return judged lesions with the columns of subgroups: megapixels, typology_angle, age, sex and site.
+
+    metadata : image_name and METADATA of the lesions, in any order
     """
-    if metadata is not None:
-        table = table.merge(metadata[["image_name", *METADATA]], on="image_name", how="left")
+    table = table.merge(metadata[["image_name", *METADATA]], on="image_name", how="left")
     sources = [cache.sources[name] for name in table["image_name"]]
     return table.assign(
         megapixels=[source.width * source.height / 1e6 for source in sources],
@@ -98,43 +102,20 @@ def add_context(table: pd.DataFrame, cache: ImageCache, metadata: pd.DataFrame |
 
 
 def measure_controls(
-    folds: Sequence[pd.DataFrame],
-    judged: pd.DataFrame,
-    cache: ImageCache,
-    metadata: pd.DataFrame | None,
-    rng: np.random.Generator,
+    folds: Sequence[pd.DataFrame], judged: pd.DataFrame, rng: np.random.Generator
 ) -> list[dict[str, Any]]:
     """Return the metrics of the controls on the test parts of `folds`, and whether the network is better.
 
     Parameters
     ----------
-    folds : a table of image_name, source, group, label and part for each split; the same images in all
+    folds : a table for each split: image_name, source, group, label, part, METADATA, and `with_features`
     judged : columns image_name and probability, by the network
-    cache : has the pixels of all images
 
     Returns
     -------
     rows as `controls.control_table`, with `beaten` and `verdict` of `controls.beaten`
     """
-    features = image_features(cache, folds[0]["image_name"])
-    if metadata is not None:
-        known = metadata[["image_name", *METADATA]]
-        folds = [fold.merge(known, on="image_name", how="left") for fold in folds]
-    scores = control_scores(folds, features)
+    scores = control_scores(folds)
     verdicts = beaten(judged, scores, rng)
     unknown = {"beaten": None, "verdict": None}
     return [row | verdicts.get(row["name"], unknown) for row in control_table(scores, rng)]
-
-
-def metadata_notes(tables: Sequence[pd.DataFrame], metadata: pd.DataFrame | None) -> list[str]:
-    """Return a note if the label CSVs lack images of the runs, whose age, sex and site are then unknown."""
-    if metadata is None:
-        return []
-    names = pd.concat([table["image_name"] for table in tables]).drop_duplicates()
-    missing = names[~names.isin(metadata["image_name"])]
-    if missing.empty:
-        return []
-    return [
-        f"Age, sex and site of {len(missing):,} of the runs' {len(names):,} images are unknown: train_labels lacks "
-        f"them (for example {missing.iloc[0]}); subgroups and the metadata control use the others only"
-    ]

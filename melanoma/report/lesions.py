@@ -29,7 +29,7 @@ class Neighbour:
     """A training lesion close to the judged one: pixels uint8 (S, S, 3), and the distance of their embeddings."""
 
     name: str
-    pixels: np.ndarray
+    pixels: np.ndarray | None
     distance: float
 
 

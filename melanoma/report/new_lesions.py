@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,15 @@ from tqdm import tqdm
 
 from melanoma.common.errors import InputError
 from melanoma.common.files import replace_file
-from melanoma.data.cache import ImageCache, decode_photos
 from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.labels import read_test_names
 from melanoma.report.lesions import NEIGHBOURS, Neighbour, lesion_card
 from melanoma.report.style import one_line, save_figure
-from melanoma.scoring.ensemble import (
-    Decode,
-    Ensemble,
-    common_threshold,
-    decode_all,
-    known_pictures,
-    results_folder,
-    runs_of,
-    score_together,
-)
+from melanoma.scoring.ensemble import Decode, Ensemble, decode_all, score_together
 from melanoma.scoring.explain import grad_cam
-from melanoma.scoring.scores import familiarity, nearest_references
+from melanoma.scoring.model import Model
 
-COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "known", "error"]
 CARDS = 200  # of more photos no cards are drawn unless asked for, and the terminal shows the first
-AT_A_TIME = 256  # photos held in memory
 SIDE = 256  # pixels of an image on a card
 UNFAMILIAR = 0.01  # below it a photo is said to be unlike anything seen
 
@@ -48,90 +35,54 @@ UNFAMILIAR = 0.01  # below it a photo is said to be unlike anything seen
 
 
 def judge_photos(
-    ensembles: list[Ensemble], paths: Sequence[Path], graph_dir: Path, workers: int = 0, cards: bool | None = None
+    model: Model, paths: Sequence[Path], out: Path, graph_dir: Path, cards: bool | None = None
 ) -> pd.DataFrame:
-    """Judge images by the mean of all runs' log odds; write new_lesions.csv and a card for each.
+    """Judge image files; write new_lesions.csv and a card for each.
 
-    Distances, heat map and neighbours are those of the first run. new_lesions.csv has paths as they are: a spreadsheet
-    may take one that begins with = + - or @ for a formula, so open it as text there.
+    new_lesions.csv has paths as they are: a spreadsheet may take one that begins with = + - or @ for a formula, so open
+    it as text there.
 
     Parameters
     ----------
-    graph_dir : the cards go to its folder lesions/, and the table of several runs to it
-    workers : threads that decode images (0: one for each core)
+    out : folder of new_lesions.csv
+    graph_dir : the cards go to its folder lesions/
     cards : draw them; None: if there are not too many
 
     Returns
     -------
-    the table written, a row for each image: path; probability of melanoma, threshold, decision; distance to the
-    nearest reference, and the share of validation images that lie as far from theirs; whether a run was trained on this
-    picture or chosen by it (known); or, with all these blank, error
+    the table written, see `Model.predict`
 
     Raises
     ------
-    InputError : no image there, or none that can be read
+    InputError : none of the images can be read
     """
-    first = ensembles[0].runs[0]
-    usual = nearest_references(ensembles[0].validation, first.references, 1)[0][:, 0]
     drawn = len(paths) <= CARDS if cards is None else cards
     folder, taken = graph_dir / "lesions", set[str]()
     tables = []
     with tqdm(total=len(paths), desc="judging", unit="photo", disable=None) as bar:
-        for start in range(0, len(paths), AT_A_TIME):
-            chunk = paths[start : start + AT_A_TIME]
-            # a name that is no UTF-8 has its odd bytes escaped
-            keyed = {str(path).encode("utf-8", "backslashreplace").decode(): path for path in chunk}
-            table, embeddings, cache = judge_chunk(ensembles, keyed, usual, workers)
+        for part, table, embeddings, pixels in model.judge(paths):
             tables.append(table)
             readable = table[table["error"] == ""]
             bar.update(len(table) - len(readable))
-            for row, embedding in zip(readable.to_dict("records"), embeddings, strict=True):
+            for row, embedding, own in zip(readable.itertuples(), embeddings, pixels, strict=True):
                 if drawn:
-                    path, pixels = keyed[row["path"]], cache.pixels[cache.row_of[row["path"]]]
-                    card = draw_card(ensembles, path, row, pixels, embedding)
+                    path = Path(part[row.Index])
+                    card = draw_card(model, decode_image(path, SIDE), row._asdict(), own, embedding)
                     save_figure(card, folder / f"{unique_name(path.stem, taken)}.png")
                 bar.update()
     table = pd.concat(tables, ignore_index=True)
 
-    file = results_folder(ensembles, graph_dir) / "new_lesions.csv"
+    file = out / "new_lesions.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     print(describe_photos(table))
-    if len(runs_of(ensembles)) > 1:
-        print(f"nearest, familiarity and cards are by {first.run_dir}, probabilities by all runs")
+    if not model.alone:
+        print(f"nearest, familiarity and cards are by {model.first.name}, probabilities by all runs")
     if not drawn:
         print(f"{len(paths):,} photos: no cards drawn, --cards draws them")
     print(f"wrote {file}" + (f" and {len(taken):,} cards in {folder}" if drawn else ""))
     if (table["error"] != "").all():
         raise InputError(f"none of the {len(table):,} images can be read: {table['error'].iloc[0]}")
     return table
-
-
-def judge_chunk(
-    ensembles: list[Ensemble], paths: Mapping[str, Path], usual: np.ndarray, workers: int
-) -> tuple[pd.DataFrame, np.ndarray, ImageCache]:
-    """Judge images, by the text that the table shows; usual (V,) : distances of validation images to the nearest.
-
-    Returns
-    -------
-    the table; of its readable images the embeddings by the first run, (N, D); the pixels that this run saw
-    """
-    first = ensembles[0].runs[0]
-    feeds, errors = decode_all(ensembles, paths, partial(decode_photos, workers=workers))
-    names = pd.Series([name for name in paths if name not in errors], dtype=str)
-    table = pd.DataFrame(index=pd.Index(list(paths), name="path"), columns=COLUMNS[1:])
-    table["decision"], table["error"] = "", [errors.get(name, "") for name in paths]
-    embeddings = np.empty((0, first.references.shape[1]))
-    if len(names):
-        log_odds, embeddings = score_together(ensembles, feeds, names)
-        probability, threshold = expit(log_odds), common_threshold([ensemble.judge.threshold for ensemble in ensembles])
-        distances = nearest_references(embeddings, first.references, 1)[0][:, 0]
-        table.loc[names, "probability"] = probability
-        table.loc[names, "threshold"] = threshold
-        table.loc[names, "decision"] = np.where(probability >= threshold, "melanoma", "benign")
-        table.loc[names, "nearest_distance"] = distances
-        table.loc[names, "familiarity"] = familiarity(distances, usual)
-        table.loc[names, "known"] = known_pictures(ensembles, feeds, names.tolist())
-    return table.reset_index(), embeddings, feeds[first.image_size].cache
 
 
 def describe_photos(table: pd.DataFrame) -> str:
@@ -163,26 +114,20 @@ def describe_photos(table: pd.DataFrame) -> str:
 
 
 def draw_card(
-    ensembles: Sequence[Ensemble], path: Path, row: Mapping[str, Any], pixels: np.ndarray, embedding: np.ndarray
+    model: Model, photo: np.ndarray, row: Mapping[str, Any], pixels: np.ndarray, embedding: np.ndarray
 ) -> Figure:
     """Draw the card of a photo, with the heat map and the neighbours that the first run sees.
 
     Parameters
     ----------
-    path, row : the photo, and its row of the table
+    photo : uint8 (S, S, 3)
+    row : of the table of `Model.predict`
     pixels, embedding : uint8 (S, S, 3), as the run saw it, and float (D,), by the run
     """
-    run, scorer = ensembles[0].runs[0], ensembles[0].scorers[0]
+    run, scorer = model.first, model.ensembles[0].scorers[0]
     heat = grad_cam(run.network, pixels, scorer, run.references, run.reference_labels, run.test_views)
-    names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
-    nearest = []
-    for label in (1, 0):
-        own = run.reference_labels == label
-        distances, places = nearest_references(embedding[None], run.references[own], NEIGHBOURS)
-        found = zip(names[own][places[0]], distances[0], strict=True)
-        nearest.append([Neighbour(name, decode_image(run.paths[name], SIDE), distance) for name, distance in found])
-    verdict = describe_verdict(row, alone=len(runs_of(ensembles)) == 1)
-    return lesion_card(row["path"], decode_image(path, SIDE), heat, verdict, *nearest)
+    nearest = [[Neighbour(*one) for one in own] for own in model.neighbours(embedding, NEIGHBOURS)]
+    return lesion_card(row["path"], photo, heat, describe_verdict(row, model.alone), *nearest)
 
 
 def describe_verdict(row: Mapping[str, Any], alone: bool) -> list[str]:
@@ -236,7 +181,7 @@ def find_test_images(folder: Path, labels: Path) -> tuple[pd.Series, dict[str, P
 
 
 def write_submission(
-    ensembles: list[Ensemble], names: pd.Series, paths: dict[str, Path], decode: Decode, graph_dir: Path
+    ensembles: Sequence[Ensemble], names: pd.Series, paths: dict[str, Path], decode: Decode, out: Path
 ) -> pd.DataFrame:
     """Judge the challenge's test images, and write submission.csv.
 
@@ -244,7 +189,7 @@ def write_submission(
     ----------
     names, paths : see `find_test_images`
     decode : see `ensemble.decode_all`
-    graph_dir : where the file goes if there are several runs
+    out : folder of the file
 
     Returns
     -------
@@ -260,7 +205,7 @@ def write_submission(
     target = pd.Series(expit(log_odds), readable.index).reindex(names.index, fill_value=prevalence)
     table = pd.DataFrame({"image_name": names, "target": target})
 
-    file = results_folder(ensembles, graph_dir) / "submission.csv"
+    file = out / "submission.csv"
     replace_file(file, lambda temporary: table.to_csv(temporary, index=False))
     if errors:
         print(f"{len(errors):,} images cannot be read and have the prevalence: {', '.join(sorted(errors))}")

@@ -7,13 +7,11 @@ template, which escapes all values; tables.py turns the metrics into text.
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
@@ -72,36 +70,6 @@ PICTURES = {
 }
 
 
-def model_card(
-    metrics: Mapping[str, Any], training_data: str, learnt: Sequence[tuple[int, np.ndarray]], model: str
-) -> dict[str, str]:
-    """Return the texts of the model card (Mitchell et al. 2019) that depend on the run; report.html has the others.
-
-    Parameters
-    ----------
-    training_data : folder and split
-    learnt : fold and labels (N,) of each training part
-    model : the method, in words
-    """
-    sizes = "; ".join(f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
-    notes = "".join(f"{note}. " for note in metrics["notes"])
-    return {
-        "model": model,
-        "training_data": f"The training parts of {training_data}: {sizes}.",
-        "evaluation_data": f"{tables.describe_set(metrics)}. {describe_evaluations(metrics)}{notes}",
-    }
-
-
-def describe_evaluations(metrics: Mapping[str, Any]) -> str:
-    """Return how often the test part was evaluated, and with how many different choices, as a sentence; or ""."""
-    evaluations = metrics.get("test_evaluations")
-    if not evaluations:
-        return ""
-    different = len({json.dumps(choices, sort_keys=True) for choices in evaluations})
-    times = "once" if len(evaluations) == 1 else f"{len(evaluations)} times, with {different} different choices"
-    return f"This test part was evaluated {times} for this run. "
-
-
 def calibration_notes(prevalence: float | None) -> list[str]:
     """Return a note if the probabilities are for a prevalence that was asked for, which is not that of the data."""
     if prevalence is None:
@@ -113,7 +81,10 @@ def calibration_notes(prevalence: float | None) -> list[str]:
 
 
 def render(
-    metrics: Mapping[str, Any], figures: Mapping[str, bytes | None], settings: Mapping[str, Any], card: dict[str, str]
+    metrics: Mapping[str, Any],
+    figures: Mapping[str, bytes | None],
+    settings: Mapping[str, Any],
+    card: Mapping[str, str],
 ) -> str:
     """Return the page as HTML.
 
@@ -122,7 +93,7 @@ def render(
     metrics : contents of metrics.json; a metric that is None is shown as not computed, with its reason
     figures : PNG by file name; None if it could not be drawn
     settings : settings, command and versions of the run, nested to any depth; each dict becomes a table
-    card : see `model_card`
+    card : see `model_card.model_card`
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(

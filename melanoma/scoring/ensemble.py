@@ -7,13 +7,16 @@ that are judged choose nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy.special import expit, logit
 
 from melanoma.common.errors import InputError, printable
@@ -23,9 +26,14 @@ from melanoma.data.feed import Feed
 from melanoma.data.labels import Labels
 from melanoma.data.split import group_images
 from melanoma.scoring.embedding import embed_images
-from melanoma.scoring.scores import Judge, Platt, score_all, usual_scorer
+from melanoma.scoring.scores import SCORERS, Judge, Platt, nearest_references, score_all, usual_scorer
 
 Decode = Callable[[Mapping[str, Path], int], ImageCache]  # image files by name, and their side in pixels
+Find = Callable[[Sequence[str], set[str]], Mapping[str, Path]]  # sources and image names: the image files by name
+
+LESIONS = ["image_name", "source", "patient_id", "group", "label"]  # what a split knows of a lesion, before its part
+BENIGN_PICTURES = 4000  # references that a run keeps a picture of: all melanomas, and this many of the others
+PICTURE_SIDE = 160  # pixels, at most
 
 
 @dataclass(frozen=True)
@@ -35,29 +43,78 @@ class Choices:
     min_sensitivity: float | None = None
     prevalence: float | None = None
     scorer: str | None = None
-    views: int | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its network, split and references."""
+    """A trained run: its network, its references, and its scores of validation. It needs no image but those it judges.
 
-    run_dir: Path
-    fold: int  # that tests
+    The index of `validation` counts the lesions of the split: runs with one test part share it.
+    """
+
+    name: str  # its folder
+    settings: Mapping[str, Any]  # of the experiment, as JSON values
     validation_fold: int | None
-    seed: int
     epoch: int  # whose weights are used, the best on validation
-    image_size: int  # side in pixels
-    test_views: int  # in which a lesion is scored
-    settings: Mapping[str, Any]  # all, as JSON values
+    log: Sequence[Mapping[str, Any]]  # of the training, an entry for each epoch
+    starts: Sequence[Mapping[str, Any]]  # when and how it was started and resumed
+    data: str  # the folders that it was trained on
     network: Any  # Siamese network that returns embeddings (B, D) and logits (B,)
     dtype: torch.dtype  # of its matrix arithmetic
-    table: pd.DataFrame  # image_name, source, patient_id, group, label, part
-    paths: Mapping[str, Path]  # image files by name
-    feed: Feed  # of the images of the table, on the device of the network
     references: np.ndarray  # embeddings (R, D) of the training part
     reference_labels: np.ndarray  # (R,)
+    validation: pd.DataFrame  # label, distance to the nearest reference, and the score of each way of scoring
     known: frozenset[str]  # hashes of the pictures that it has learnt from or been chosen by
+    tested: str  # hash of the lesions, and of which of them are tested
+    lesions: pd.DataFrame | None = None  # LESIONS, part, and what controls and subgroups need; a slim model has none
+    pictures: Mapping[int, bytes] = field(default_factory=dict)  # JPEG files of references, by row
+
+    @property
+    def fold(self) -> int:
+        """The fold that tests."""
+        return int(self.settings["fold"])
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the images that the network takes."""
+        return int(self.settings["image_size"])
+
+    @property
+    def test_views(self) -> int:
+        """Views in which a lesion is scored."""
+        return int(self.settings["test_views"])
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return next(self.network.parameters()).device
+
+    def part(self, name: str) -> pd.DataFrame:
+        """Return the lesions of a split part; refuse a slim model, which has none."""
+        if self.lesions is None:
+            raise InputError(
+                f"{self.name} is a slim model, which does not know its {name} part: pass --evaluate-image and "
+                "--evaluate-labels, or photos"
+            )
+        return self.lesions[self.lesions["part"] == name]
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources of the lesions; a slim model knows none."""
+        return [] if self.lesions is None else self.lesions["source"].unique().tolist()
+
+    @property
+    def reference_names(self) -> np.ndarray:
+        """The image names of the references, (R,); blank in a slim model."""
+        if self.lesions is None:
+            return np.full(len(self.references), "", object)
+        return self.part("train")["image_name"].to_numpy(object)
+
+    def picture(self, row: int) -> np.ndarray | None:
+        """Return the picture of a reference, uint8 (S, S, 3), or None if the run has none of it."""
+        if row not in self.pictures:
+            return None
+        return np.asarray(Image.open(BytesIO(self.pictures[row]), formats=["JPEG"]).convert("RGB"))
 
 
 @dataclass(frozen=True)
@@ -74,15 +131,24 @@ class Ensemble:
     scorers: list[str]
     curves: list[Platt]
     judge: Judge
-    validation: np.ndarray  # embeddings (V, D) of the first run's validation part, by that run
     mixed: bool  # some validation images are judged by a part of the runs
 
     @property
-    def table(self) -> pd.DataFrame:
+    def lesions(self) -> pd.DataFrame | None:
         """The split as the ensemble has it: the runs' common test part, and as train what any of them learnt from."""
-        table = self.runs[0].table
-        learnt = np.logical_or.reduce([run.table["part"] == "train" for run in self.runs])
-        return table.assign(part=table["part"].mask(learnt, "train"))
+        tables = [run.lesions for run in self.runs if run.lesions is not None]
+        if len(tables) < len(self.runs):
+            return None
+        learnt = np.logical_or.reduce([table["part"] == "train" for table in tables])
+        return tables[0].assign(part=tables[0]["part"].mask(learnt, "train"))
+
+    @property
+    def learnt(self) -> np.ndarray:
+        """The labels, (N,), of the images that the runs learnt from; of slim models, those of the first run."""
+        lesions = self.lesions
+        return (
+            self.runs[0].reference_labels if lesions is None else lesions.query("part == 'train'")["label"].to_numpy()
+        )
 
 
 @dataclass(frozen=True)
@@ -104,32 +170,74 @@ def by_test_part(runs: Sequence[Run]) -> list[list[Run]]:
     """Group the runs that have one test part of the same lesions, in the order in which they come."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        lesions = run.table.assign(part=run.table["part"] == "test").to_csv()
-        groups.setdefault(lesions, []).append(run)
+        groups.setdefault(run.tested, []).append(run)
     return list(groups.values())
+
+
+def make_run(network: Any, feed: Feed, lesions: pd.DataFrame, dtype: torch.dtype, **about: Any) -> Run:
+    """Return a run: embed its references, the training part, and score its validation part.
+
+    References are embedded in one view, whatever the views of a lesion that is judged: they are many, and their number
+    evens out the views.
+
+    Parameters
+    ----------
+    network, dtype : see `Run`
+    feed : of the images of training and validation part, on the device of the network
+    lesions : see `Run`
+    about : name, settings, validation_fold, epoch, log, starts, data, as in `Run`
+    """
+    train, validation = (lesions[lesions["part"] == part] for part in ("train", "validation"))
+    labels, rows = train["label"].to_numpy(), feed.cache.rows(train["image_name"])
+    references, _ = embed_images(network, feed, rows, dtype)
+    benign = np.random.default_rng(0).permutation(np.flatnonzero(labels == 0))[:BENIGN_PICTURES]
+    pictured = np.concatenate([np.flatnonzero(labels == 1), benign]).tolist()
+    run = Run(
+        network=network,
+        dtype=dtype,
+        references=references,
+        reference_labels=labels,
+        validation=pd.DataFrame(),
+        known=frozenset(feed.cache.hashes(pd.concat([train, validation])["image_name"])),
+        tested=sha256(lesions[LESIONS].assign(tested=lesions["part"] == "test").to_csv().encode()).hexdigest(),
+        lesions=lesions,
+        pictures={row: _jpeg(feed.cache.pixels[rows[row]]) for row in pictured},
+        **about,
+    )
+    scores, embeddings = score_images(run, feed, validation["image_name"])
+    distances, _ = nearest_references(embeddings, references, 1)
+    found = pd.DataFrame({"label": validation["label"], "nearest_distance": distances[:, 0], **scores})
+    return replace(run, validation=found)
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    """Return a small picture of an image, uint8 (S, S, 3), as a JPEG file."""
+    image, buffer = Image.fromarray(pixels), BytesIO()
+    image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
 
 
 def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
     """Fit each run's curve on its validation part, then the judge of all on those of all."""
-    scorers, curves, log_odds, embeddings = [], [], [], []
+    scorers, curves, log_odds = [], [], []
     for run in runs:
-        validation = run.table[run.table["part"] == "validation"]
-        labels = validation["label"].to_numpy()
-        scores, own = score_images(run, run.feed, validation["image_name"])
         scorer = choices.scorer or usual_scorer(run.network.head is not None)
-        if scorer not in scores:
-            raise InputError(f"--scorer {scorer}: {run.run_dir} has only {', '.join(scores)}")
-        curve = Platt.fit(labels, scores[scorer])
+        if scorer not in run.validation:
+            known = [name for name in SCORERS if name in run.validation]
+            raise InputError(f"--scorer {scorer}: {run.name} has only {', '.join(known)}")
+        scores = run.validation[scorer]
+        curve = Platt.fit(run.validation["label"].to_numpy(), scores.to_numpy())
         scorers.append(scorer)
         curves.append(curve)
-        log_odds.append(pd.Series(curve.log_odds(scores[scorer]), validation.index))
-        embeddings.append(own)
+        log_odds.append(curve.log_odds(scores))
     by_run = pd.concat(log_odds, axis=1).sort_index()
     mean = by_run.mean(axis=1)  # of the runs that an image validates
-    labels = runs[0].table["label"][mean.index].to_numpy()
+    known = pd.concat([run.validation["label"] for run in runs])
+    labels = known[~known.index.duplicated()][mean.index].to_numpy()
     one = len(runs) == 1
     judge = Judge(labels, mean.to_numpy(), choices.prevalence, choices.min_sensitivity, calibrated=one)
-    return Ensemble(runs, scorers, curves, judge, embeddings[0], bool(by_run.isna().any(axis=None)))
+    return Ensemble(runs, scorers, curves, judge, bool(by_run.isna().any(axis=None)))
 
 
 def ensemble_notes(ensembles: Sequence[Ensemble]) -> list[str]:
@@ -141,15 +249,23 @@ def ensemble_notes(ensembles: Sequence[Ensemble]) -> list[str]:
             "judge, the lesions are judged by all, so probabilities may be too moderate (see the calibration slope)"
         )
     for ensemble in ensembles:
-        groups = ensemble.table.groupby("part")["group"]
+        lesions = ensemble.lesions
+        if lesions is None:
+            continue
+        groups = lesions.groupby("part")["group"]
         sides = len(set(groups.get_group("train")) & set(groups.get_group("test")))
         if sides:
             notes.append(f"{sides:,} patients (groups) have images in training and in test: figures are too good")
     return notes
 
 
-def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
+def score_part(ensembles: Sequence[Ensemble], find: Find, decode: Decode, part: str = "test") -> Scored:
     """Return the judgement of each ensemble on a part of its own split, pooled.
+
+    Parameters
+    ----------
+    find : gives the files of the images
+    decode : see `decode_all`
 
     Raises
     ------
@@ -160,23 +276,24 @@ def score_part(ensembles: Sequence[Ensemble], part: str = "test") -> Scored:
         raise InputError(
             "--split-part validation: the runs have one test part but other validation parts: name one run"
         )
-    tables, embeddings = [], []
-    for ensemble in ensembles:
-        run = ensemble.runs[0]
-        lesions = run.table[run.table["part"] == part]
-        scores, own = ensemble_score(ensemble, lesions["image_name"])
-        judge = ensemble.judge
-        table = judged(lesions, scores, judge.probability(scores), judge.threshold, judge.specific_threshold)
-        tables.append(table.assign(fold=run.fold))
-        embeddings.append(own)
-    table = pd.concat(tables, ignore_index=True)
-    shared = int(table["image_name"].duplicated().sum())
+    parts = [ensemble.runs[0].part(part) for ensemble in ensembles]
+    lesions = pd.concat(parts)
+    shared = int(lesions["image_name"].duplicated().sum())
     if shared:
         raise InputError(
             f"the runs have different splits, whose {part} parts share {shared:,} images: pool the folds of one "
             "--split-seed, or average runs of one fold"
         )
-    return Scored(table, embeddings[0], ensembles[0].runs[0].feed.cache)
+    paths = find(ensembles[0].runs[0].sources, set(lesions["image_name"]))
+    feeds, errors = decode_all(ensembles, {name: paths[name] for name in sorted(lesions["image_name"])}, decode)
+    tables, embeddings = [], []
+    for ensemble, own in zip(ensembles, parts, strict=True):
+        readable, judge = own[~own["image_name"].isin(list(errors))], ensemble.judge
+        scores, found = ensemble_score(ensemble, readable["image_name"], feeds)
+        table = judged(readable, scores, judge.probability(scores), judge.threshold, judge.specific_threshold)
+        tables.append(table.assign(fold=ensemble.runs[0].fold))
+        embeddings.append(found)
+    return Scored(pd.concat(tables, ignore_index=True), embeddings[0], feeds[ensembles[0].runs[0].image_size].cache)
 
 
 def score_folder(
@@ -245,8 +362,8 @@ def new_to_all(
     -------
     the lesions that are left; what was left out, and how many of the others are of such patients, a sentence each
     """
-    tables = [run.table[run.table["part"] != "test"] for run in runs_of(ensembles)]
-    names, patients = (set(pd.concat([own[key] for own in tables])) for key in ("image_name", "patient_id"))
+    tables = [run.lesions.query("part != 'test'") for run in runs_of(ensembles) if run.lesions is not None]
+    names, patients = ({text for own in tables for text in own[key]} for key in ("image_name", "patient_id"))
     pictures = known_pictures(ensembles, feeds, lesions["image_name"].tolist())
     names |= {other for pair in duplicates for other in pair if names & set(pair)}
     seen = pictures | lesions["image_name"].isin(names)
@@ -265,7 +382,7 @@ def new_to_all(
 
 
 def decode_all(
-    ensembles: Sequence[Ensemble], paths: Mapping[str, Path], decode: Decode
+    ensembles: Sequence[Ensemble], paths: Mapping[str, Any], decode: Decode
 ) -> tuple[dict[int, Feed], dict[str, str]]:
     """Decode image files, by name, at each side in pixels that a run needs.
 
@@ -274,7 +391,7 @@ def decode_all(
     feeds by side; the error of each image that cannot be read, by its name
     """
     sizes = dict.fromkeys(run.image_size for run in runs_of(ensembles))
-    feeds = {size: Feed(decode(paths, size), ensembles[0].runs[0].feed.device) for size in sizes}
+    feeds = {size: Feed(decode(paths, size), ensembles[0].runs[0].device) for size in sizes}
     return feeds, {name: error for feed in feeds.values() for name, error in feed.cache.errors.items()}
 
 
@@ -302,7 +419,7 @@ def judged(
     lesions: pd.DataFrame, score: np.ndarray, probability: np.ndarray, threshold: float, specific_threshold: float
 ) -> pd.DataFrame:
     """Return names, ids and labels of lesions with what was found; scores, probabilities are (N,)."""
-    return lesions[["image_name", "source", "patient_id", "group", "label"]].assign(
+    return lesions[LESIONS].assign(
         score=score,
         probability=probability,
         threshold=threshold,
@@ -311,16 +428,14 @@ def judged(
     )
 
 
-def ensemble_score(
-    ensemble: Ensemble, names: pd.Series, feeds: Mapping[int, Feed] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def ensemble_score(ensemble: Ensemble, names: pd.Series, feeds: Mapping[int, Feed]) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean log odds (N,) of the runs, and the first run's embeddings (N, D).
 
-    feeds : of the named images, by their side in pixels; None: they are the runs' own
+    feeds : of the named images, by their side in pixels
     """
     log_odds, embeddings = [], []
     for run, scorer, curve in zip(ensemble.runs, ensemble.scorers, ensemble.curves, strict=True):
-        scores, own = score_images(run, feeds[run.image_size] if feeds else run.feed, names)
+        scores, own = score_images(run, feeds[run.image_size], names)
         log_odds.append(curve.log_odds(scores[scorer]))
         embeddings.append(own)
     return np.mean(log_odds, axis=0), embeddings[0]
@@ -335,25 +450,19 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
     """
     embeddings, logits = embed_images(run.network, feed, feed.cache.rows(names), run.dtype, run.test_views)
     if not np.isfinite(embeddings).all():
-        raise InputError(f"scores of {run.run_dir} are not finite: the run is broken, train anew")
+        raise InputError(f"scores of {run.name} are not finite: the run is broken, train anew")
     head = None if run.network.head is None else logits
     return score_all(embeddings, head, run.references, run.reference_labels), embeddings
-
-
-def results_folder(ensembles: Sequence[Ensemble], graph_dir: Path) -> Path:
-    """Return where tables go: the run's folder, or that of the graphs if there are several runs."""
-    runs = runs_of(ensembles)
-    return graph_dir if len(runs) > 1 else runs[0].run_dir
 
 
 def describe_runs(ensembles: Sequence[Ensemble]) -> list[dict[str, Any]]:
     """Return each run with what was chosen for it on validation, as JSON values."""
     return [
         {
-            "run_dir": str(run.run_dir),
+            "run_dir": run.name,
             "fold": run.fold,
             "validation_fold": run.validation_fold,
-            "seed": run.seed,
+            "seed": run.settings["seed"],
             "epoch": run.epoch,
             "scorer": scorer,
             "test_views": run.test_views,
@@ -383,7 +492,16 @@ def describe_method(ensembles: Sequence[Ensemble], choices: Choices) -> str:
     )
 
 
+def describe_run(run: Run) -> str:
+    """Return what a run is as a line, for a model card."""
+    start = run.starts[-1] if run.starts else {"started": "unknown", "commit": None}
+    return (
+        f"{Path(run.name).name}: recipe {run.settings['recipe']}, seed {run.settings['seed']}, epoch {run.epoch} of "
+        f"{len(run.log)}, started {start['started']}, commit {start['commit']}; split {run.tested[:12]}"
+    )
+
+
 def describe_ensemble(ensemble: Ensemble) -> str:
     """Return what was chosen on validation as a line."""
-    runs = ", ".join(f"{run.run_dir} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True))
+    runs = ", ".join(f"{run.name} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True))
     return f"fold {ensemble.runs[0].fold}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"

@@ -3,25 +3,23 @@
 config.json   every setting            last.pt    checkpoint to resume from
 run.json      commit, versions, ...    best.pt    checkpoint of the best validation AUC
 split.csv     part of each image       log.jsonl  one JSON object for each epoch
+                                       model.pt   all that judging needs, of a training that has ended
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import platform
 import subprocess
 import sys
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from melanoma.common.errors import InputError, shown
 from melanoma.common.files import (
@@ -35,10 +33,13 @@ from melanoma.common.files import (
     write_json,
     write_text,
 )
+from melanoma.common.tensors import fitting as fitting_file
+from melanoma.common.tensors import load_tensors, save_tensors
 from melanoma.data.split import PARTS
 from melanoma.data.tables import read_csv
 
 FORMAT = 4
+MODEL = "model.pt"  # of a training that has ended
 TESTED = "evaluations.jsonl"  # a JSON object for each evaluation of the test part
 RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json", "new_lesions.csv", "submission.csv")
 # Before the names of predictions and metrics of another folder than the run's own, and of its validation part.
@@ -51,9 +52,7 @@ OTHERWISE = "train anew or pass another --run-dir"
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
     """Write tensors, numbers, strings, lists and dicts, atomically."""
-    buffer = io.BytesIO()  # torch writes a zip archive, and turns a full disk into an error of its own
-    torch.save({"format": FORMAT, **contents}, buffer)
-    replace_file(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
+    save_tensors(path, FORMAT, contents)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -63,27 +62,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     ------
     InputError : not there, unreadable, or of another format
     """
-    if not is_file(path):
-        raise InputError(f"there is no checkpoint {path}: {ADVICE}")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
-            if archive.testzip():
-                raise zipfile.BadZipFile
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise InputError(f"checkpoint {path} is damaged or not of train.py: {OTHERWISE}") from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
-        raise InputError(f"{path} is no checkpoint of this version (format {FORMAT}): {OTHERWISE}")
-    return contents
+    return load_tensors(path, FORMAT, "checkpoint", ADVICE, OTHERWISE)
 
 
-@contextlib.contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """Say of a checkpoint whose contents are taken up here that it does not fit, whatever that raises."""
-    try:
-        yield
-    except Exception as error:
-        raise InputError(f"checkpoint {path} does not fit its own settings: {OTHERWISE}") from error
+def fitting(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Say of a checkpoint whose contents are taken up here that it does not fit: a context, see `tensors.fitting`."""
+    return fitting_file("checkpoint", path, OTHERWISE)
 
 
 def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame, device: str, resumed: bool) -> None:
@@ -108,6 +92,7 @@ def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame,
         "versions": {package: version(package) for package in PACKAGES},
     }
     earlier = read_starts(run_dir) if resumed else []
+    remove_file(run_dir / MODEL)  # it is of the epochs so far
     write_json(run_dir / "run.json", [*earlier, run])
 
 

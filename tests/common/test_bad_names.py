@@ -27,7 +27,8 @@ from melanoma.common.script import run_script
 from melanoma.report import curves
 from melanoma.report import page as report
 from melanoma.report.lesions import Neighbour, error_gallery, lesion_card
-from melanoma.report.new_lesions import COLUMNS, describe_photos
+from melanoma.report.new_lesions import describe_photos
+from melanoma.scoring.model import COLUMNS
 
 KIND = "bad name"
 ROOT = Path(__file__).parents[2]
@@ -104,8 +105,8 @@ def test_a_name_in_the_report_is_text_and_makes_no_element_or_attribute(name):
 @given(names=st.lists(NAMES, min_size=1, max_size=4, unique=True), error=NAMES)
 def test_names_of_photos_and_their_errors_are_shown_and_not_obeyed(names, error):
     rows = [
-        [0.5, 0.4, "melanoma", 0.1, 0.5, False, ""] if i % 2 else [*[""] * 6, printable(f"OSError: {error}")]
-        for i in range(len(names))
+        [0.5, 0.4, "melanoma", 0.1, 1, name, 0.5, False, ""] if i % 2 else [*[""] * 8, printable(f"OSError: {error}")]
+        for i, name in enumerate(names)
     ]
     table = pd.DataFrame([[name, *row] for name, row in zip(names, rows, strict=True)], columns=COLUMNS)
     lines = describe_photos(table).split("\n")

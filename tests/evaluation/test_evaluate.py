@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import shutil
 import sys
@@ -48,7 +49,7 @@ def test_the_page_shows_the_figures_and_numbers_of_the_evaluation(evaluated) -> 
     assert page.count("data:image/png;base64,") == len(PICTURES)
     assert f"{metrics['n']} images" in page and f"{metrics['auc']:.3f}" in page
     assert "always benign" in page and "not a medical device" in page.lower()
-    assert str(machine.train_image[0]) in page
+    assert "lesions/train (split 'patient')" in html.unescape(page)
 
 
 def test_the_learning_curves_are_of_all_epochs_whichever_was_the_best(evaluated, tmp_path, monkeypatch) -> None:
@@ -223,7 +224,8 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     trained: Config, lesion_folder: Path, tmp_path: Path
 ) -> None:
     panels = predict.load_ensembles(trained, [trained.run_dir])
-    table = panels[0].table
+    table = panels[0].lesions
+    assert table is not None
     known = table[table["part"] != "test"]
     new = table[table["part"] == "test"]
     stranger = pd.DataFrame({"image_name": ["x"], "patient_id": [known["patient_id"].iloc[0]], "label": [0]})
@@ -248,36 +250,37 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
         panel.score_folder(panels, lesion_folder / "train", labels, partial(predict.decode, trained))
 
 
-def test_without_the_label_file_age_sex_and_site_are_unknown(trained: Config, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=(tmp_path / "gone.csv",))
-    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
-    assert {row["attribute"] for row in metrics["subgroups"]} == {"image size", "skin tone (estimate)"}
-    assert "gone.csv does not exist" in metrics["not_computed"]["metadata"]
-    notes = {row["name"]: row["note"] for row in metrics["controls"]}
-    assert notes["metadata"] == "not computed: needs age, sex, site"
+@pytest.fixture
+def earlier(trained: Config, tmp_path: Path) -> Config:
+    """The run as an earlier version left it, without model.pt, on a machine with a graph folder of its own."""
+    run_dir = Path(shutil.copytree(trained.run_dir, tmp_path / "earlier"))
+    (run_dir / "model.pt").unlink()
+    return dataclasses.replace(trained, run_dir=run_dir, graph_dir=tmp_path)
 
 
-def test_labels_without_age_sex_and_site_are_enough(trained: Config, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("labels", ["gone", "bare"])
+def test_a_checkpoint_whose_labels_lack_age_sex_and_site_can_be_evaluated(
+    earlier: Config, tmp_path: Path, monkeypatch, labels: str
+) -> None:
     monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    labels = pd.read_csv(trained.train_labels[0], dtype=str, keep_default_na=False)
-    labels[["image_name", "patient_id", "target"]].to_csv(tmp_path / "bare.csv", index=False)
-    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=(tmp_path / "bare.csv",))
-    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
+    table = pd.read_csv(earlier.train_labels[0], dtype=str, keep_default_na=False)
+    table[["image_name", "patient_id", "target"]].to_csv(tmp_path / "bare.csv", index=False)
+    metrics = predict.main(dataclasses.replace(earlier, train_labels=(tmp_path / f"{labels}.csv",)))
+    groups = {(row["attribute"], row["group"]): row["n"] for row in metrics["subgroups"]}
+    assert [groups[name, "unknown"] for name in ("sex", "age", "site")] == [12, 12, 12]
     notes = {row["name"]: row["note"] for row in metrics["controls"]}
     assert notes["metadata"].startswith("metadata gives all images the same score; only 6 patients (groups), ")
-    assert metrics["notes"] == []
 
 
-def test_labels_that_lack_images_of_the_run_are_told(trained: Config, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(predict, "draw_all", lambda *_: ({}, {}))
-    labels = pd.read_csv(trained.train_labels[0], dtype=str, keep_default_na=False)
-    labels.iloc[:50].to_csv(tmp_path / "few.csv", index=False)
-    machine = dataclasses.replace(trained, graph_dir=tmp_path, train_labels=(tmp_path / "few.csv",))
-    metrics = predict.main(machine, metrics_file=tmp_path / "metrics.json")
-    [note] = metrics["notes"]
-    assert note.startswith("Age, sex and site of 10 of the runs' 60 images are unknown: ")
-    assert "train_labels lacks them (for example ISIC_0000050)" in note
+def test_a_run_and_its_checkpoint_alone_give_the_same_metrics(earlier: Config, trained: Config, tmp_path: Path) -> None:
+    found = [
+        predict.main(dataclasses.replace(trained, run_dir=run_dir, graph_dir=tmp_path / run_dir.name))
+        for run_dir in (earlier.run_dir, trained.run_dir)
+    ]
+    for metrics in found:
+        metrics.pop("test_evaluations")
+        metrics["runs"][0].pop("run_dir")
+    assert found[0] == found[1]
 
 
 def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path, monkeypatch) -> None:
@@ -298,9 +301,8 @@ def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path,
 def test_a_bad_label_file_is_told_before_anything_is_scored(trained: Config, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "bad.csv").write_text("lesion,target\n")
     monkeypatch.setattr(predict, "load_ensembles", lambda *_: pytest.fail("scored first"))
-    machine = dataclasses.replace(trained, train_labels=(tmp_path / "bad.csv",))
     with pytest.raises(InputError, match="has no column of image names"):
-        predict.main(machine)
+        predict.main(trained, evaluate_image=trained.train_image[0], evaluate_labels=tmp_path / "bad.csv")
 
 
 def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, monkeypatch) -> None:
@@ -314,13 +316,19 @@ def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, mo
     assert json.loads((tmp_path / "metrics.json").read_text())["auc"] > 0.5
 
 
+def predict_part(config: Config) -> panel.Scored:
+    """Return the judgement of a run's test part."""
+    files = partial(predict.find_lesions, config), partial(predict.decode, config)
+    return panel.score_part(predict.load_ensembles(config, [config.run_dir]), *files)
+
+
 def test_a_run_and_a_panel_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
-    tables = [panel.score_part(predict.load_ensembles(trained, [trained.run_dir])).table for _ in range(2)]
+    tables = [predict_part(trained).table for _ in range(2)]
     rng = np.random.default_rng(0)
     tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
     no_images = cache_of(np.empty((0, 1, 1, 3), np.uint8))
     given = iter([panel.Scored(table, np.empty((0, 2)), no_images) for table in tables])
-    monkeypatch.setattr(predict, "score_part", lambda _: next(given))
+    monkeypatch.setattr(predict, "score_part", lambda *_: next(given))
     machine = dataclasses.replace(trained, graph_dir=tmp_path)
     found = predict.compare(machine, [], [trained.run_dir, trained.run_dir])
     first, second = (table.sort_values("image_name") for table in tables)
@@ -337,9 +345,9 @@ def test_a_run_and_a_panel_are_compared_on_the_same_images(trained: Config, tmp_
 
 
 def test_runs_of_different_images_are_not_compared(trained: Config, tmp_path: Path, monkeypatch) -> None:
-    scored = panel.score_part(predict.load_ensembles(trained, [trained.run_dir]))
+    scored = predict_part(trained)
     given = iter([scored, dataclasses.replace(scored, table=scored.table.iloc[1:])])
-    monkeypatch.setattr(predict, "score_part", lambda _: next(given))
+    monkeypatch.setattr(predict, "score_part", lambda *_: next(given))
     with pytest.raises(InputError, match="--compare: the two have not judged the same images"):
         predict.compare(trained, [trained.run_dir], [trained.run_dir])
 
@@ -347,10 +355,10 @@ def test_runs_of_different_images_are_not_compared(trained: Config, tmp_path: Pa
 def test_the_runs_to_compare_with_come_from_the_command_line(trained: Config, monkeypatch, capsys) -> None:
     asked = []
     monkeypatch.setattr(predict, "compare", lambda machine, *others: asked.append(others))
-    monkeypatch.setattr(sys, "argv", ["predict.py", "--run-dir", "a", "--compare", "b", "c", "--test-views", "8"])
+    monkeypatch.setattr(sys, "argv", ["predict.py", "--run-dir", "a", "--compare", "b", "c", "--scorer", "nearest"])
     predict.run()
     a, b, c = (Path(name).absolute() for name in "abc")
-    assert asked == [([a], [b, c], Choices(views=8))]
+    assert asked == [([a], [b, c], Choices(scorer="nearest"))]
     file = str(trained.run_dir / "best.pt")
     monkeypatch.setattr(sys, "argv", ["predict.py", "--compare", file])
     with pytest.raises(SystemExit):

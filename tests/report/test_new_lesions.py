@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import another_folder, quick_config
+from conftest import another_folder, feed_of, quick_config
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -26,11 +26,11 @@ from melanoma.report import lesions as cards
 from melanoma.report import new_lesions as unlabelled
 from melanoma.report.new_lesions import unique_name
 from melanoma.scoring import ensemble as panel
+from melanoma.scoring import model as models
 from melanoma.scoring.ensemble import Choices
+from melanoma.scoring.model import COLUMNS
 from melanoma.training import run_folder as checkpoint
 from predict import judge_photos, write_submission
-
-COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "known", "error"]
 
 
 @pytest.fixture
@@ -127,21 +127,24 @@ def test_several_runs_judge_a_photo_together_as_they_do_a_labelled_folder(machin
 def test_nearest_distance_and_familiarity_equal_a_slow_loop(machine, folder):
     table = judge_photos(machine, (), [folder], cards=False)
     run = predict.load_run(machine)
+    feed = feed_of(machine, run)
 
-    def nearest(names: pd.Series, feed: panel.Feed) -> list[float]:
+    def nearest(names: pd.Series) -> list[tuple[float, int]]:
         _, embeddings = panel.score_images(run, feed, names)
-        return [min(math.dist(own, other) for other in run.references) for own in embeddings]
+        return [min((math.dist(own, other), row) for row, other in enumerate(run.references)) for own in embeddings]
 
-    usual = nearest(run.table.loc[run.table["part"] == "validation", "image_name"], run.feed)
+    usual = [distance for distance, _ in nearest(run.part("validation")["image_name"])]
     originals = pd.Series([path.stem for path in sorted(machine.train_image[0].iterdir())[8:14]])
-    distances = nearest(originals, run.feed)
+    distances, rows = zip(*nearest(originals), strict=True)
+    assert table["nearest_label"].tolist() == run.reference_labels[list(rows)].tolist()
+    assert table["nearest_name"].tolist() == run.part("train")["image_name"].iloc[list(rows)].tolist()
     np.testing.assert_allclose(table["nearest_distance"].astype(float), distances, atol=1e-5)
     expected = [np.mean([other >= own for other in usual]) for own in distances]
     np.testing.assert_allclose(table["familiarity"].astype(float), expected, atol=1e-9)
-    in_training = originals.isin(run.table.loc[run.table["part"] == "train", "image_name"])
+    in_training = originals.isin(run.part("train")["image_name"])
     assert 0 < in_training.sum() < 6
     assert ((table["familiarity"] == 1) >= in_training).all()
-    learnt = originals.isin(run.table.loc[run.table["part"] != "test", "image_name"])
+    learnt = ~originals.isin(run.part("test")["image_name"])
     assert table["known"].tolist() == learnt.tolist()  # the photos are copies under other names
 
 
@@ -247,7 +250,7 @@ def test_names_of_cards_are_unique_and_safe():
 def test_photos_judged_a_few_at_a_time_give_the_same_table(machine, folder, monkeypatch):
     (folder / "e.jpg").write_bytes(b"")
     whole = judge_photos(machine, (), [folder], cards=False)
-    monkeypatch.setattr(unlabelled, "AT_A_TIME", 4)
+    monkeypatch.setattr(models, "AT_A_TIME", 4)
     parts = judge_photos(machine, (), [folder], cards=False)
     # a photo that lies as far as a validation image, but for the rounding, may count it or not
     one = 1 / (checkpoint.read_split(machine.run_dir)["part"] == "validation").sum()
@@ -272,10 +275,10 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
     seen = shown_cards(monkeypatch)
     judge_photos(machine, (), [folder / "a.jpg", folder / "f.jpg"])
     run = predict.load_run(machine)
-    names = run.table.loc[run.table["part"] == "train", "image_name"].tolist()
+    names, feed = run.part("train")["image_name"].tolist(), feed_of(machine, run)
     for card, number in zip(seen, (8, 13), strict=True):
         original = sorted(machine.train_image[0].iterdir())[number].stem
-        _, [embedding] = panel.score_images(run, run.feed, pd.Series([original]))
+        _, [embedding] = panel.score_images(run, feed, pd.Series([original]))
         for label in (0, 1):
             expected = sorted(
                 (math.dist(embedding, own), name)
@@ -286,7 +289,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
             np.testing.assert_allclose([own.distance for own in card[label]], [own for own, _ in expected], atol=1e-5)
             for own in card[label]:
                 bright = Image.open(machine.train_image[0] / f"{own.name}.jpg")
-                assert own.pixels.shape == (256, 256, 3)
+                assert own.pixels.shape == (32, 32, 3)
                 assert own.pixels.mean() == pytest.approx(np.asarray(bright).mean(), abs=2)
     assert {name for card in seen for name in card["verdict"]} >= {"called melanoma", "called benign"}
 
@@ -299,9 +302,10 @@ def test_the_heat_map_explains_the_runs_own_score(machine, folder, monkeypatch):
     assert dark.shape == (32, 32)
     assert np.abs(dark - bright).max() > 0
     run = predict.load_run(machine)
-    [view] = run.feed.batches([run.feed.cache.rows([sorted(machine.train_image[0].iterdir())[8].stem])])
+    cache = feed_of(machine, run).cache
+    [view] = cache.gather(cache.rows([sorted(machine.train_image[0].iterdir())[8].stem]))
     by_hand = unlabelled.grad_cam(
-        run.network, view[0].numpy(), panel.make_ensemble([run]).scorers[0], run.references, run.reference_labels
+        run.network, view, panel.make_ensemble([run]).scorers[0], run.references, run.reference_labels
     )
     assert by_hand is not None
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)
@@ -420,7 +424,7 @@ def test_flags_reach_what_they_are_for(monkeypatch):
     for name in ("judge_photos", "write_submission", "main"):
         monkeypatch.setattr(predict, name, spy(name))
     for arguments in (
-        ["a.jpg", "b", "--no-cards", "--run-dir", "r", "s", "--test-views", "8"],
+        ["a.jpg", "b", "--no-cards", "--run-dir", "r", "s", "--scorer", "nearest"],
         ["--graph-dir", "g", "a.jpg"],
         ["--submission", "--prevalence", "0.02"],
         [],
@@ -431,7 +435,7 @@ def test_flags_reach_what_they_are_for(monkeypatch):
         "judge_photos",
         [Path("r").absolute(), Path("s").absolute()],
         [Path("a.jpg"), Path("b")],
-        Choices(views=8),
+        Choices(scorer="nearest"),
         False,
     )
     assert one == ("judge_photos", [], [Path("a.jpg")], Choices(), None)

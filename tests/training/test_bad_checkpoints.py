@@ -234,6 +234,7 @@ JSON = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_siz
 def run(trained: Config, tmp_path: Path) -> Config:
     """A copy of the trained run, to be damaged."""
     folder = Path(shutil.copytree(trained.train_image[0].parent, tmp_path / "lesions"))
+    (folder / "run" / "model.pt").unlink()  # it would be taken in place of best.pt
     return quick_config(folder, epochs=6)
 
 
@@ -248,7 +249,8 @@ def test_settings_in_a_checkpoint_are_checked_before_they_are_used(trained, tmp_
     stored = load_checkpoint(trained.run_dir / "best.pt")
     save_checkpoint(path, {**stored, "config": {**stored["config"], **changes}})
     machine = quick_config(trained.train_image[0].parent, run_dir=tmp_path)
-    shutil.copy(trained.run_dir / "split.csv", tmp_path)
+    for name in ("split.csv", "log.jsonl"):
+        shutil.copy(trained.run_dir / name, tmp_path)
     found = attempt(KIND, [path], load_run, machine)
     if found is not REFUSED:
         changes = {name: value for name, value in changes.items() if value is not None}  # None: the recipe's

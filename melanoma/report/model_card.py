@@ -1,0 +1,109 @@
+"""The model card (Mitchell et al. 2019): a section of the page, and MODEL_CARD.md beside a model file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from melanoma.report import tables
+
+INTENDED_USE = (
+    "Research and teaching: to compare methods of training and scoring such networks on dermoscopic images. Out of "
+    "scope: diagnosis, triage, any other decision about a patient, and images that are not dermoscopic."
+)
+LIMITS = (
+    "Probabilities hold for the prevalence and the kind of images of the calibration data. Other clinics, cameras and "
+    "populations can make all metrics worse. In public collections image size, hairs, rulers and colour correlate with "
+    "the diagnosis, and a network may use them as shortcuts: see the controls and the subgroups. Accuracy means little "
+    "at low prevalence."
+)
+ETHICS = (
+    "The public collections show mostly light skin: performance on dark skin is not well known, and metrics over all "
+    "images hide it. Skin tone is estimated from pixels at the image border, not reported by the patients. A missed "
+    "melanoma can cost a life, a false positive an operation: the threshold weighs one against the other, and people "
+    "must choose it."
+)
+NO_DEVICE = "This is not a medical device. It has not been tested in a clinic and no authority has approved it."
+LICENCE = (
+    "The licence of the training images holds for what is made from them. ISIC 2020 and HAM10000 are CC BY-NC 4.0: for "
+    "research, not for commercial use."
+)
+HUB = """\
+---
+license: cc-by-nc-4.0
+library_name: pytorch
+pipeline_tag: image-classification
+tags: [dermoscopy, melanoma, siamese-network, contrastive-loss]
+---
+
+# Melanoma Siamese network: {file}
+
+```bash
+python predict.py photo.jpg --model {file}
+```
+
+A lesion is called melanoma from a probability of {threshold:.4g} on. Where the familiarity is below 1 %, the photo is
+unlike anything seen in training: do not trust its probability.
+
+{sections}
+"""
+
+
+def model_card(
+    metrics: Mapping[str, Any] | None, training_data: str, learnt: Sequence[tuple[int, np.ndarray]], model: str
+) -> dict[str, str]:
+    """Return the texts of the card by their headings.
+
+    Parameters
+    ----------
+    metrics : contents of metrics.json; None if the model has not been evaluated
+    training_data : folder and split
+    learnt : fold and labels (N,) of each training part
+    model : the method, in words
+    """
+    sizes = "; ".join(f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
+    card = {
+        "Model": model,
+        "Intended use": INTENDED_USE,
+        "Training data": f"The training parts of {training_data}: {sizes}.",
+        "Evaluation data": "The model has not been evaluated.",
+        "Metrics": "None.",
+        "Limits": LIMITS,
+        "Ethical considerations": ETHICS,
+        "Not a medical device": NO_DEVICE,
+    }
+    if metrics:
+        notes = "".join(f"{note}. " for note in metrics["notes"])
+        tiles = "; ".join("{name} {value} ({detail})".format_map(tile) for tile in tables.headline(metrics))
+        what = tables.describe_set(metrics)
+        card["Evaluation data"] = f"{what}. {describe_evaluations(metrics)}{notes}".rstrip()
+        card["Metrics"] = f"On {what}: {tiles}."
+    return card
+
+
+def describe_evaluations(metrics: Mapping[str, Any]) -> str:
+    """Return how often the test part was evaluated, and with how many different choices, as a sentence; or ""."""
+    evaluations = metrics.get("test_evaluations")
+    if not evaluations:
+        return ""
+    different = len({json.dumps(choices, sort_keys=True) for choices in evaluations})
+    times = "once" if len(evaluations) == 1 else f"{len(evaluations)} times, with {different} different choices"
+    return f"This test part was evaluated {times} for this run. "
+
+
+def hub_card(file: str, threshold: float, card: Mapping[str, str], made: Sequence[str]) -> str:
+    """Return MODEL_CARD.md, in the form of the Hugging Face Hub.
+
+    Parameters
+    ----------
+    file : name of the model file
+    threshold : probability from which on a lesion is called melanoma
+    card : see `model_card`
+    made : how each run was made, a line each
+    """
+    runs = "\n".join(f"- {line}" for line in made)
+    sections = [f"## {heading}\n\n{text}" for heading, text in {**card, "Licence": LICENCE, "Runs": runs}.items()]
+    return HUB.format(file=file, threshold=threshold, sections="\n\n".join(sections))

@@ -1,0 +1,116 @@
+"""The file of a trained model, model.pt: one or more runs with all that judging needs, and no other file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from melanoma.common.device import choose_precision
+from melanoma.common.tensors import fitting, load_tensors, save_tensors
+from melanoma.scoring.ensemble import LESIONS, Run
+from melanoma.scoring.scores import SCORERS
+
+FORMAT = "lesion-model-1"
+PLAIN = ("name", "settings", "validation_fold", "epoch", "log", "starts", "data", "tested")  # stored as they are
+MISSING = "name a file of train.py or predict.py --export"
+OTHERWISE = "export it again or name another"
+
+
+def write_model(path: Path, runs: Sequence[Run], slim: bool = False) -> None:
+    """Write runs to a file, atomically.
+
+    slim : without pictures, names, labels and groups of the lesions, and the command lines; the file then judges as
+        well, but cannot evaluate its own test part
+    """
+    save_tensors(path, FORMAT, {"runs": [_packed(run, slim, first=run is runs[0]) for run in runs]})
+
+
+def read_model(path: Path, build: Callable[[Mapping[str, Any]], Any], device: torch.device) -> list[Run]:
+    """Return the runs of such a file.
+
+    Parameters
+    ----------
+    build : makes the network that settings describe
+    device : of the networks
+
+    Raises
+    ------
+    InputError : not there, damaged, of another version, or contents that do not fit each other
+    """
+    contents = load_tensors(path, FORMAT, "model", MISSING, OTHERWISE)
+    with fitting("model", path, OTHERWISE):
+        return [_unpacked(own, build, device) for own in contents["runs"]]
+
+
+def _packed(run: Run, slim: bool, first: bool) -> dict[str, Any]:
+    """Return a run as tensors, numbers and texts; lesion cards show the first run's pictures alone."""
+    starts = [{key: value for key, value in start.items() if key != "command"} for start in run.starts]
+    pictures = {} if slim or not first else run.pictures
+    lesions = None if slim or run.lesions is None else run.lesions
+    return {
+        **{name: getattr(run, name) for name in PLAIN},
+        "name": Path(run.name).name,  # without the folders of this machine
+        "starts": starts if slim else list(run.starts),
+        "network": {name: value.cpu() for name, value in run.network.state_dict().items()},
+        "references": torch.tensor(run.references),
+        "reference_labels": torch.tensor(run.reference_labels),
+        "validation": {"row": torch.tensor(run.validation.index.to_numpy()), **_columns(run.validation)},
+        "known": sorted(run.known),
+        "lesions": None if lesions is None else _columns(lesions),
+        "pictures": {
+            "row": list(pictures),
+            "length": [len(jpeg) for jpeg in pictures.values()],
+            "bytes": torch.frombuffer(bytearray(b"".join(pictures.values())) or bytearray(1), dtype=torch.uint8),
+        },
+    }
+
+
+def _unpacked(stored: Mapping[str, Any], build: Callable[[Mapping[str, Any]], Any], device: torch.device) -> Run:
+    """Return the run of such values; raises any exception if they do not fit each other."""
+    network = build(stored["settings"])
+    network.load_state_dict(stored["network"])
+    validation = _table(stored["validation"]).set_index("row")
+    labels, references = stored["reference_labels"].numpy(), stored["references"].numpy()
+    scorers = set(SCORERS) - (set() if network.head is not None else {"head"})
+    pictures = stored["pictures"]
+    ends = np.cumsum(pictures["length"], dtype=int)
+    jpegs = [part.tobytes() for part in np.split(pictures["bytes"].numpy(), ends[:-1])]
+    run = Run(
+        **{name: stored[name] for name in PLAIN},
+        network=network.to(device),
+        dtype=choose_precision(stored["settings"]["precision"], device),
+        references=references,
+        reference_labels=labels,
+        validation=validation,
+        known=frozenset(stored["known"]),
+        lesions=None if stored["lesions"] is None else _table(stored["lesions"]),
+        pictures=dict(zip(pictures["row"], jpegs, strict=False)),
+    )
+    for own in (labels, validation["label"]):
+        if set(own) != {0, 1}:
+            raise ValueError("a class is missing")
+    if references.shape != (len(labels), stored["settings"]["embedding_dim"]) or not np.isfinite(references).all():
+        raise ValueError("references do not fit")
+    if not np.isfinite(validation[["nearest_distance", *scorers]].to_numpy()).all():
+        raise ValueError("scores of validation are not finite")
+    if run.lesions is not None and not {*LESIONS, "part"} <= set(run.lesions):
+        raise ValueError("lesions lack columns")
+    return run
+
+
+def _columns(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the columns of a table: a tensor of numbers, or a list of texts."""
+    return {
+        name: torch.tensor(own.to_numpy()) if pd.api.types.is_numeric_dtype(own) else own.tolist()
+        for name, own in table.items()
+    }
+
+
+def _table(columns: Mapping[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame({name: own.numpy() if isinstance(own, Tensor) else own for name, own in columns.items()})

@@ -19,6 +19,7 @@ from melanoma.common.files import is_file
 from melanoma.common.settings import Parser, add_flags, from_flags, to_dict, with_machine
 
 CHOICES = ("min_sensitivity", "prevalence", "scorer", "views")
+FIGURE_FORMATS = ("png", "pdf", "svg")
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 
 
@@ -69,11 +70,21 @@ def make_parser() -> Parser:
     cards = "draw a card of each photo (default: of up to 200 photos)"
     add("--cards", action=argparse.BooleanOptionalAction, help=cards)
     add("--metrics-file", type=_absolute, metavar="FILE", help="write the metrics here")
+    formats = f"formats of the figures beside PNG: {', '.join(FIGURE_FORMATS)}, with commas between them"
+    add("--figure-format", type=_formats, default=(), metavar="LIST", help=formats)
+    add("--figure-dpi", type=int, choices=(150, 300), default=150, help="resolution of the figures (150)")
     return parser
 
 
 def _absolute(text: str) -> Path:
     return Path(text).absolute()
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    values = tuple(text.split(","))
+    if not set(values) <= set(FIGURE_FORMATS):
+        raise argparse.ArgumentTypeError(f"{text}: it must be of {', '.join(FIGURE_FORMATS)}, with commas between them")
+    return values
 
 
 def _share(text: str, most: float = 0.999) -> float:
@@ -96,8 +107,13 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--split-part goes with an evaluation of the runs' own split")
     if arguments.cards is not None and not arguments.photos:
         parser.error("--cards goes with photos: name them before the flags")
-    if arguments.metrics_file and (arguments.photos or arguments.submission or arguments.compare):
-        parser.error("--metrics-file goes with an evaluation, not with photos, --submission or --compare")
+    for flag, value in (
+        ("--metrics-file", arguments.metrics_file),
+        ("--figure-format", arguments.figure_format),
+        ("--figure-dpi", arguments.figure_dpi != 150),
+    ):
+        if value and (arguments.photos or arguments.submission or arguments.compare):
+            parser.error(f"{flag} goes with an evaluation, not with photos, --submission or --compare")
     for flag, folders, advice in (
         ("--run-dir", arguments.run_dir or (), "name photos before the flags"),
         ("--compare", arguments.compare or (), "it takes run folders"),
@@ -137,8 +153,8 @@ from melanoma.evaluation.subgroups import subgroup_table
 from melanoma.report import new_lesions
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.figures import draw_all
+from melanoma.report.graph_folder import DPI, Origin, clear_others, origin_of, save_drawn
 from melanoma.report.page import calibration_notes, model_card, render
-from melanoma.report.style import save_drawn
 from melanoma.report.tables import describe_comparison, describe_metrics
 from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.ensemble import (
@@ -168,13 +184,15 @@ def main(
     choices: Choices = Choices(),
     metrics_file: Path | None = None,
     part: str = "test",
+    figure_format: Sequence[str] = (),
+    figure_dpi: int = DPI,
 ) -> dict[str, Any]:
     """Evaluate runs on a part of their split, or on another labelled folder; return the metrics.
 
     predictions.csv is written first, then metrics.json, then the figures and report.html.
 
     Runs with one test part are averaged; runs with different ones, the folds of a cross-validation, are pooled: each
-    judges its own. `run_dirs` defaults to the machine's one.
+    judges its own. `run_dirs` defaults to the machine's one. Figures are PNG, and in `figure_format` too.
     """
     keep_freed_memory()
     labels = read_labels(evaluate_labels, "evaluate_labels", columns_of(machine)) if evaluate_labels else None
@@ -201,8 +219,10 @@ def main(
     # measure
     say("computing metrics and their bootstrap intervals")
     rng = np.random.default_rng([first.seed, 0])
+    origin = find_origin(machine, ensembles, [evaluate_image] if evaluate_image else [])
     metrics = {
         "set": name,
+        "origin": origin.line,
         "notes": [*scored.notes, *ensemble_notes(ensembles), *calibration_notes(choices.prevalence)],
         "choices": asdict(choices),
         "runs": describe_runs(ensembles),
@@ -239,13 +259,19 @@ def main(
     drawn, missing = draw_all(lesions, metrics, scored.cache, scored.embeddings, pairs, margin, rng)
     metrics["not_computed"] |= missing
     write_json(metrics_path, metrics)
-    drawn = {"Train_average_loss.png": draw_log(log, ensembles), **drawn}
-    pictures = save_drawn(drawn, machine.graph_dir)
+    drawn = {"Train_average_loss.png": draw_log(log, ensembles, origin), **drawn}
+    clear_others(machine.graph_dir, origin.mark)
+    pictures = save_drawn(drawn, machine.graph_dir, origin.mark, figure_format, figure_dpi)
     learnt = [(e.runs[0].fold, e.table.query("part == 'train'")["label"].to_numpy()) for e in ensembles]
     data = f"{', '.join(map(str, machine.train_image))} (split {first.settings['split']!r})"
     card = model_card(metrics, data, learnt, describe_method(ensembles, choices))
-    settings = {"config": first.settings, "choices": metrics["choices"], "made": starts}
-    write_text(machine.graph_dir / "report.html", render(metrics, pictures, settings, card))
+    settings = {
+        "Settings of the run": first.settings,
+        "Options of the evaluation": metrics["choices"],
+        "Start of the training": starts,
+    }
+    page = f"{render(metrics, pictures, settings, card)}<!-- {origin.mark} -->\n"
+    write_text(machine.graph_dir / "report.html", page)
     names = ", ".join(name for name, picture in pictures.items() if picture is not None)
     print(f"wrote {predictions_path}, {metrics_path}, and in {machine.graph_dir} report.html, {names}")
     return metrics
@@ -260,13 +286,19 @@ def read_metadata(machine: Config) -> tuple[pd.DataFrame | None, str]:
     return (pd.concat([found.table for found in tables]), "") if tables else (None, "there is no label table")
 
 
-def draw_log(log: list[dict[str, Any]], ensembles: Sequence[Ensemble]) -> Figure:
+def find_origin(machine: Config, ensembles: Sequence[Ensemble], evaluated: Sequence[Path] = ()) -> Origin:
+    """Return what figures, page and cards of these runs name; evaluated : folders of images beside their own."""
+    folders, recipes = zip(*[(run.run_dir, run.settings["recipe"]) for run in runs_of(ensembles)], strict=True)
+    return origin_of(folders, recipes, machine.train_image, evaluated)
+
+
+def draw_log(log: list[dict[str, Any]], ensembles: Sequence[Ensemble], origin: Origin) -> Figure:
     """Return the learning curves of the first run."""
     first = ensembles[0].runs[0]
     parts = {"training": "train", "validation": "validation"}
     own = {name: first.table.query("part == @part")["label"].to_numpy() for name, part in parts.items()}
-    alone = f"\n{first.run_dir} alone" if len(runs_of(ensembles)) > 1 else ""
-    return learning_curves(log, first.epoch, describe_parts(own) + alone)
+    alone = f"; {first.run_dir.name} alone" if len(runs_of(ensembles)) > 1 else ""
+    return learning_curves(log, first.epoch, f"{describe_parts(own)}{alone}\n{origin.line}")
 
 
 def compare(
@@ -304,7 +336,9 @@ def judge_photos(
     keep_freed_memory()
     paths = find_photos(photos)
     ensembles = load_ensembles(machine, run_dirs, choices)
-    return new_lesions.judge_photos(ensembles, paths, machine.graph_dir, machine.workers, cards)
+    origin = find_origin(machine, ensembles)
+    say(origin.line)
+    return new_lesions.judge_photos(ensembles, paths, machine.graph_dir, origin, machine.workers, cards)
 
 
 def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:
@@ -418,7 +452,8 @@ def run(arguments: argparse.Namespace | None = None) -> None:
         compare(machine, run_dirs, arguments.compare, choices)
     else:
         folder = arguments.evaluate_image, arguments.evaluate_labels
-        main(machine, run_dirs, *folder, choices, arguments.metrics_file, arguments.split_part)
+        figures = arguments.figure_format, arguments.figure_dpi
+        main(machine, run_dirs, *folder, choices, arguments.metrics_file, arguments.split_part, *figures)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,7 @@ from melanoma.data.augment import VIEWS, Views, draw_views
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.feed import Feed
 from melanoma.report.curves import describe_parts, learning_curves
-from melanoma.report.style import save_figure
+from melanoma.report.graph_folder import Origin, clear_others, origin_of, save_figure
 from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import score_all, usual_scorer
 from melanoma.training import run_folder
@@ -158,8 +158,12 @@ def train_run(
     if ranks.first:
         where = describe_device(device, dtype)
         run_folder.write_start(config.run_dir, to_dict(config), data.table, where, resume)
+        origin = origin_of([config.run_dir], [config.recipe], config.train_image)
+        ranks.say(origin.line)
+        clear_others(config.graph_dir, origin.mark)
+        data = replace(data, origin=origin)
         if log:
-            write_progress(config, log, data.what, plot=True)  # a kill may have come before these
+            write_progress(config, log, data, plot=True)  # a kill may have come before these
     warn_of_memory(learner, config, device)
     with hold_signals() as held, Aside() as saving:
         train_epochs(config, learner, data, log, partway, held, saving)
@@ -241,7 +245,7 @@ def train_epochs(
                 plot = ended - plotted >= PLOT_EVERY or epoch == config.epochs
                 plotted = ended if plot else plotted
                 checkpoint = copy.deepcopy(checkpoint_of(config, learner, log))  # the next step changes the weights
-                saving.start(partial(save_epoch, config, checkpoint, data.what, plot))
+                saving.start(partial(save_epoch, config, checkpoint, data, plot))
                 ranks.say(describe_epoch(log[-1], config.epochs))
         if stopping():
             with ranks.together(device):
@@ -341,6 +345,7 @@ class Data:
     feed: Feed
     what: str  # the parts in words, for figures
     joined: str  # what equal pictures changed in the split, see `dataset.join_equal_pictures`
+    origin: Origin | None = None  # of the figures, once the run has started
 
     @staticmethod
     def of(lesions: dataset.Lesions, config: Config, device: torch.device) -> Data:
@@ -495,22 +500,23 @@ def checkpoint_of(config: Config, learner: Learner, log: list[dict[str, Any]]) -
     return {"config": experiment(config), "log": log, "model": learner.kept.state_dict(), **learner.state()}
 
 
-def save_epoch(config: Config, checkpoint: dict[str, Any], what: str, plot: bool) -> None:
+def save_epoch(config: Config, checkpoint: dict[str, Any], data: Data, plot: bool) -> None:
     """Save the checkpoint of an epoch, if it is the best one so far once more to predict with, and the log."""
     log = checkpoint["log"]
     if run_folder.best_entry(log) is log[-1]:
         best = {name: checkpoint[name] for name in ("config", "log", "model")}
         run_folder.save_checkpoint(config.run_dir / "best.pt", best)
     run_folder.save_checkpoint(config.run_dir / "last.pt", checkpoint)
-    write_progress(config, log, what, plot)
+    write_progress(config, log, data, plot)
 
 
-def write_progress(config: Config, log: list[dict[str, Any]], what: str, plot: bool) -> None:
-    """Write the log, and plot the learning curves of `what` if wanted."""
+def write_progress(config: Config, log: list[dict[str, Any]], data: Data, plot: bool) -> None:
+    """Write the log, and plot the learning curves if wanted."""
     run_folder.write_log(config.run_dir / "log.jsonl", log)
-    if plot:
+    if plot and data.origin:
+        what = f"{data.what}\n{data.origin.line}"
         figure = learning_curves(log, run_folder.best_entry(log)["epoch"], what)
-        save_figure(figure, config.graph_dir / "Train_average_loss.png")
+        save_figure(figure, config.graph_dir / "Train_average_loss.png", data.origin.mark)
 
 
 def describe_epoch(entry: dict[str, Any], epochs: int) -> str:

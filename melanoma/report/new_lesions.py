@@ -22,8 +22,9 @@ from melanoma.common.files import replace_file
 from melanoma.data.cache import ImageCache, decode_photos
 from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.labels import read_test_names
+from melanoma.report.graph_folder import Origin, clear_others, save_figure
 from melanoma.report.lesions import NEIGHBOURS, Neighbour, lesion_card
-from melanoma.report.style import one_line, save_figure
+from melanoma.report.style import one_line, sign
 from melanoma.scoring.ensemble import (
     Decode,
     Ensemble,
@@ -48,7 +49,12 @@ UNFAMILIAR = 0.01  # below it a photo is said to be unlike anything seen
 
 
 def judge_photos(
-    ensembles: list[Ensemble], paths: Sequence[Path], graph_dir: Path, workers: int = 0, cards: bool | None = None
+    ensembles: list[Ensemble],
+    paths: Sequence[Path],
+    graph_dir: Path,
+    origin: Origin,
+    workers: int = 0,
+    cards: bool | None = None,
 ) -> pd.DataFrame:
     """Judge images by the mean of all runs' log odds; write new_lesions.csv and a card for each.
 
@@ -58,6 +64,7 @@ def judge_photos(
     Parameters
     ----------
     graph_dir : the cards go to its folder lesions/, and the table of several runs to it
+    origin : of the runs; each card names it
     workers : threads that decode images (0: one for each core)
     cards : draw them; None: if there are not too many
 
@@ -75,6 +82,7 @@ def judge_photos(
     usual = nearest_references(ensembles[0].validation, first.references, 1)[0][:, 0]
     drawn = len(paths) <= CARDS if cards is None else cards
     folder, taken = graph_dir / "lesions", set[str]()
+    clear_others(graph_dir, origin.mark)
     tables = []
     with tqdm(total=len(paths), desc="judging", unit="photo", disable=None) as bar:
         for start in range(0, len(paths), AT_A_TIME):
@@ -89,7 +97,8 @@ def judge_photos(
                 if drawn:
                     path, pixels = keyed[row["path"]], cache.pixels[cache.row_of[row["path"]]]
                     card = draw_card(ensembles, path, row, pixels, embedding)
-                    save_figure(card, folder / f"{unique_name(path.stem, taken)}.png")
+                    sign(card, origin.line)
+                    save_figure(card, folder / f"{unique_name(path.stem, taken)}.png", origin.mark)
                 bar.update()
     table = pd.concat(tables, ignore_index=True)
 

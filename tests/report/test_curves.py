@@ -376,11 +376,13 @@ def test_groups_too_small_are_named_in_grey_with_the_reason_and_empty_ones_left_
 
 
 def test_the_texts_of_a_forest_are_within_the_figure_and_do_not_overlap():
-    counts = {"n": 26_033, "n_melanoma": 461, "auc_interval": None}
+    counts = {"n": 26_033, "n_melanoma": 4_610, "auc_interval": None}
     rows = [{**ROWS[0], **counts}, {**ROWS[1], **counts, "auc": None, "note": "fewer than 5 benign lesions"}]
     figure = curves.forest(rows, 0.8, WHAT)
     figure.draw_without_rendering()
-    for images, shown in zip(figure.axes[1].texts[::2], figure.axes[1].texts[1::2], strict=True):
+    axes, table = figure.axes
+    for images, shown in zip(table.texts[::2], table.texts[1::2], strict=True):
+        assert axes.bbox.x1 < images.get_window_extent().x0
         assert images.get_window_extent().x1 < shown.get_window_extent().x0
         assert shown.get_window_extent().x1 < figure.bbox.x1
 

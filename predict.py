@@ -20,6 +20,7 @@ from melanoma.common.files import is_file, is_folder
 from melanoma.common.settings import Parser, add_flags, experiment, from_flags, with_machine
 
 CHOICES = ("min_sensitivity", "prevalence", "scorer")
+FIGURE_FORMATS = ("png", "pdf", "svg")
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 
 
@@ -71,11 +72,21 @@ def make_parser() -> Parser:
     cards = "draw a card of each photo (default: of up to 200 photos)"
     add("--cards", action=argparse.BooleanOptionalAction, help=cards)
     add("--metrics-file", type=_absolute, metavar="FILE", help="write the metrics here")
+    formats = f"formats of the figures beside PNG: {', '.join(FIGURE_FORMATS)}, with commas between them"
+    add("--figure-format", type=_formats, default=(), metavar="LIST", help=formats)
+    add("--figure-dpi", type=int, choices=(150, 300), default=150, help="resolution of the figures (150)")
     return parser
 
 
 def _absolute(text: str) -> Path:
     return Path(text).absolute()
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    values = tuple(text.split(","))
+    if not set(values) <= set(FIGURE_FORMATS):
+        raise argparse.ArgumentTypeError(f"{text}: it must be of {', '.join(FIGURE_FORMATS)}, with commas between them")
+    return values
 
 
 def _share(text: str, most: float = 0.999) -> float:
@@ -103,8 +114,13 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--split-part goes with an evaluation of the runs' own split")
     if arguments.cards is not None and not arguments.photos:
         parser.error("--cards goes with photos: name them before the flags")
-    if arguments.metrics_file and any(other):
-        parser.error("--metrics-file goes with an evaluation, not with photos, --submission, --compare or --export")
+    for flag, value in (
+        ("--metrics-file", arguments.metrics_file),
+        ("--figure-format", arguments.figure_format),
+        ("--figure-dpi", arguments.figure_dpi != 150),
+    ):
+        if value and any(other):
+            parser.error(f"{flag} goes with an evaluation, not with photos, --submission, --compare or --export")
     if arguments.slim and not arguments.export:
         parser.error("--slim goes with --export")
     if arguments.model and arguments.run_dir:
@@ -144,15 +160,16 @@ from melanoma.data.feed import Feed
 from melanoma.data.labels import read_labels
 from melanoma.data.sources import describe_folders, find_source_images, read_tables
 from melanoma.data.split import without_images
+from melanoma.data.synthetic import is_generated
 from melanoma.evaluation.controls import METADATA
 from melanoma.evaluation.evaluate import add_context, compare_runs, measure, measure_controls, with_features
 from melanoma.evaluation.subgroups import subgroup_table
 from melanoma.report import new_lesions
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.figures import draw_all
+from melanoma.report.graph_folder import DPI, Origin, clear_others, origin_of, save_drawn
 from melanoma.report.model_card import hub_card, model_card
 from melanoma.report.page import calibration_notes, render
-from melanoma.report.style import save_drawn
 from melanoma.report.tables import describe_comparison, describe_metrics
 from melanoma.scoring.ensemble import (
     Choices,
@@ -184,13 +201,16 @@ def main(
     choices: Choices = Choices(),
     metrics_file: Path | None = None,
     part: str = "test",
+    figure_format: Sequence[str] = (),
+    figure_dpi: int = DPI,
 ) -> dict[str, Any]:
     """Evaluate runs on a part of their split, or on another labelled folder; return the metrics.
 
     predictions.csv is written first, then metrics.json, then the figures and report.html.
 
     Runs with one test part are averaged; runs with different ones, the folds of a cross-validation, are pooled: each
-    judges its own. `run_dirs`, folders of runs and model files, defaults to the machine's run.
+    judges its own. `run_dirs`, folders of runs and model files, defaults to the machine's run. Figures are PNG, and in
+    `figure_format` too.
     """
     keep_freed_memory()
     labels = read_labels(evaluate_labels, "evaluate_labels", columns_of(machine)) if evaluate_labels else None
@@ -214,8 +234,10 @@ def main(
     # measure
     say("computing metrics and their bootstrap intervals")
     rng = np.random.default_rng([first.settings["seed"], 0])
+    origin = origin_of(runs_of(ensembles), [evaluate_image] if evaluate_image else [])
     metrics = {
         "set": name,
+        "origin": origin.line,
         "notes": [*scored.notes, *ensemble_notes(ensembles), *calibration_notes(choices.prevalence)],
         "choices": asdict(choices),
         "runs": describe_runs(ensembles),
@@ -252,11 +274,17 @@ def main(
     drawn, missing = draw_all(lesions, metrics, scored.cache, scored.embeddings, pairs, margin, rng)
     metrics["not_computed"] |= missing
     write_json(metrics_path, metrics)
-    drawn = {"Train_average_loss.png": draw_log(ensembles), **drawn}
-    pictures = save_drawn(drawn, machine.graph_dir)
+    drawn = {"Train_average_loss.png": draw_log(ensembles, origin), **drawn}
+    clear_others(machine.graph_dir, origin.mark)
+    pictures = save_drawn(drawn, machine.graph_dir, origin.mark, figure_format, figure_dpi)
     card = card_of(ensembles, choices, metrics)
-    settings = {"config": first.settings, "choices": metrics["choices"], "made": list(first.starts)}
-    write_text(machine.graph_dir / "report.html", render(metrics, pictures, settings, card))
+    settings = {
+        "Settings of the run": first.settings,
+        "Options of the evaluation": metrics["choices"],
+        "Start of the training": list(first.starts),
+    }
+    page = f"{render(metrics, pictures, settings, card)}<!-- {origin.mark} -->\n"
+    write_text(machine.graph_dir / "report.html", page)
     names = ", ".join(name for name, picture in pictures.items() if picture is not None)
     print(f"wrote {predictions_path}, {metrics_path}, and in {machine.graph_dir} report.html, {names}")
     return metrics
@@ -270,12 +298,12 @@ def card_of(ensembles: Sequence[Ensemble], choices: Choices, metrics: Mapping[st
     return model_card(metrics, data, learnt, describe_method(ensembles, choices))
 
 
-def draw_log(ensembles: Sequence[Ensemble]) -> Figure:
+def draw_log(ensembles: Sequence[Ensemble], origin: Origin) -> Figure:
     """Return the learning curves of the first run."""
     first = ensembles[0].runs[0]
     own = {"training": first.reference_labels, "validation": first.validation["label"].to_numpy()}
-    alone = f"\n{first.name} alone" if len(runs_of(ensembles)) > 1 else ""
-    return learning_curves(first.log, first.epoch, describe_parts(own) + alone)
+    alone = f"; {Path(first.name).name} alone" if len(runs_of(ensembles)) > 1 else ""
+    return learning_curves(first.log, first.epoch, f"{describe_parts(own)}{alone}\n{origin.line}")
 
 
 def compare(
@@ -314,7 +342,9 @@ def judge_photos(
     keep_freed_memory()
     paths = find_photos(photos)
     model = Model(load_ensembles(machine, run_dirs, choices), machine.workers)
-    return new_lesions.judge_photos(model, paths, results_folder(machine, run_dirs), machine.graph_dir, cards)
+    origin = origin_of(runs_of(model.ensembles))
+    say(origin.line)
+    return new_lesions.judge_photos(model, paths, results_folder(machine, run_dirs), machine.graph_dir, origin, cards)
 
 
 def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:
@@ -431,6 +461,7 @@ def load_checkpoint(machine: Config) -> Run:
         log=log,
         starts=run_folder.read_starts(config.run_dir),
         data=describe_folders(config.train_image),
+        synthetic=any(map(is_generated, config.train_image)),
     )
 
 
@@ -487,7 +518,8 @@ def run(arguments: argparse.Namespace | None = None) -> None:
         compare(machine, run_dirs, arguments.compare, choices)
     else:
         folder = arguments.evaluate_image, arguments.evaluate_labels
-        main(machine, run_dirs, *folder, choices, arguments.metrics_file, arguments.split_part)
+        figures = arguments.figure_format, arguments.figure_dpi
+        main(machine, run_dirs, *folder, choices, arguments.metrics_file, arguments.split_part, *figures)
 
 
 if __name__ == "__main__":

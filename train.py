@@ -34,7 +34,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -62,10 +62,11 @@ from melanoma.data.augment import VIEWS, Views, draw_views
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.feed import Feed
 from melanoma.data.sources import describe_folders
+from melanoma.data.synthetic import is_generated
 from melanoma.evaluation.controls import METADATA
 from melanoma.evaluation.evaluate import with_features
 from melanoma.report.curves import describe_parts, learning_curves
-from melanoma.report.style import save_figure
+from melanoma.report.graph_folder import Origin, clear_others, save_figure
 from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.ensemble import LESIONS, make_run
 from melanoma.scoring.model_file import write_model
@@ -163,14 +164,20 @@ def train_run(
     if ranks.first:
         where = describe_device(device, dtype)
         run_folder.write_start(config.run_dir, to_dict(config), data.table, where, resume)
+        started = run_folder.read_starts(config.run_dir)[0]["started"]
+        folders, synthetic = describe_folders(config.train_image), any(map(is_generated, config.train_image))
+        origin = Origin([config.run_dir.name], [config.recipe], [folders], [started], synthetic)
+        ranks.say(origin.line)
+        clear_others(config.graph_dir, origin.mark)
+        data = replace(data, origin=origin)
         if log:
-            write_progress(config, log, data.what, plot=True)  # a kill may have come before these
+            write_progress(config, log, data, plot=True)  # a kill may have come before these
     warn_of_memory(learner, config, device)
     with hold_signals() as held, Aside() as saving:
         train_epochs(config, learner, data, log, partway, held, saving)
     with ranks.together(device):
         if ranks.first:
-            best = write_run(config, learner.kept, data, log, dtype)
+            best = write_run(config, learner.kept, data, origin, log, dtype)
             ranks.say(
                 f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}, "
                 f"learning curves in {config.graph_dir}\nnext: python predict.py --run-dir {config.run_dir}"
@@ -247,7 +254,7 @@ def train_epochs(
                 plot = ended - plotted >= PLOT_EVERY or epoch == config.epochs
                 plotted = ended if plot else plotted
                 checkpoint = copy.deepcopy(checkpoint_of(config, learner, log))  # the next step changes the weights
-                saving.start(partial(save_epoch, config, checkpoint, data.what, plot))
+                saving.start(partial(save_epoch, config, checkpoint, data, plot))
                 ranks.say(describe_epoch(log[-1], config.epochs))
         if stopping():
             with ranks.together(device):
@@ -347,6 +354,7 @@ class Data:
     feed: Feed
     what: str  # the parts in words, for figures
     joined: str  # what equal pictures changed in the split, see `dataset.join_equal_pictures`
+    origin: Origin | None = None  # of the figures, once the run has started
 
     @staticmethod
     def of(lesions: dataset.Lesions, config: Config, device: torch.device) -> Data:
@@ -501,26 +509,27 @@ def checkpoint_of(config: Config, learner: Learner, log: list[dict[str, Any]]) -
     return {"config": experiment(config), "log": log, "model": learner.kept.state_dict(), **learner.state()}
 
 
-def save_epoch(config: Config, checkpoint: dict[str, Any], what: str, plot: bool) -> None:
+def save_epoch(config: Config, checkpoint: dict[str, Any], data: Data, plot: bool) -> None:
     """Save the checkpoint of an epoch, if it is the best one so far once more to predict with, and the log."""
     log = checkpoint["log"]
     if run_folder.best_entry(log) is log[-1]:
         best = {name: checkpoint[name] for name in ("config", "log", "model")}
         run_folder.save_checkpoint(config.run_dir / "best.pt", best)
     run_folder.save_checkpoint(config.run_dir / "last.pt", checkpoint)
-    write_progress(config, log, what, plot)
+    write_progress(config, log, data, plot)
 
 
-def write_progress(config: Config, log: list[dict[str, Any]], what: str, plot: bool) -> None:
-    """Write the log, and plot the learning curves of `what` if wanted."""
+def write_progress(config: Config, log: list[dict[str, Any]], data: Data, plot: bool) -> None:
+    """Write the log, and plot the learning curves if wanted."""
     run_folder.write_log(config.run_dir / "log.jsonl", log)
-    if plot:
+    if plot and data.origin:
+        what = f"{data.what}\n{data.origin.line}"
         figure = learning_curves(log, run_folder.best_entry(log)["epoch"], what)
-        save_figure(figure, config.graph_dir / "Train_average_loss.png")
+        save_figure(figure, config.graph_dir / "Train_average_loss.png", data.origin.mark)
 
 
 def write_run(
-    config: Config, network: SiameseNetwork, data: Data, log: list[dict[str, Any]], dtype: torch.dtype
+    config: Config, network: SiameseNetwork, data: Data, origin: Origin, log: list[dict[str, Any]], dtype: torch.dtype
 ) -> Mapping[str, Any]:
     """Write model.pt, all that judging needs, from the weights of the best epoch; return that epoch's log entry.
 
@@ -542,7 +551,8 @@ def write_run(
         epoch=best["epoch"],
         log=log,
         starts=run_folder.read_starts(config.run_dir),
-        data=describe_folders(config.train_image),
+        data=origin.data[0],
+        synthetic=origin.synthetic,
     )
     write_model(config.run_dir / run_folder.MODEL, [run])
     return best

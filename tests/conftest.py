@@ -31,7 +31,7 @@ from config import Config
 from melanoma.data import download
 from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
-from melanoma.report import style as figures
+from melanoma.report.graph_folder import save_figure
 from melanoma.scoring.ensemble import Run
 from modules import SiameseNetwork, network_of
 
@@ -107,12 +107,17 @@ def feed_of(config: Config, run: Run) -> Feed:
 def save(figure, path) -> Image.Image:
     """Return the picture of a figure, which leaves nothing behind."""
     settings = dict(matplotlib.rcParams)
-    figures.save_figure(figure, path)
+    save_figure(figure, path, "mark")
     assert plt.get_fignums() == []
     assert dict(matplotlib.rcParams) == settings
     with Image.open(path) as image:
         image.load()
     return image
+
+
+def titles_of(figure) -> list[str]:
+    """Return the name of a figure and its subtitle."""
+    return [text.get_text() for text in figure.texts]
 
 
 def points_of(drawn) -> np.ndarray:

@@ -95,6 +95,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("predict.py", ["--cards"], "--cards goes with photos"),
         (
             "predict.py",
+            ["--figure-format", "png,gif"],
+            "png,gif: it must be of png, pdf, svg, with commas between them",
+        ),
+        ("predict.py", ["--figure-dpi", "72"], "invalid choice: 72"),
+        ("predict.py", ["a.jpg", "--figure-dpi", "300"], "--figure-dpi goes with an evaluation"),
+        (
+            "predict.py",
             ["--run-dir", "a", "b.JPG"],
             f"--run-dir {Path('b.JPG').absolute()} is no run: name photos before the flags",
         ),

@@ -35,7 +35,7 @@ from melanoma.data import cache as images
 from melanoma.data.cache import build_cache
 from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.feed import Feed
-from melanoma.report import style
+from melanoma.report import graph_folder
 from melanoma.scoring.embedding import embed_images
 from melanoma.training import run_folder
 from melanoma.training.learner import Learner
@@ -160,10 +160,10 @@ def test_a_kill_between_checkpoint_and_log_loses_no_line_of_the_log(
 ) -> None:
     config, real = everything(quick), train.write_progress
 
-    def die(config: Config, log: list, what: str, plot: bool) -> None:
+    def die(config: Config, log: list, data: train.Data, plot: bool) -> None:
         if len(log) == config.epochs:
             raise SystemExit
-        real(config, log, what, plot)
+        real(config, log, data, plot)
 
     monkeypatch.setattr(train, "write_progress", die)
     with pytest.raises(SystemExit):
@@ -326,7 +326,7 @@ def test_a_prediction_on_a_full_disk_keeps_what_it_has(
     tally("disk full: predictions", "clean error")
     disk.free()
     with monkeypatch.context() as patch:
-        fill_before(patch, disk, style, "save_figure", 3)
+        fill_before(patch, disk, graph_folder, "save_figure", 3)
         with pytest.raises(InputError, match=r"graph/\w+\.png cannot be written: No space left on device"):
             predict.main(config)
     assert len(list(config.graph_dir.iterdir())) == 2  # figures, whole

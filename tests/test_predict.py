@@ -412,7 +412,7 @@ def test_how_an_evaluation_was_made_stands_with_its_figures(runs, here):
     page = html.unescape((here.graph_dir / "report.html").read_text(encoding="utf-8"))
     assert "judged by the classification head's logit; a logistic curve fitted on validation" in page
     assert "makes the score a probability, moved to a prevalence of 2 %." in page
-    assert metrics["notes"][0] in page and "<h3>choices</h3>" in page
+    assert metrics["notes"][0] in page and "<h3>Options of the evaluation</h3>" in page
 
     metrics = predict.main(here, dirs(runs, "first", "second"), choices=Choices(scorer="distance"))
     assert metrics["notes"] == []

@@ -42,3 +42,8 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(brief(printable(str(name)), 40) for name in names[:most]) + more
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 melanoma`, `1,200 images`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -10,6 +10,7 @@ depend on the class. Results on these images show that the code works, not how w
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from melanoma.common.errors import InputError
-from melanoma.common.files import cannot_write, make_folder
+from melanoma.common.files import cannot_write, is_file, make_folder
 
 # Pixels are computed as planes, shape (H, W) or (3, H, W): NumPy is slow where the last axis has length 3.
 Array = NDArray[np.floating[Any]]
@@ -44,6 +45,8 @@ RED = np.array([0.15, 0.95, 0.75], np.float32)[:, None, None]  # blood
 SITES = ("torso", "lower extremity", "upper extremity", "head/neck", "palms/soles", "oral/genital")
 SITE_SHARE = (0.52, 0.26, 0.15, 0.05, 0.01, 0.01)
 METADATA = ["image_name", "patient_id", "sex", "age_approx", "anatom_site_general_challenge", "diagnosis"]
+# Comment in each image file, which tells them from photographs.
+COMMENT = b"generated image, not a photograph (melanoma siamese network demo)"
 TEST_HEADER = ["image", "patient", "age_approx", "anatom_site_general", "sex"]
 
 
@@ -157,7 +160,7 @@ def jpeg(photo: Any) -> bytes:
     width, height = SIZES[rng.integers(len(SIZES))]
     file = io.BytesIO()
     picture = lesion_image(rng, photo.diagnosis == "melanoma", width, height, photo.tone)
-    Image.fromarray(picture).save(file, "JPEG", quality=88)
+    Image.fromarray(picture).save(file, "JPEG", quality=88, comment=COMMENT)
     return file.getvalue()
 
 
@@ -191,6 +194,16 @@ def draw_photos(
     columns = (names, patients, sex, age, site, diagnosis)
     table = pd.DataFrame(dict(zip(METADATA, columns, strict=True)))
     return table.assign(tone=list(tone), stream=[(*stream, i) for i in range(n)])
+
+
+def is_generated(folder: Path) -> bool:
+    """Return whether the first JPEG in a folder, at any depth, is a generated one; False where there is none."""
+    with contextlib.suppress(OSError):
+        first = next(filter(is_file, folder.rglob("*.jpg")), None)
+        if first:
+            with first.open("rb") as file:
+                return COMMENT in file.read(1024)
+    return False
 
 
 def csv_bytes(table: pd.DataFrame) -> bytes:

@@ -52,12 +52,15 @@ def subgroup_table(table: pd.DataFrame, rng: np.random.Generator, draws: int = D
 def memberships(table: pd.DataFrame) -> dict[str, pd.Categorical]:
     """Return the group of each lesion, by attribute; the categories are all groups in their order.
 
-    Empty bands are categories too, `unknown` only if it has lesions.
+    Bands are in their order, other groups from the largest down. Empty bands are categories too, `unknown` only if it
+    has lesions.
     """
     found = {}
     for attribute in ("source", "sex", "site"):
         if attribute in table and (attribute != "source" or table["source"].nunique() > 1):
-            found[attribute] = pd.Categorical(table[attribute].where(~table[attribute].isin(["", UNKNOWN])))
+            values = table[attribute].where(~table[attribute].isin(["", UNKNOWN]))
+            sizes = values.value_counts()
+            found[attribute] = pd.Categorical(values, sorted(sizes.index, key=lambda name: (-sizes[name], name)))
     for column, attribute, bands in (
         ("age", "age", AGE_BANDS),
         ("megapixels", "image size", SIZE_BANDS),
@@ -78,7 +81,7 @@ def _metrics(table: pd.DataFrame, rng: np.random.Generator, draws: int) -> dict[
     for count, name in ((n_melanoma, "melanomas"), (n - n_melanoma, "benign lesions")):
         if count < LEAST:
             metrics = dict.fromkeys(("auc", "auc_interval", "sensitivity", "specificity"))
-            note = f"too small: {count} {name}, {LEAST} are needed"
+            note = f"fewer than {LEAST} {name}"
             return {"n": n, "n_melanoma": n_melanoma, **metrics, "note": note}
     return brief_metrics(table, rng, draws)
 

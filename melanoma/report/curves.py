@@ -16,13 +16,18 @@ import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from scipy.special import expit, logit
-from sklearn.metrics import precision_recall_curve, roc_curve
+from sklearn.metrics import roc_curve
 
-from melanoma.evaluation.metrics import BINS, rate
+from melanoma.common.errors import counted
+from melanoma.evaluation.metrics import rate, roc_counts
 from melanoma.report import style
 
 NO_INTERVAL = "no interval: too few patients"
+PROBABILITY = "probability of melanoma (log-odds scale)"
+LEAST_CALLED = 5  # images called melanoma where the precision-recall curve begins
+GROUPS, LEAST_OF_GROUP = 10, 10  # of the reliability diagram: groups at most, images of each at least
 Point = tuple[float, float]  # of a curve, at the threshold in use
 
 
@@ -38,25 +43,32 @@ def learning_curves(log: Sequence[Mapping[str, Any]], best_epoch: int, what: str
     for axes, key, line, colour, label in (
         (loss, "train_loss", "-o", style.GREY, "training pairs (augmented)"),
         (loss, "val_loss", "-s", style.BENIGN, "validation pairs"),
-        (auc, "val_auc", "-s", style.BENIGN, ""),
+        (auc, "val_auc", "-s", style.BENIGN, "validation images"),
         (distance, "unlike_distance", "-o", style.DIFFERENT, "different-class training pairs"),
         (distance, "like_distance", "-s", style.SAME, "same-class training pairs"),
     ):
-        axes.plot(epochs, [entry[key] for entry in log], line, color=colour, markersize=4, label=label)
-    auc.axvline(best_epoch, color=style.MELANOMA, linestyle="--", label=f"best: epoch {best_epoch}")
-    loss.set(ylabel="average loss", ylim=(0, None))
-    auc.set(ylabel="validation AUC")
-    distance.set(xlabel="epoch", ylabel="mean distance", ylim=(0, None))
-    for axes in (loss, auc, distance):
-        axes.legend()
+        values = [entry[key] for entry in log]
+        axes.plot(epochs, values, line, color=colour, markersize=4, label=label, clip_on=False)
+    for axes, name in ((loss, "average loss"), (auc, "ROC AUC"), (distance, "mean distance")):
+        best = f"best epoch: {best_epoch}" if axes is auc else None
+        axes.axvline(best_epoch, color=style.MELANOMA, linestyle="--", linewidth=1, label=best)
+        axes.set_ylabel(name)
+        _legend_above(axes)
+    distance.set_xlabel("epoch")
     distance.xaxis.get_major_locator().set_params(integer=True)
-    style.set_title(loss, "Average loss per epoch", what)
+    figure.align_ylabels()
+    style.set_title(figure, "Average loss per epoch", what)
     return figure
 
 
 def describe_parts(parts: Mapping[str, np.ndarray]) -> str:
-    """Return the numbers of images and melanomas of each part, a line each, from its labels (N,) by its name."""
-    return "\n".join(f"{name}: {len(labels):,} images, {labels.sum():,} melanoma" for name, labels in parts.items())
+    """Return the numbers of images and melanomas of each part, from its labels (N,) by its name, as a line."""
+    return "; ".join(f"{name}: {describe_images(labels)}" for name, labels in parts.items())
+
+
+def describe_images(labels: np.ndarray) -> str:
+    """Return the numbers of images and melanomas of labels (N,) as text."""
+    return f"{counted(len(labels), 'image')}, {counted(int(labels.sum()), 'melanoma')}"
 
 
 @rc_context(style.NO_GRID)
@@ -85,48 +97,68 @@ def confusion_matrix(counts: Mapping[str, int], what: str) -> Figure:
 
 @rc_context(style.STYLE)
 def roc(
-    labels: np.ndarray, scores: np.ndarray, auc: float, point: Point, what: str, band: Sequence[np.ndarray] | None
+    labels: np.ndarray,
+    scores: np.ndarray,
+    auc: float,
+    interval: Sequence[float] | None,
+    point: Point,
+    what: str,
+    band: Sequence[np.ndarray] | None,
 ) -> Figure:
     """Draw the ROC curve of labels (N,) and scores (N,).
 
-    `point` is 1 - specificity and sensitivity; `band` the curve's pointwise 95 % interval, see `bootstrap.roc_band`,
-    None where there are too few groups.
+    `interval` is that of the AUC; `point` is 1 - specificity and sensitivity; `band` the curve's pointwise 95 %
+    interval, see `bootstrap.roc_band`. Both intervals are None where there are too few groups.
     """
     false_rate, true_rate, _ = roc_curve(labels, scores, drop_intermediate=False)
     figure, axes = style.one_panel("ROC curve", what)
-    axes.plot([0, 1], [0, 1], "--", color=style.GREY, label="chance")
+    axes.plot(false_rate, true_rate, color=style.BENIGN, linewidth=2, label=f"AUC {with_interval(auc, interval)}")
     if band is not None:
         shade: dict[str, Any] = {"color": style.BENIGN, "alpha": 0.2, "linewidth": 0}
         grid, lowest, highest = band
         axes.fill_between(grid, lowest, highest, label="95 % of bootstrap samples", **shade)
-    axes.plot(false_rate, true_rate, color=style.BENIGN, linewidth=2, label=f"AUC {auc:.3f}")
     label = f"threshold: sensitivity {point[1]:.1%}, specificity {1 - point[0]:.1%}"
     axes.plot(*point, "o", color=style.MELANOMA, markersize=9, label=label)
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal")
-    axes.legend(loc="lower right", title=NO_INTERVAL if band is None else None)
+    axes.plot([0, 1], [0, 1], "--", color=style.GREY, label="chance")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    style.legend_below(figure, axes)
     return figure
+
+
+def with_interval(value: float, interval: Sequence[float] | None) -> str:
+    """Return a metric with its 95 % interval, or why there is none, as text."""
+    return f"{value:.3f} " + (f"({interval[0]:.3f} to {interval[1]:.3f})" if interval else f"({NO_INTERVAL})")
 
 
 @rc_context(style.STYLE)
 def precision_recall(
-    labels: np.ndarray, scores: np.ndarray, average_precision: float, point: Point | None, what: str
+    labels: np.ndarray,
+    scores: np.ndarray,
+    average_precision: float,
+    interval: Sequence[float] | None,
+    point: Point | None,
+    what: str,
 ) -> Figure:
     """Draw precision against recall of labels (N,) and scores (N,), and the prevalence (the precision of chance).
 
-    `point` is recall and precision; None if no lesion is called melanoma.
+    The curve begins where `LEAST_CALLED` images are called melanoma: the precision of fewer jumps between 0 and 1.
+    `interval` is that of the average precision; `point` is recall and precision, None if no lesion is called melanoma.
     """
-    precision, recall, _ = precision_recall_curve(labels, scores)
-    precision, recall = precision[:-1], recall[:-1]  # the last point, precision 1 at recall 0, has no threshold
+    (tp,), (fp,) = roc_counts(labels, scores, np.ones((1, len(labels))))
+    shown = tp + fp >= min(LEAST_CALLED, len(labels))
+    recall, precision = tp[shown] / tp[-1], tp[shown] / (tp + fp)[shown]
     prevalence = float(np.mean(labels == 1))
     figure, axes = style.one_panel("Precision and recall", what)
-    axes.axhline(prevalence, linestyle="--", color=style.GREY, label=f"prevalence {prevalence:.2%}")
-    label = f"average precision {average_precision:.3f}"
-    axes.plot(recall, precision, drawstyle="steps-post", color=style.BENIGN, linewidth=2, label=label)
+    label = f"average precision {with_interval(average_precision, interval)}"
+    axes.plot(recall, precision, drawstyle="steps-pre", color=style.BENIGN, linewidth=2, label=label)
     if point is not None:
         label = f"threshold: recall {point[0]:.1%}, precision {point[1]:.1%}"
         axes.plot(*point, "o", color=style.MELANOMA, markersize=9, label=label)
-    axes.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    axes.legend(loc="upper right")
+    axes.axhline(
+        prevalence, linestyle="--", color=style.GREY, label=f"prevalence, the precision of chance: {prevalence:.1%}"
+    )
+    axes.set(xlabel="recall (sensitivity)", ylabel="precision (PPV)", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    style.legend_below(figure, axes, ncols=1)
     return figure
 
 
@@ -150,8 +182,8 @@ def rates_by_threshold(
     mean = np.mean(threshold)
     axes.plot(mean, point[0], "o", color=style.MELANOMA, markersize=12, label=f"sensitivity {point[0]:.1%}")
     axes.plot(mean, point[1], "s", color=style.BENIGN, markersize=7, label=f"specificity {point[1]:.1%}")
-    axes.set(ylabel="rate", ylim=(-0.02, 1.02), xlabel="threshold on the probability of melanoma")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
+    axes.set(ylabel="rate", ylim=(-0.02, 1.02), xlabel=f"threshold on the {PROBABILITY}")
+    style.legend_below(figure, axes, ncols=3)
     return figure
 
 
@@ -169,41 +201,45 @@ def score_histogram(labels: np.ndarray, probabilities: np.ndarray, threshold: fl
         axes.hist(np.clip(probabilities[own], style.EDGE, 1 - style.EDGE), bins, color=colour, label=text)
         _mark_thresholds(axes, threshold)
         axes.set(ylabel=f"{style.CLASSES[label]} images")
-        axes.margins(y=0.45)  # room for the legend
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.legend(loc="upper left")
-    lower.set(xlabel="probability of melanoma")
-    style.set_title(upper, "Probabilities by class", what)
+        _legend_above(axes)
+    lower.set(xlabel=PROBABILITY)
+    style.set_title(figure, "Probabilities by class", what)
     return figure
 
 
 @rc_context(style.STYLE)
 def calibration(labels: np.ndarray, probabilities: np.ndarray, ece: float, what: str) -> Figure:
-    """Draw the reliability diagram: share of melanomas against mean probability in bins of equal width over 0..1.
+    """Draw the reliability diagram: share of melanomas against mean probability, in groups of equally many images.
 
-    Bars are Wilson's 95 % intervals; the lower panel has the number of images of each bin. `ece` is the expected
-    calibration error over the same bins.
+    Bars are Wilson's 95 % intervals. Both axes are scaled by the square root, since most probabilities are near 0 where
+    melanomas are rare. `ece` is the expected calibration error.
     """
-    place = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    images = np.bincount(place, minlength=BINS)
-    filled = np.flatnonzero(images)
-    mean = np.bincount(place, probabilities)[filled] / images[filled]
-    melanomas = np.bincount(place[labels == 1], minlength=BINS)
-    rates = [rate(int(melanomas[i]), int(images[i])) for i in filled]
+    order = np.argsort(probabilities, kind="stable")
+    groups = np.array_split(order, np.clip(len(order) // LEAST_OF_GROUP, 1, GROUPS))
+    mean = [probabilities[own].mean() for own in groups]
+    rates = [rate(int(labels[own].sum()), len(own)) for own in groups]
     share = np.array([own["value"] for own in rates])
     errors = np.abs([own["wilson"] for own in rates] - share[:, None]).T
-    figure = Figure(figsize=(style.SIZE[0], 6.8), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot([0, 1], [0, 1], "--", color=style.GREY, label="perfect")
-    upper.errorbar(mean, share, errors, fmt="o-", color=style.BENIGN, capsize=3, label=f"observed, ECE {ece:.3f}")
-    upper.set(ylabel="share of melanomas", ylim=(-0.02, 1.02), xlim=(0, 1))
-    upper.legend(loc="upper left")
-    bars = lower.bar((np.arange(BINS) + 0.5) / BINS, images, 0.9 / BINS, color=style.GREY)
-    lower.bar_label(bars, [f"{count:,}" if count else "" for count in images], fontsize=9, padding=1)
-    lower.set(xlabel="probability of melanoma", ylabel="images", yscale="log", ylim=(0.7, 8 * images.max()))
-    lower.yaxis.set_major_formatter("{x:,.0f}")
-    style.set_title(upper, "Calibration", what)
+    top = min(1.0, 1.1 * max(*mean, *(share + errors[1])))
+    figure, axes = style.one_panel("Calibration", what)
+    axes.plot([0, 1], [0, 1], "--", color=style.GREY, label="perfect calibration")
+    name = f"{counted(len(groups), 'group')} of {counted(len(groups[-1]), 'image')}, with Wilson's 95 % interval"
+    dots: dict[str, Any] = {"fmt": "o", "color": style.BENIGN, "capsize": 3, "clip_on": False}
+    axes.errorbar(mean, share, errors, label=f"{name} (ECE {ece:.3f})", **dots)
+    ticks = [0.0]
+    for tick in (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1):
+        if tick <= top and np.sqrt(tick) - np.sqrt(ticks[-1]) >= 0.1 * np.sqrt(top):  # room for its number
+            ticks.append(tick)
+    for scale in (axes.set_xscale, axes.set_yscale):
+        scale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
+    axes.set(xlim=(0, top), ylim=(0, top), xticks=ticks, yticks=ticks, aspect="equal")
+    axes.set(xlabel="mean probability of melanoma (square-root scale)", ylabel="share of melanomas (square-root scale)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
+    style.legend_below(figure, axes, ncols=1)
     return figure
 
 
@@ -211,48 +247,52 @@ def calibration(labels: np.ndarray, probabilities: np.ndarray, ece: float, what:
 def forest(rows: Sequence[Mapping[str, Any]], auc: float | None, what: str) -> Figure:
     """Draw the AUC of each subgroup with its interval; groups without an AUC are grey, with the reason.
 
-    `rows` are as `subgroups.subgroup_table`, the groups of an attribute consecutive; `auc`, of all images, may be None.
+    `rows` are as `subgroups.subgroup_table`, the groups of an attribute consecutive; those without an image are left
+    out. `auc`, of all images, may be None.
     """
     lines: list[tuple[str, Mapping[str, Any] | None]] = []
-    for attribute, own in groupby(rows, lambda row: row["attribute"]):
+    for attribute, own in groupby((row for row in rows if row["n"]), lambda row: row["attribute"]):
         lines += [(attribute, None), *((row["group"], row) for row in own)]
     low = min([0.45, *(min(row["auc_interval"] or [row["auc"]]) - 0.02 for row in rows if row["auc"] is not None)])
-    figure = Figure(figsize=(9.6, 1.9 + 0.3 * len(lines)), layout="constrained")
-    axes, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    figure = Figure(figsize=(style.SIZE[0], 2.1 + 0.26 * len(lines)), layout="constrained")
+    axes, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.35))
     axes.grid(axis="y", visible=False)
-    axes.set(xlim=(low, 1.01), ylim=(len(lines) - 0.4, -2), xlabel="AUC (bars: 95 % interval)")
+    axes.set(xlim=(low, 1.01), ylim=(len(lines) - 0.4, -1.7), xlabel="ROC AUC")
     axes.axvline(0.5, color=style.GREY, linestyle="--", linewidth=1, label="chance")
     if auc is not None:
         axes.axvline(auc, color=style.BENIGN, linestyle=":", label=f"all images: {auc:.3f}")
-    names = [textwrap.shorten(style.drawable(name), 30, placeholder=" …") for name, _ in lines]
+    names = [textwrap.shorten(style.drawable(name), 26, placeholder=" …") for name, _ in lines]
     axes.set_yticks(range(len(lines)), names, parse_math=False)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, labelsize=10)
     right.set_axis_off()
-    columns: list[tuple[float, str, str, str]] = [(-1.2, "images /\nmelanomas", "AUC\n(95 % interval)", "black")]
+    columns: list[tuple[float, str, str, str]] = [(-1.1, "images /\nmelanomas", "AUC\n(95 % interval)", "black")]
     for y, (label, (_, row)) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
         if row is None:
             label.set_fontweight("bold")
             continue
+        interval, small = row["auc_interval"], row["auc_interval"] is None
+        colour = style.GREY if small else "black"
         if row["auc"] is None:
-            shown, colour = "not computed", style.GREY
-            reason = textwrap.shorten(style.drawable(row["note"]), 50, placeholder=" …")
-            white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the lines
-            font: dict[str, Any] = {"color": style.GREY, "style": "italic", "fontsize": 10, "bbox": white}
-            axes.text(low + 0.01, y, reason, va="center", parse_math=False, **font)
+            shown = textwrap.shorten(style.drawable(row["note"]), 30, placeholder=" …")
         else:
-            axes.plot(row["auc"], y, "s", color=style.BENIGN, markersize=7)
-            shown, colour = f"{row['auc']:.3f} (too few patients)", "black"
-            if row["auc_interval"]:
-                shown = "{:.3f} ({:.3f} to {:.3f})".format(row["auc"], *row["auc_interval"])
-                axes.plot(row["auc_interval"], [y, y], color=style.BENIGN, linewidth=2, solid_capstyle="butt")
+            face = "white" if small else style.BENIGN
+            axes.plot(row["auc"], y, "s", color=style.GREY if small else style.BENIGN, markerfacecolor=face)
+            shown = f"{row['auc']:.2f} (too few patients)"
+        if interval:
+            shown = "{:.2f} ({:.2f} to {:.2f})".format(row["auc"], *interval)
+            axes.plot(interval, [y, y], color=style.BENIGN, linewidth=2, solid_capstyle="butt")
         label.set_color(colour)
         columns.append((y, f"{row['n']:,} / {row['n_melanoma']:,}", shown, colour))
     for height, images, shown, colour in columns:
-        right.text(0, height, images, color=colour, va="center", fontsize=10)
-        right.text(0.46, height, shown, color=colour, va="center", fontsize=10)
-    figure.legend(loc="outside lower right", ncols=2)
-    style.set_suptitle(figure, "AUC of subgroups", what)
+        right.text(0, height, images, color=colour, va="center", fontsize=9.5)
+        right.text(0.43, height, shown, color=colour, va="center", fontsize=9.5, parse_math=False)
+    style.legend_below(figure, axes)
+    style.set_title(figure, "ROC AUC of subgroups", what)
     return figure
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1, fontsize=9.5)
 
 
 def _mark_thresholds(axes: Axes, threshold: float | np.ndarray) -> None:

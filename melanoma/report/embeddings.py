@@ -40,8 +40,7 @@ def pair_distances(distances: np.ndarray, same: np.ndarray, margin: float, what:
         )
     axes.axvline(margin, color="black", linestyle="--", label=f"margin {margin:g}")
     axes.set(xlabel="embedding distance", ylabel="share of the pairs of its kind", xlim=(0, bins[-1]))
-    axes.margins(y=0.3)
-    axes.legend(loc="upper right")
+    style.legend_below(figure, axes, ncols=1)
     return figure
 
 
@@ -51,6 +50,7 @@ def tsne_map(points: np.ndarray, labels: np.ndarray, what: str) -> Figure:
     figure, axes = style.one_panel("t-SNE of the embeddings", what)
     _scatter_classes(axes, points, labels)
     axes.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
+    figure.legend(loc="outside lower center", ncols=2, markerscale=2)
     return figure
 
 
@@ -63,13 +63,17 @@ def tsne_panels(
     Points are (N, 2), the others (N,). Melanomas are on top; in the second and third panel they have a black outline.
     """
     log_odds = logit(np.clip(probabilities, style.EDGE, 1 - style.EDGE))
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    by_class, by_probability, by_size = figure.subplots(1, 3)
-    by_class.set_title("by class")
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    (by_class, by_probability, by_size), below = figure.subplots(2, 3, height_ratios=(24, 1))
     _scatter_classes(by_class, points, labels)
-    _scatter_values(by_probability, points, labels, log_odds, "probability of melanoma", expit)
-    _scatter_values(by_size, points, labels, np.log10(megapixels), "source size, megapixels", lambda x: 10**x)
-    style.set_suptitle(figure, "t-SNE of the embeddings", what)
+    by_class.set_title("class")
+    below[0].set_axis_off()
+    below[0].legend(*by_class.get_legend_handles_labels(), loc="upper center", ncols=2, markerscale=2, fontsize=10)
+    _scatter_values(by_probability, below[1], points, labels, log_odds, expit)
+    by_probability.set_title("probability of melanoma")
+    _scatter_values(by_size, below[2], points, labels, np.log10(megapixels), lambda x: 10**x)
+    by_size.set_title("source image, megapixels")
+    style.set_title(figure, "t-SNE of the embeddings in three colourings", what)
     return figure
 
 
@@ -80,21 +84,26 @@ def _scatter_classes(axes: Axes, points: np.ndarray, labels: np.ndarray) -> None
         name = f"{style.CLASSES[label]} ({len(own):,})"
         axes.scatter(own[:, 0], own[:, 1], s=size, color=colour, alpha=alpha, linewidths=0, label=name)
     axes.set(xticks=[], yticks=[])
-    # below the map, where it covers no point
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=2, markerscale=2)
 
 
 def _scatter_values(
-    axes: Axes, points: np.ndarray, labels: np.ndarray, values: np.ndarray, name: str, shown: Callable[[float], float]
+    axes: Axes, below: Axes, points: np.ndarray, labels: np.ndarray, values: np.ndarray, shown: Callable[[float], float]
 ) -> None:
-    """Draw points coloured by values (N,); `shown` turns a value into the number on the colour bar."""
-    axes.set(title=f"by {name}", xticks=[], yticks=[])
+    """Draw points coloured by values (N,), and their scale into the axes below, unless all are equal.
+
+    shown : turns a value into the number on the colour bar
+    """
+    axes.set(xticks=[], yticks=[])
     low, high = values.min(), values.max()
-    norm = Normalize(low, high)  # of one value the colour bar makes a range around it
+    norm = Normalize(low, high)
     for label, size, width, edge in ((0, 10, 0.0, "none"), (1, 26, 0.8, "black")):
         own = labels == label
         x, y = points[own].T
         drawn = axes.scatter(x, y, size, values[own], norm=norm, cmap="viridis", linewidths=width, edgecolors=edge)
-    bar = axes.figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.9, label=name)
-    ticks = np.linspace(low, high, 5 if high > low else 1).tolist()
+    if low == high:
+        below.set_axis_off()
+        below.text(0.5, 0.5, f"all images: {shown(low):.2g}", ha="center", va="center", fontsize=10)
+        return
+    bar = axes.figure.colorbar(drawn, cax=below, orientation="horizontal")
+    ticks = np.linspace(low, high, 5).tolist()
     bar.set_ticks(ticks, labels=[f"{shown(tick):.2g}" for tick in ticks])

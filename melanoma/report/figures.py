@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,14 +51,15 @@ def draw_all(
     # of the embeddings
     known, first = labels[: len(embeddings)], metrics["runs"][0]
     fold = f", fold {first['fold']}" if len(known) < len(labels) else ""
-    alone = f"; by {first['run_dir']} alone" if len(metrics["runs"]) > 1 else ""
-    what = f"{metrics['set']}{fold}: {len(known):,} images, {known.sum():,} melanoma{alone}"
+    alone = f"; by {Path(first['run_dir']).name} alone" if len(metrics["runs"]) > 1 else ""
+    whose = f"{alone}\n{metrics['origin']}"
+    what = f"{metrics['set']}{fold}: {curves.describe_images(known)}"
     if pairs is None:
         missing["Pair_distances.png"] = "pairs need two images of each class"
     else:
         (one, other), same = pairs[0].T, pairs[1]
         distances = np.linalg.norm(embeddings[one] - embeddings[other], axis=1)
-        drawn["Pair_distances.png"] = pair_distances(distances, same, margin, what)
+        drawn["Pair_distances.png"] = pair_distances(distances, same, margin, what + whose)
     if len(known) < TSNE_LEAST:
         reason = f"a map needs {TSNE_LEAST} images, there are {len(known)}"
         missing |= dict.fromkeys(("t_SNE.png", "t_SNE_panels.png"), reason)
@@ -66,11 +68,12 @@ def draw_all(
         points = TSNE(perplexity=min(30, (len(kept) - 1) / 3), random_state=0).fit_transform(embeddings[kept])
         if len(kept) < len(known):
             what = f"{what}; shown {len(kept):,}: every melanoma, random benign"
+        what += whose
         drawn["t_SNE.png"] = tsne_map(points, known[kept], what)
         drawn["t_SNE_panels.png"] = tsne_panels(points, known[kept], probability[kept], megapixels[kept], what)
 
     # of the judgements
-    what = "{set}: {n:,} images, {n_melanoma:,} melanoma".format_map(metrics)
+    what = f"{metrics['set']}: {curves.describe_images(labels)}\n{metrics['origin']}"
     worst = confident_errors(labels, probability, threshold)
     pixels = list(cache.gather(cache.rows(names[worst])))
     errors = labels[worst], probability[worst], names[worst].tolist()
@@ -89,10 +92,10 @@ def draw_all(
         band = roc_band(labels, probability, table["group"].to_numpy(), rng)
         on_roc, both = (1 - specificity, sensitivity), (sensitivity, specificity)
         on_curve = None if precision is None else (sensitivity, precision)
-        average = metrics["average_precision"]
+        auc, average = ((metrics[key], metrics["intervals"][key]) for key in ("auc", "average_precision"))
         drawn |= {
-            "ROC_curve.png": curves.roc(labels, probability, metrics["auc"], on_roc, what, band),
-            "Precision_recall.png": curves.precision_recall(labels, probability, average, on_curve, what),
+            "ROC_curve.png": curves.roc(labels, probability, *auc, on_roc, what, band),
+            "Precision_recall.png": curves.precision_recall(labels, probability, *average, on_curve, what),
             "Threshold.png": curves.rates_by_threshold(labels, probability, threshold, both, what),
         }
     return drawn | dict.fromkeys(missing), missing

@@ -12,7 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from melanoma.report.style import BENIGN, GREY, MELANOMA, NO_GRID, one_line, set_suptitle
+from melanoma.common.errors import counted
+from melanoma.report.style import BENIGN, GREY, MELANOMA, NO_GRID, one_line, set_title
 
 HEAT = LinearSegmentedColormap.from_list("heat", [BENIGN, "white", MELANOMA])
 SIGN = ListedColormap([BENIGN, MELANOMA])
@@ -127,16 +128,16 @@ def error_gallery(
 
     The images, uint8 (H, W, 3), are those of `confident_errors`; `counts` {fn, fp} are of the whole set.
     """
-    figure = Figure(figsize=(1.6 * ERRORS, 5.3), layout="constrained")
-    set_suptitle(figure, "Most confident errors", what)
+    figure = Figure(figsize=(1.6 * ERRORS, 5.6), layout="constrained")
+    set_title(figure, "Most confident errors", what)
     upper, lower = figure.subfigures(2, 1, squeeze=False)[:, 0]
-    for row, label, key, name, end, colour in (
-        (upper, 1, "fn", "false negatives (melanomas called benign)", "lowest", MELANOMA),
-        (lower, 0, "fp", "false positives (benign lesions called melanoma)", "highest", BENIGN),
+    for row, label, key, name, meaning, end, colour in (
+        (upper, 1, "fn", "false negative", "melanomas called benign", "lowest", MELANOMA),
+        (lower, 0, "fp", "false positive", "benign lesions called melanoma", "highest", BENIGN),
     ):
         own = np.flatnonzero(labels == label)
         shown = f"; the {len(own)} of {end} probability" if len(own) else ""
-        row.suptitle(f"{counts[key]:,} {name}{shown}", fontsize=12, color=colour, fontweight="bold")
+        row.suptitle(f"{counted(counts[key], name)} ({meaning}){shown}", fontsize=12, color=colour, fontweight="bold")
         panels = row.subplots(1, ERRORS)
         for axes in panels:
             axes.set_axis_off()

@@ -20,8 +20,9 @@ from melanoma.common.errors import InputError
 from melanoma.common.files import replace_file
 from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.labels import read_test_names
+from melanoma.report.graph_folder import Origin, clear_others, save_figure
 from melanoma.report.lesions import NEIGHBOURS, Neighbour, lesion_card
-from melanoma.report.style import one_line, save_figure
+from melanoma.report.style import one_line, sign
 from melanoma.scoring.ensemble import Decode, Ensemble, decode_all, score_together
 from melanoma.scoring.explain import grad_cam
 from melanoma.scoring.model import Model
@@ -35,7 +36,7 @@ UNFAMILIAR = 0.01  # below it a photo is said to be unlike anything seen
 
 
 def judge_photos(
-    model: Model, paths: Sequence[Path], out: Path, graph_dir: Path, cards: bool | None = None
+    model: Model, paths: Sequence[Path], out: Path, graph_dir: Path, origin: Origin, cards: bool | None = None
 ) -> pd.DataFrame:
     """Judge image files; write new_lesions.csv and a card for each.
 
@@ -46,6 +47,7 @@ def judge_photos(
     ----------
     out : folder of new_lesions.csv
     graph_dir : the cards go to its folder lesions/
+    origin : of the runs; each card names it
     cards : draw them; None: if there are not too many
 
     Returns
@@ -58,6 +60,7 @@ def judge_photos(
     """
     drawn = len(paths) <= CARDS if cards is None else cards
     folder, taken = graph_dir / "lesions", set[str]()
+    clear_others(graph_dir, origin.mark)
     tables = []
     with tqdm(total=len(paths), desc="judging", unit="photo", disable=None) as bar:
         for part, table, embeddings, pixels in model.judge(paths):
@@ -68,7 +71,8 @@ def judge_photos(
                 if drawn:
                     path = Path(part[row.Index])
                     card = draw_card(model, decode_image(path, SIDE), row._asdict(), own, embedding)
-                    save_figure(card, folder / f"{unique_name(path.stem, taken)}.png")
+                    sign(card, origin.line)
+                    save_figure(card, folder / f"{unique_name(path.stem, taken)}.png", origin.mark)
                 bar.update()
     table = pd.concat(tables, ignore_index=True)
 

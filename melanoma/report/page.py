@@ -27,32 +27,39 @@ PICTURES = {
     ),
     "Precision_recall.png": (
         "Precision and recall",
-        "Precision against recall (sensitivity) over all thresholds. The dashed line is the prevalence, which is the "
-        "precision of chance.",
+        "Precision against recall (sensitivity) over the thresholds from which at least 5 images are called melanoma. "
+        "The dashed line is the prevalence, which is the precision of chance.",
     ),
     "Confusion_matrix.png": ("Confusion matrix", "Counts at the threshold in use, and their share of the true class."),
     "Threshold.png": (
         "Sensitivity and specificity by threshold",
-        "Both rates at every threshold; the markers are the threshold in use. The axis is in log odds.",
+        "Both rates at every threshold; the markers are the threshold in use. The axis has probabilities on the scale "
+        "of their log odds.",
     ),
     "Score_histogram.png": (
         "Probabilities by class",
-        "Number of images of each class by predicted probability; the dotted line is the threshold.",
+        "Number of images of each class by predicted probability, on the scale of its log odds; the dotted line is the "
+        "threshold.",
     ),
     "Calibration.png": (
         "Calibration",
-        "Reliability diagram: share of melanomas in bins of predicted probability, with Wilson's 95 % intervals, and "
-        "below the number of images. On the dashed line calibration is perfect.",
+        "Reliability diagram: the images sorted by predicted probability, in groups of equally many; share of "
+        "melanomas of each with Wilson's 95 % interval. On the dashed line calibration is perfect. The calibration "
+        "error (ECE) is over 10 bins of equal width.",
     ),
-    "Subgroups.png": ("Subgroups", "AUC of each subgroup, with its 95 % interval. Groups that are too small are grey."),
+    "Subgroups.png": (
+        "Subgroups",
+        "AUC of each subgroup, with its 95 % interval. Groups too small for an AUC or an interval are grey.",
+    ),
     "Errors.png": (
         "Most confident errors",
         "The false negatives of lowest and the false positives of highest probability.",
     ),
     "Train_average_loss.png": (
         "Learning curves",
-        "Average loss of training and validation pairs, validation AUC, and mean distances of same-class and "
-        "different-class pairs, by epoch.",
+        "Average loss of training and validation pairs (with a classification head, its loss is added), AUC of the "
+        "validation images, and mean distances of same-class and different-class pairs, by epoch. The loss is a mean "
+        "over pairs and does not depend on the batch size; its axis does not begin at 0.",
     ),
     "Pair_distances.png": (
         "Distances of pairs",
@@ -64,10 +71,11 @@ PICTURES = {
     ),
     "t_SNE_panels.png": (
         "t-SNE map in three colours",
-        "The same map by class, by probability of melanoma and by the size of the source image: if regions differ in "
-        "size, the network may use it.",
+        "The same map coloured by class, by probability of melanoma and by the size of the source image: if regions "
+        "differ in size, the network may use it. Melanomas have a black outline.",
     ),
 }
+WIDE = ("Errors.png", "t_SNE_panels.png")  # a row of the page each, after the others
 
 
 def calibration_notes(prevalence: float | None) -> list[str]:
@@ -95,15 +103,17 @@ def render(
     settings : settings, command and versions of the run, nested to any depth; each dict becomes a table
     card : see `model_card.model_card`
     """
+    shown = [show_picture(metrics, name, figures[name]) for name in PICTURES if name in figures]
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("report.html").render(
         what=tables.describe_set(metrics),
+        origin=metrics["origin"],
         tiles=tables.headline(metrics),
         interval_notes=tables.interval_notes(metrics),
-        pictures=[show_picture(metrics, name, figures[name]) for name in PICTURES if name in figures],
+        pictures=sorted(shown, key=lambda picture: picture["wide"]),
         tables=tables.all_tables(metrics),
         settings=tables.setting_tables(settings),
         card=card,
@@ -113,8 +123,9 @@ def render(
 def show_picture(metrics: Mapping[str, Any], name: str, png: bytes | None) -> dict[str, Any]:
     """Return a figure's title and caption with its size in pixels and data URI, or the reason why it is missing."""
     title, caption = PICTURES[name]
+    picture = {"title": title, "caption": caption, "wide": name in WIDE}
     if png is None:
-        return {"title": title, "caption": caption, "reason": tables.reason_for(metrics, name)}
+        return picture | {"reason": tables.reason_for(metrics, name)}
     width, height = Image.open(BytesIO(png)).size
     source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return {"title": title, "caption": caption, "source": source, "width": width, "height": height}
+    return picture | {"source": source, "width": width, "height": height}

@@ -1,14 +1,12 @@
-"""Colours, sizes, titles and saving: what all figures have in common.
+"""Colours, sizes, titles and legends: what all figures have in common.
 
-A figure is a function of arrays that returns a matplotlib Figure; the caller saves it. `what` names the set and its
-number of images, for the second line of the title.
+A figure is a function of arrays that returns a matplotlib Figure; the caller saves it. `what` is its subtitle: the set
+with its number of images, and in the next line the run.
 """
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from matplotlib import font_manager
@@ -16,14 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from melanoma.common.errors import brief
-from melanoma.common.files import remove_file, replace_file
 
 # Colours of Okabe and Ito (2008), safe for colour blindness.
 BENIGN, MELANOMA = "#0072b2", "#d55e00"
 SAME, DIFFERENT = "#009e73", "#cc79a7"
-GREY = "#777777"
+GREY, SOFT = "#777777", "#444444"
 CLASSES = ("benign", "melanoma")
-SIZE = (6.4, 5.6)  # inches; 960 × 840 pixels in the file
+SIZE = (6.4, 6.8)  # inches; 960 × 1020 pixels in the file
 EDGE = 1e-4  # on axes of log odds, probabilities are clipped to EDGE..1 - EDGE
 # The style of a figure: decorate the function with rc_context(STYLE), or rc_context(NO_GRID).
 STYLE: dict[Any, Any] = {
@@ -40,26 +37,11 @@ STYLE: dict[Any, Any] = {
 NO_GRID = STYLE | {"axes.grid": False}
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically; its folder is made if needed."""
-    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
-
-
-def save_drawn(drawn: Mapping[str, Figure | None], folder: Path) -> dict[str, bytes | None]:
-    """Save figures by file name, and remove those that are None; return what was written."""
-    for name, figure in drawn.items():
-        if figure:
-            save_figure(figure, folder / name)
-        else:
-            remove_file(folder / name)
-    return {name: (folder / name).read_bytes() if figure else None for name, figure in drawn.items()}
-
-
 def one_panel(name: str, what: str) -> tuple[Figure, Axes]:
     """Return a figure of the usual size with its title, see `set_title`, and its axes."""
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots()
-    set_title(axes, name, what)
+    set_title(figure, name, what)
     return figure, axes
 
 
@@ -74,12 +56,23 @@ def one_line(text: str, most: int) -> str:
     return brief(drawable(text.replace("\n", "?")), most)
 
 
-def set_title(axes: Axes, name: str, what: str) -> None:
-    """Set the title of one panel: the figure's name, then the set; long lines are wrapped."""
-    lines = [textwrap.fill(drawable(line), 62) for line in what.splitlines()]
-    axes.set_title("\n".join([name, *lines]), parse_math=False)  # a folder's name may hold a $
+def set_title(figure: Figure, name: str, what: str) -> None:
+    """Write a figure's name above its axes, and below it what it shows of which run; long lines are wrapped."""
+    width, height = figure.get_size_inches()
+    lines = [line for text in what.splitlines() for line in textwrap.wrap(drawable(text), int(13.5 * width))]
+    style: dict[str, Any] = {"va": "top", "linespacing": 1.25, "parse_math": False}  # a folder's name may hold a $
+    figure.text(0.1 / width, 1 - 0.1 / height, drawable(name), fontsize=13, fontweight="bold", **style)
+    figure.text(0.1 / width, 1 - 0.37 / height, "\n".join(lines), fontsize=9.5, color=SOFT, **style)
+    room = 0.45 + 0.165 * len(lines)  # inches
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - room / height))  # type: ignore[union-attr, call-arg]
 
 
-def set_suptitle(figure: Figure, name: str, what: str) -> None:
-    """Set the title of a figure of several panels: its name, then the set."""
-    figure.suptitle(f"{name}\n{drawable(what)}", fontsize=13, parse_math=False)
+def legend_below(figure: Figure, axes: Axes, ncols: int = 2) -> None:
+    """Draw the legend of axes below them, where it hides nothing."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, fontsize=9.5)
+
+
+def sign(figure: Figure, line: str) -> None:
+    """Write a line below the title of a figure that is not laid out by `set_title`."""
+    width, height = figure.get_size_inches()
+    figure.text(0.15 / width, 1 - 0.42 / height, drawable(line), va="top", fontsize=9.5, color=SOFT, parse_math=False)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from melanoma.common.errors import printable
+from melanoma.common.errors import counted, printable
 
 NOT_COMPUTED = "not computed"
 
@@ -49,12 +49,13 @@ class Table:
 
 def describe_set(metrics: Mapping[str, Any]) -> str:
     """Return the set's name and its numbers of images, melanomas and patients, and of groups where that is another."""
-    text = "{set}: {n:,} images, {n_melanoma:,} melanoma, {n_patients:,} patients".format_map(metrics)
+    counts = [("n", "image"), ("n_melanoma", "melanoma"), ("n_patients", "patient")]
     if metrics["n_groups"] != metrics["n_patients"]:
-        text += ", {n_groups:,} groups".format_map(metrics)
+        counts.append(("n_groups", "group"))
+    text = ", ".join(counted(metrics[key], noun) for key, noun in counts)
     if metrics["n_without_id"]:
         text += ", {n_without_id:,} images without a patient or lesion id".format_map(metrics)
-    return text
+    return f"{metrics['set']}: {text}"
 
 
 def interval_notes(metrics: Mapping[str, Any]) -> list[str]:
@@ -73,10 +74,12 @@ def interval_notes(metrics: Mapping[str, Any]) -> list[str]:
 def describe_metrics(metrics: Mapping[str, Any]) -> str:
     """Return the main metrics as text for the terminal."""
     lines = [f"{tile['name']:<34} {tile['value']}  {tile['detail']}".rstrip() for tile in headline(metrics)]
-    keys = ("partial_auc", "precision", "f1", "balanced_accuracy", "ece", "calibration_slope", "brier")
+    keys = ("partial_auc", "balanced_accuracy", "ece", "calibration_slope", "brier")
     lines += [f"{METRICS[key][0]:<34} {_number(metrics[key])}" for key in keys]
     lines += [row["verdict"] for row in metrics.get("controls", []) if row["verdict"]]
-    return "\n  ".join([printable(describe_set(metrics)), *lines, *interval_notes(metrics)])
+    return "\n  ".join(
+        [printable(describe_set(metrics)), printable(metrics["origin"]), *lines, *interval_notes(metrics)]
+    )
 
 
 def describe_comparison(found: Mapping[str, Any]) -> str:
@@ -102,6 +105,8 @@ def headline(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         ("specificity", ("specificity",), f"; {tn:,} true negatives of {tn + fp:,} benign lesions"),
         ("sensitivity at 90 % specificity", ("sensitivity_at_specificity", "90%"), f"; {_off_curve(metrics)}"),
         ("average precision", ("average_precision",), f"; chance: {metrics['n_melanoma'] / metrics['n']:.3f}"),
+        ("precision (PPV)", ("precision",), f"; {tp:,} melanomas of {tp + fp:,} called melanoma"),
+        ("F1", ("f1",), "; harmonic mean of precision and sensitivity"),
         ("accuracy", ("accuracy",), f"; always benign: {metrics['always_benign_accuracy']:.3f}"),
     ):
         value, interval = _at(metrics, path), _at(metrics["intervals"], path)
@@ -209,7 +214,8 @@ def setting_tables(settings: Mapping[str, Any], title: str = "") -> list[Table]:
     for key, value in settings.items():
         named = {key: value}
         if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            named = {f"{key} {i}": item for i, item in enumerate(value, start=1)}
+            several = len(value) > 1
+            named = {f"{key} {i}" if several else key: item for i, item in enumerate(value, start=1)}
         for name, own in named.items():
             if isinstance(own, Mapping):
                 tables += setting_tables(own, f"{title}, {name}" if title else name)

@@ -59,6 +59,7 @@ class Run:
     log: Sequence[Mapping[str, Any]]  # of the training, an entry for each epoch
     starts: Sequence[Mapping[str, Any]]  # when and how it was started and resumed
     data: str  # the folders that it was trained on
+    synthetic: bool  # they hold generated images
     network: Any  # Siamese network that returns embeddings (B, D) and logits (B,)
     dtype: torch.dtype  # of its matrix arithmetic
     references: np.ndarray  # embeddings (R, D) of the training part
@@ -185,7 +186,7 @@ def make_run(network: Any, feed: Feed, lesions: pd.DataFrame, dtype: torch.dtype
     network, dtype : see `Run`
     feed : of the images of training and validation part, on the device of the network
     lesions : see `Run`
-    about : name, settings, validation_fold, epoch, log, starts, data, as in `Run`
+    about : name, settings, validation_fold, epoch, log, starts, data, synthetic, as in `Run`
     """
     train, validation = (lesions[lesions["part"] == part] for part in ("train", "validation"))
     labels, rows = train["label"].to_numpy(), feed.cache.rows(train["image_name"])

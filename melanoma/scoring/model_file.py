@@ -17,7 +17,17 @@ from melanoma.scoring.ensemble import LESIONS, Run
 from melanoma.scoring.scores import SCORERS
 
 FORMAT = "lesion-model-1"
-PLAIN = ("name", "settings", "validation_fold", "epoch", "log", "starts", "data", "tested")  # stored as they are
+PLAIN = (
+    "name",
+    "settings",
+    "validation_fold",
+    "epoch",
+    "log",
+    "starts",
+    "data",
+    "synthetic",
+    "tested",
+)  # stored as they are
 MISSING = "name a file of train.py or predict.py --export"
 OTHERWISE = "export it again or name another"
 
@@ -50,11 +60,12 @@ def read_model(path: Path, build: Callable[[Mapping[str, Any]], Any], device: to
 
 def _packed(run: Run, slim: bool, first: bool) -> dict[str, Any]:
     """Return a run as tensors, numbers and texts; lesion cards show the first run's pictures alone."""
+    plain = {name: getattr(run, name) for name in PLAIN}
     starts = [{key: value for key, value in start.items() if key != "command"} for start in run.starts]
     pictures = {} if slim or not first else run.pictures
     lesions = None if slim or run.lesions is None else run.lesions
     return {
-        **{name: getattr(run, name) for name in PLAIN},
+        **plain,
         "name": Path(run.name).name,  # without the folders of this machine
         "starts": starts if slim else list(run.starts),
         "network": {name: value.cpu() for name, value in run.network.state_dict().items()},

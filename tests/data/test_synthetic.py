@@ -183,3 +183,10 @@ def test_a_folder_with_other_things_is_left_alone(name, tmp_path):
     with pytest.raises(InputError, match=f"^{tmp_path} is not an empty folder"):
         demo.write_demo(tmp_path, 900, 0)
     assert contents(tmp_path) == {name: b"years of work"}
+
+
+def test_generated_images_are_told_from_photographs(folder, tmp_path):
+    assert demo.is_generated(folder / "train") and demo.is_generated(folder)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg", comment=b"taken with a camera")
+    for other in (tmp_path, tmp_path / "nowhere", tmp_path / "photo.jpg"):
+        assert not demo.is_generated(other)

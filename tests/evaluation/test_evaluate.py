@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import cache_of
+from conftest import cache_of, titles_of
 from PIL import Image
 
 import predict
@@ -286,16 +286,18 @@ def test_a_run_and_its_checkpoint_alone_give_the_same_metrics(earlier: Config, t
 def test_figures_of_one_of_several_runs_name_it(trained: Config, tmp_path: Path, monkeypatch) -> None:
     titles = {}
 
-    def save_drawn(drawn, _):
-        titles.update({name: own.axes[0].get_title() for name, own in drawn.items() if own})
+    def save_drawn(drawn, *_):
+        titles.update({name: "".join(titles_of(own)) for name, own in drawn.items() if own})
         return {}
 
     monkeypatch.setattr(predict, "save_drawn", save_drawn)
     twin = Path(shutil.copytree(trained.run_dir, tmp_path / "twin"))
     predict.main(dataclasses.replace(trained, graph_dir=tmp_path), [twin, trained.run_dir])
     for name in ("t_SNE.png", "Pair_distances.png", "Train_average_loss.png"):
-        assert f"{twin}alone" in "".join(titles[name].split()), name
+        assert "twin alone" in titles[name], name
     assert "alone" not in titles["ROC_curve.png"]
+    for title in titles.values():
+        assert "2 runs twin, run · recipe baseline · data lesions/train · 20" in title
 
 
 def test_a_bad_label_file_is_told_before_anything_is_scored(trained: Config, tmp_path: Path, monkeypatch) -> None:

@@ -9,7 +9,14 @@ from conftest import cache_of
 
 from melanoma.evaluation import subgroups
 from melanoma.evaluation.bootstrap import brief_metrics
-from melanoma.evaluation.subgroups import memberships, srgb_to_lab, subgroup_table, typology_angle, typology_angles
+from melanoma.evaluation.subgroups import (
+    AGE_BANDS,
+    memberships,
+    srgb_to_lab,
+    subgroup_table,
+    typology_angle,
+    typology_angles,
+)
 
 FIGURES = ("auc", "auc_interval", "sensitivity", "specificity")
 
@@ -40,10 +47,10 @@ def judged(n: int = 400) -> pd.DataFrame:
 def test_a_row_has_the_figures_of_its_group_alone():
     table = judged()
     rows = subgroup_table(table, np.random.default_rng(0), 50)
-    assert (rows[0]["attribute"], rows[0]["group"]) == ("sex", "female")
-    own = table[table["sex"] == "female"]
-    expected = brief_metrics(own, np.random.default_rng(0), 50)
-    assert rows[0] == {"attribute": "sex", "group": "female", **expected} and expected["note"] == ""
+    largest = table.loc[table["sex"] != "", "sex"].mode()[0]
+    assert (rows[0]["attribute"], rows[0]["group"]) == ("sex", largest)
+    expected = brief_metrics(table[table["sex"] == largest], np.random.default_rng(0), 50)
+    assert rows[0] == {"attribute": "sex", "group": largest, **expected} and expected["note"] == ""
     assert json.loads(json.dumps(rows, allow_nan=False)) == rows
 
 
@@ -60,9 +67,9 @@ def test_small_groups_are_named_with_the_reason():
     table = judged()
     rows = {(row["attribute"], row["group"]): row for row in subgroup_table(table, np.random.default_rng(0), 10)}
     for key, note in (
-        (("sex", "unknown"), "too small: 0 melanomas, 5 are needed"),
-        (("age", "under 30"), "too small: 0 melanomas, 5 are needed"),
-        (("skin tone (estimate)", "dark"), "too small: 0 melanomas, 5 are needed"),
+        (("sex", "unknown"), "fewer than 5 melanomas"),
+        (("age", "under 30"), "fewer than 5 melanomas"),
+        (("skin tone (estimate)", "dark"), "fewer than 5 melanomas"),
     ):
         assert rows[key]["note"] == note
         assert {rows[key][name] for name in FIGURES} == {None}
@@ -72,7 +79,7 @@ def test_small_groups_are_named_with_the_reason():
 
 @pytest.mark.parametrize(
     ("melanomas", "benign", "note"),
-    [(5, 5, ""), (4, 50, "too small: 4 melanomas, 5 are needed"), (50, 4, "too small: 4 benign lesions, 5 are needed")],
+    [(5, 5, ""), (4, 50, "fewer than 5 melanomas"), (50, 4, "fewer than 5 benign lesions")],
 )
 def test_a_group_needs_five_of_each_class(melanomas, benign, note):
     n = melanomas + benign
@@ -95,6 +102,13 @@ def test_attributes_that_the_table_lacks_have_no_rows():
     groups = [row["group"] for row in subgroup_table(table, np.random.default_rng(0), 10)]
     assert groups == ["under 30", "30 to 44", "45 to 59", "60 to 74", "75 and older", "unknown"]
     assert subgroup_table(table.drop(columns="age"), np.random.default_rng(0), 10) == []
+
+
+def test_sites_come_from_the_largest_down_and_bands_in_their_order():
+    sites = ["torso", "oral", "unknown", "unknown", "unknown", "oral", "arm"]
+    found = memberships(pd.DataFrame({"site": sites, "age": [80.0, 10, 80, 80, 80, 50, 50]}))
+    assert list(found["site"].categories) == ["oral", "arm", "torso", "unknown"]
+    assert list(found["age"].categories) == list(AGE_BANDS)
 
 
 @pytest.mark.parametrize("blank", ["", None, np.nan, "unknown"])

@@ -1,14 +1,17 @@
 """Curves and charts show the numbers of the metrics, of the log and of the subgroups."""
 
+from typing import Any
+
 import numpy as np
 import pytest
-from conftest import points_of, save
+from conftest import points_of, save, titles_of
 from matplotlib.collections import LineCollection
 from matplotlib.colors import same_color
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from melanoma.evaluation.metrics import calibration_error, evaluate
+from melanoma.evaluation.metrics import evaluate
 from melanoma.report import curves, embeddings
 from melanoma.report import style as figures
 
@@ -33,11 +36,19 @@ ROWS = [
         "auc_interval": None,
         "note": "2 melanomas: too few",
     },
-    {"attribute": "site", "group": "oral", "n": 3, "n_melanoma": 0, "auc": None, "note": "no melanoma"},
+    {
+        "attribute": "site",
+        "group": "oral",
+        "n": 3,
+        "n_melanoma": 0,
+        "auc": None,
+        "auc_interval": None,
+        "note": "no melanoma",
+    },
 ]
 
 FIGURES = {
-    "Precision and recall": lambda y, p: curves.precision_recall(y, p, 0.5, (0.5, 0.5), WHAT),
+    "Precision and recall": lambda y, p: curves.precision_recall(y, p, 0.5, None, (0.5, 0.5), WHAT),
     "Sensitivity and specificity by threshold": lambda y, p: curves.rates_by_threshold(y, p, 0.5, (0.5, 0.5), WHAT),
     "Probabilities by class": lambda y, p: curves.score_histogram(y, p, 0.5, WHAT),
     "Calibration": lambda y, p: curves.calibration(y, p, 0.01, WHAT),
@@ -46,12 +57,10 @@ FIGURES = {
 ONE_CLASS_WILL_DO = ["Probabilities by class", "Calibration"]
 
 
-def legend_title(axes) -> str:
-    return axes.get_legend().get_title().get_text()
-
-
-def legend_texts(axes) -> list[str]:
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def legend_texts(owner) -> list[str]:
+    """The texts in the legend of axes, or in the one below the axes of a figure."""
+    legend = owner.legends[0] if isinstance(owner, Figure) else owner.get_legend()
+    return [text.get_text() for text in legend.get_texts()]
 
 
 def bars_of(axes) -> list:
@@ -70,7 +79,7 @@ def many(n: int, n_melanoma: int, rng: np.random.Generator) -> tuple[np.ndarray,
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_says_what_it_shows_and_is_of_readable_size(tmp_path, name):
     figure = FIGURES[name](LABELS, SCORES)
-    assert figure.axes[0].get_title() == f"{name}\n{WHAT}"
+    assert titles_of(figure) == [name, WHAT]
     assert all(axes.get_ylabel() for axes in figure.axes)
     assert figure.axes[-1].get_xlabel()
     image = save(figure, tmp_path / "figure.png")
@@ -94,30 +103,40 @@ def test_a_class_may_be_absent(name, labels):
     FIGURES[name](labels, np.full(len(labels), 0.4)).draw_without_rendering()
 
 
-def test_precision_recall_shows_curve_prevalence_and_point():
+def test_precision_recall_shows_curve_prevalence_and_point(monkeypatch):
     at = evaluate(LABELS, SCORES, 0.5)
-    axes = curves.precision_recall(
-        LABELS, SCORES, at["average_precision"], (at["sensitivity"], at["precision"]), WHAT
-    ).axes[0]
-    prevalence, curve, point = axes.lines
+    point = at["sensitivity"], at["precision"]
+    monkeypatch.setattr(curves, "LEAST_CALLED", 1)
+    figure = curves.precision_recall(LABELS, SCORES, at["average_precision"], [0.5, 0.9], point, WHAT)
+    curve, drawn, prevalence = figure.axes[0].lines
     assert points_of(prevalence)[:, 1].tolist() == [3 / 8, 3 / 8]
-    precision, recall, _ = precision_recall_curve(LABELS, SCORES)
-    np.testing.assert_array_equal(curve.get_xydata(), np.stack([recall, precision], axis=1)[:-1])
     # the area under the steps is the average precision
-    area = -np.diff(np.append(curve.get_xdata(), 0)) @ curve.get_ydata()
-    assert curve.get_drawstyle() == "steps-post"
-    assert area == pytest.approx(average_precision_score(LABELS, SCORES))
-    np.testing.assert_allclose(points_of(point), [[2 / 3, 2 / 3]])
-    assert legend_texts(axes) == [
-        "prevalence 37.50%",
-        "average precision 0.756",
+    recall, precision = points_of(curve).T
+    assert curve.get_drawstyle() == "steps-pre"
+    assert np.diff(np.append(0, recall)) @ precision == pytest.approx(average_precision_score(LABELS, SCORES))
+    np.testing.assert_allclose(points_of(drawn), [[2 / 3, 2 / 3]])
+    assert np.isclose(points_of(curve), points_of(drawn)).all(axis=1).any()  # it lies on the curve
+    assert legend_texts(figure) == [
+        "average precision 0.756 (0.500 to 0.900)",
         "threshold: recall 66.7%, precision 66.7%",
+        "prevalence, the precision of chance: 37.5%",
     ]
 
 
+def test_precision_recall_begins_where_five_images_are_called_melanoma():
+    curve = curves.precision_recall(LABELS, SCORES, 0.7, None, None, WHAT).axes[0].lines[0]
+    # called are 0.7 (melanoma), 0.65, 0.6 (melanoma), 0.4 and 0.3 (melanoma)
+    assert points_of(curve)[0].tolist() == [1, 3 / 5]
+    few = curves.precision_recall(LABELS[:4], SCORES[:4], 0.7, None, None, WHAT).axes[0].lines[0]
+    assert points_of(few).tolist() == [[1, 1 / 4]]
+
+
 def test_precision_recall_has_no_point_where_nothing_is_called_melanoma():
-    axes = curves.precision_recall(LABELS, SCORES, 0.7, None, WHAT).axes[0]
-    assert legend_texts(axes) == ["prevalence 37.50%", "average precision 0.700"]
+    figure = curves.precision_recall(LABELS, SCORES, 0.7, None, None, WHAT)
+    assert legend_texts(figure) == [
+        "average precision 0.700 (no interval: too few patients)",
+        "prevalence, the precision of chance: 37.5%",
+    ]
 
 
 def test_rates_at_every_threshold_are_those_of_the_metrics():
@@ -136,7 +155,8 @@ def test_rates_at_every_threshold_are_those_of_the_metrics():
     assert lines["threshold 0.5"][:, 0].tolist() == [0.5, 0.5]
     np.testing.assert_allclose(lines["sensitivity 66.7%"], [[0.5, 2 / 3]])
     np.testing.assert_allclose(lines["specificity 80.0%"], [[0.5, 0.8]])
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(lines)
+    assert legend_texts(figure) == list(lines)
+    assert "log-odds scale" in figure.axes[0].get_xlabel()
 
 
 def test_thresholds_of_folds_are_all_marked_and_the_point_stands_at_their_mean():
@@ -175,25 +195,32 @@ def test_probabilities_of_0_and_1_are_counted_at_the_edge():
     assert sum(bar.get_height() for bar in bars_of(benign)) == 2
 
 
-def test_calibration_shows_shares_counts_and_wilson_intervals():
-    labels, probabilities = many(2000, 300, np.random.default_rng(1))
-    probabilities = np.clip(probabilities * 8, 0, 1)
-    ece = calibration_error(labels, probabilities, np.ones((1, 2000)))[0]
-    upper, lower = curves.calibration(labels, probabilities, ece, WHAT).axes
-    perfect, observed = upper.lines[:2]
+def test_calibration_shows_the_shares_of_equally_large_groups_with_wilson_intervals():
+    labels, probabilities = many(2005, 300, np.random.default_rng(1))
+    figure = curves.calibration(labels, probabilities, 0.0123, WHAT)
+    axes = figure.axes[0]
+    perfect, observed = axes.lines[:2]
     assert points_of(perfect).tolist() == [[0, 0], [1, 1]]
-    counts = np.array([bar.get_height() for bar in bars_of(lower)])
-    np.testing.assert_allclose([bar.get_x() + bar.get_width() / 2 for bar in bars_of(lower)], np.arange(10) / 10 + 0.05)
-    assert counts.sum() == 2000
-    assert [text.get_text() for text in lower.texts] == [f"{int(count):,}" if count else "" for count in counts]
-    gaps = np.abs(np.diff(points_of(observed)))[:, 0]
-    assert gaps @ counts[counts > 0] / 2000 == pytest.approx(ece)  # the metrics' bins
-    assert legend_texts(upper) == ["perfect", f"observed, ECE {ece:.3f}"]
-    own = probabilities < 0.1
-    wilson = binomtest(int(labels[own].sum()), int(own.sum())).proportion_ci(method="wilson")
-    [bars] = upper.collections
+    assert observed.get_linestyle() == "None"  # groups are not joined
+    order = np.argsort(probabilities)
+    sizes = [201] * 5 + [200] * 5
+    groups = np.split(order, np.cumsum(sizes)[:-1])
+    expected = [[probabilities[own].mean(), labels[own].mean()] for own in groups]
+    np.testing.assert_allclose(points_of(observed), expected)
+    assert legend_texts(figure)[1] == "10 groups of 200 images, with Wilson's 95 % interval (ECE 0.012)"
+    [bars] = axes.collections
     assert isinstance(bars, LineCollection)
-    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [wilson.low, wilson.high])
+    for own, bar in zip(groups, bars.get_segments(), strict=True):
+        wilson = binomtest(int(labels[own].sum()), len(own)).proportion_ci(method="wilson")
+        np.testing.assert_allclose(bar[:, 1], [wilson.low, wilson.high], atol=1e-12)
+        assert wilson.high <= axes.get_ylim()[1]
+    assert axes.get_xlim() == axes.get_ylim()
+
+
+@pytest.mark.parametrize(("n", "groups"), [(1, 1), (9, 1), (25, 2), (5000, 10)])
+def test_small_sets_have_fewer_calibration_groups(n, groups):
+    observed = curves.calibration(np.arange(n) % 2, np.linspace(0.1, 0.6, n), 0.1, WHAT).axes[0].lines[1]
+    assert len(points_of(observed)) == groups
 
 
 # --- training ---
@@ -202,7 +229,8 @@ def test_calibration_shows_shares_counts_and_wilson_intervals():
 def test_learning_curves_show_losses_auc_distances_and_the_best_epoch():
     figure = curves.learning_curves(LOG, 2, WHAT)
     upper, middle, lower = figure.axes
-    assert (middle.get_ylabel(), lower.get_ylabel(), lower.get_xlabel()) == ("validation AUC", "mean distance", "epoch")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["average loss", "ROC AUC", "mean distance"]
+    assert lower.get_xlabel() == "epoch"
     for axes, expected in (
         (
             upper,
@@ -219,12 +247,16 @@ def test_learning_curves_show_losses_auc_distances_and_the_best_epoch():
             },
         ),
     ):
-        assert {line.get_label(): points_of(line).tolist() for line in axes.lines} == expected
-        assert axes.get_ylim()[0] == 0
+        *own, best = axes.lines
+        assert {line.get_label(): points_of(line).tolist() for line in own} == expected
+        assert points_of(best)[:, 0].tolist() == [2, 2]
+        values = np.concatenate([points_of(line)[:, 1] for line in own])
+        low, high = axes.get_ylim()
+        assert (high - low) < 1.2 * np.ptp(values)  # the axis fits the data
+        assert not any(line.get_clip_on() for line in own)  # no marker is cut
     auc, best = middle.lines
     assert points_of(auc).tolist() == [[1, 0.6], [2, 0.8], [3, 0.7]]
-    assert points_of(best)[:, 0].tolist() == [2, 2]
-    assert legend_texts(middle) == ["best: epoch 2"]
+    assert legend_texts(middle) == ["validation images", "best epoch: 2"]
 
 
 def test_a_run_of_one_epoch_has_learning_curves(tmp_path):
@@ -257,30 +289,39 @@ def test_confusion_matrix_of_one_class_has_no_share_of_nothing():
 def test_roc_shows_the_curve_its_auc_and_the_operating_point():
     auc, at = roc_auc_score(LABELS, SCORES), evaluate(LABELS, SCORES, 0.5)
     point = (1 - at["specificity"], at["sensitivity"])
-    axes = curves.roc(LABELS, SCORES, auc, point, WHAT, BAND).axes[0]
-    chance, curve, drawn = axes.lines
+    figure = curves.roc(LABELS, SCORES, auc, [0.5, 0.95], point, WHAT, BAND)
+    curve, drawn, chance = figure.axes[0].lines
     assert points_of(chance).tolist() == [[0, 0], [1, 1]]
     false_rate, true_rate, _ = roc_curve(LABELS, SCORES, drop_intermediate=False)
     np.testing.assert_array_equal(curve.get_xydata(), np.stack([false_rate, true_rate], axis=1))
     np.testing.assert_allclose(points_of(drawn), [[1 / 5, 2 / 3]])
     assert np.isclose(points_of(curve), points_of(drawn)).all(axis=1).any()  # it lies on the curve
-    assert legend_texts(axes) == [
-        "chance",
+    assert legend_texts(figure) == [
+        "AUC 0.800 (0.500 to 0.950)",
         "95 % of bootstrap samples",
-        "AUC 0.800",
         "threshold: sensitivity 66.7%, specificity 80.0%",
+        "chance",
     ]
-    [band] = axes.collections
+    [band] = figure.axes[0].collections
     corners = {tuple(corner) for corner in np.asarray(band.get_paths()[0].vertices).tolist()}
     assert corners >= {(0, 0), (0.5, 0.6), (1, 1), (0.5, 0.9), (0, 0.3)}
 
 
 def test_roc_over_too_few_groups_has_no_band_and_says_so():
-    axes = curves.roc(LABELS, SCORES, 0.8, (0.2, 0.6), WHAT, None).axes[0]
-    assert len(axes.collections) == 0
-    assert legend_title(axes) == "no interval: too few patients"
-    assert legend_texts(axes)[:2] == ["chance", "AUC 0.800"]
-    assert legend_title(curves.roc(LABELS, SCORES, 0.8, (0.2, 0.6), WHAT, BAND).axes[0]) == ""
+    figure = curves.roc(LABELS, SCORES, 0.8, None, (0.2, 0.6), WHAT, None)
+    assert len(figure.axes[0].collections) == 0
+    assert legend_texts(figure)[0] == "AUC 0.800 (no interval: too few patients)"
+
+
+@pytest.mark.parametrize("name", ["ROC curve", "Precision and recall", "Calibration", "Distances of pairs"])
+def test_the_legend_hides_nothing(name):
+    drawings = FIGURES | {"ROC curve": lambda y, p: curves.roc(y, p, 0.8, [0.6, 0.9], (0.2, 0.6), WHAT, BAND)}
+    figure = drawings[name](LABELS, SCORES)
+    figure.draw_without_rendering()
+    [legend] = figure.legends
+    drawn: Any = figure.axes[0].get_tightbbox()
+    assert not legend.get_window_extent().overlaps(drawn)
+    assert figure.bbox.fully_contains(*legend.get_window_extent().min)
 
 
 # --- forest ---
@@ -293,7 +334,7 @@ def texts_of(axes) -> list[str]:
 def test_forest_shows_each_group_with_its_interval_and_counts():
     figure = curves.forest(ROWS, 0.8, WHAT)
     axes, table = figure.axes
-    assert figure.get_suptitle() == f"AUC of subgroups\n{WHAT}"
+    assert titles_of(figure) == ["ROC AUC of subgroups", WHAT]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "sex",
         "female",
@@ -309,43 +350,57 @@ def test_forest_shows_each_group_with_its_interval_and_counts():
     assert points_of(male).tolist() == [[0.79, 2]]
     assert texts_of(table)[2:] == [
         "1,200 / 80",
-        "0.810 (0.750 to 0.860)",
+        "0.81 (0.75 to 0.86)",
         "1,300 / 90",
-        "0.790 (0.740 to 0.840)",
+        "0.79 (0.74 to 0.84)",
         "40 / 2",
-        "not computed",
+        "2 melanomas: too few",
         "3 / 0",
-        "not computed",
+        "no melanoma",
     ]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["chance", "all images: 0.800"]
+    assert legend_texts(figure) == ["chance", "all images: 0.800"]
 
 
-def test_groups_too_small_are_named_in_grey_with_the_reason():
-    axes, table = curves.forest(ROWS, 0.8, WHAT).axes
-    assert texts_of(axes) == ["2 melanomas: too few", "no melanoma"]
-    colours = [label.get_color() for label in axes.get_yticklabels()]
-    assert colours == ["black", "black", "black", "black", figures.GREY, figures.GREY]
-    assert [text.get_color() for text in table.texts if "/" in text.get_text()][1:] == [
-        "black",
-        "black",
-        figures.GREY,
-        figures.GREY,
+def test_groups_too_small_are_named_in_grey_with_the_reason_and_empty_ones_left_out():
+    rows: list[Any] = [
+        *ROWS,
+        {"attribute": "age", "group": "under 30", "n": 0, "n_melanoma": 0, "auc": None, "auc_interval": None},
     ]
+    axes, table = curves.forest(rows, 0.8, WHAT).axes
+    assert texts_of(axes) == []  # the lines cross no text
+    labels = axes.get_yticklabels()
+    assert [label.get_text() for label in labels][-1] == "oral"
+    assert [label.get_color() for label in labels] == ["black"] * 4 + [figures.GREY] * 2
+    grey = [text.get_text() for text in table.texts if text.get_color() == figures.GREY]
+    assert grey == ["40 / 2", "2 melanomas: too few", "3 / 0", "no melanoma"]
+
+
+def test_the_texts_of_a_forest_are_within_the_figure_and_do_not_overlap():
+    counts = {"n": 26_033, "n_melanoma": 4_610, "auc_interval": None}
+    rows = [{**ROWS[0], **counts}, {**ROWS[1], **counts, "auc": None, "note": "fewer than 5 benign lesions"}]
+    figure = curves.forest(rows, 0.8, WHAT)
+    figure.draw_without_rendering()
+    axes, table = figure.axes
+    for images, shown in zip(table.texts[::2], table.texts[1::2], strict=True):
+        assert axes.bbox.x1 < images.get_window_extent().x0
+        assert images.get_window_extent().x1 < shown.get_window_extent().x0
+        assert shown.get_window_extent().x1 < figure.bbox.x1
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS[2:], ROWS * 8])
 def test_forest_of_any_length_is_drawn(tmp_path, rows):
     image = save(curves.forest(rows, None, WHAT), tmp_path / "forest.png")
-    assert image.width == 1440
-    assert image.height == pytest.approx(150 * (1.9 + 0.3 * (len(rows) + len(rows) // 2 + len(rows) % 2)), abs=1)
+    assert image.width == 960
+    assert image.height == pytest.approx(150 * (2.1 + 0.26 * (len(rows) + len(rows) // 2 + len(rows) % 2)), abs=1)
 
 
-def test_a_group_without_an_interval_has_its_auc_and_no_bar():
+def test_a_group_without_an_interval_has_its_auc_in_grey_and_no_bar():
     axes, table = curves.forest([{**ROWS[0], "auc": 0.3, "auc_interval": None}, ROWS[1]], None, WHAT).axes
     few, male, interval = axes.lines[1:]
     assert [points_of(few).tolist(), points_of(male).tolist()] == [[[0.3, 1]], [[0.79, 2]]]
     assert points_of(interval).tolist() == [[0.74, 2], [0.84, 2]]
-    assert texts_of(table)[2:4] == ["1,200 / 80", "0.300 (too few patients)"]
+    assert texts_of(table)[2:4] == ["1,200 / 80", "0.30 (too few patients)"]
+    assert (few.get_color(), male.get_color()) == (figures.GREY, figures.BENIGN)
     assert axes.get_xlim()[0] < 0.3
 
 

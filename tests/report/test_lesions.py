@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from conftest import save
+from conftest import save, titles_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color, to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
+from melanoma.report.graph_folder import save_figure
 from melanoma.report.lesions import Neighbour, confident_errors, error_gallery, lesion_card
-from melanoma.report.style import BENIGN, MELANOMA, one_line, save_figure
+from melanoma.report.style import BENIGN, MELANOMA, one_line
 
 WHAT = "test: 8 images, 3 melanoma"
 VERDICT = ["called melanoma", "probability of melanoma 0.310"]
@@ -92,7 +93,7 @@ def test_a_class_with_few_references_has_a_shorter_row():
 )
 def test_a_card_of_any_name_and_heat_is_drawn(tmp_path, name, heat):
     figure = lesion_card(name, grey(0), heat, VERDICT, [Neighbour(name, grey(1), 0.0)], neighbours("B", 5))
-    save_figure(figure, tmp_path / "card.png")
+    save_figure(figure, tmp_path / "card.png", "mark")
     with Image.open(tmp_path / "card.png") as image:
         assert image.size == (1500, 1410)
         assert image.convert("L").getextrema() == (0, 255)
@@ -149,10 +150,10 @@ def test_error_gallery_shows_each_image_with_its_name_and_probability(tmp_path):
         {"fn": 14, "fp": 1},
         WHAT,
     )
-    assert figure.get_suptitle() == f"Most confident errors\n{WHAT}"
+    assert titles_of(figure) == ["Most confident errors", WHAT]
     missed, alarms = figure.subfigs
     assert missed.get_suptitle() == "14 false negatives (melanomas called benign); the 2 of lowest probability"
-    assert alarms.get_suptitle() == "1 false positives (benign lesions called melanoma); the 1 of highest probability"
+    assert alarms.get_suptitle() == "1 false positive (benign lesions called melanoma); the 1 of highest probability"
     assert [axes.get_title() for axes in missed.axes[:3]] == ["ISIC_1\np = 0.0123", "a_name_t…too_long\np = 0.2", ""]
     assert alarms.axes[0].get_title() == "a$b$\np = 0.987"
     shown = [np.asarray(axes.images[0].get_array())[0, 0, 0] for axes in figure.axes if axes.images]

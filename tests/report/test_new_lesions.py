@@ -68,7 +68,7 @@ def written(path: Path) -> pd.DataFrame:
 def quick_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cards are empty files: to draw one takes half a second."""
 
-    def touch(card: Figure, path: Path) -> None:
+    def touch(card: Figure, path: Path, mark: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
@@ -428,9 +428,10 @@ def test_flags_reach_what_they_are_for(monkeypatch):
         ["--graph-dir", "g", "a.jpg"],
         ["--submission", "--prevalence", "0.02"],
         [],
+        ["--figure-format", "pdf,svg", "--figure-dpi", "300"],
     ):
         assert call(monkeypatch, *arguments) == 0
-    photos, one, submission, evaluation = calls
+    photos, one, submission, evaluation, figures = calls
     assert photos == (
         "judge_photos",
         [Path("r").absolute(), Path("s").absolute()],
@@ -440,4 +441,5 @@ def test_flags_reach_what_they_are_for(monkeypatch):
     )
     assert one == ("judge_photos", [], [Path("a.jpg")], Choices(), None)
     assert submission == ("write_submission", [], Choices(prevalence=0.02))
-    assert evaluation == ("main", [], None, None, Choices(), None, "test")
+    assert evaluation == ("main", [], None, None, Choices(), None, "test", (), 150)
+    assert figures[-2:] == (("pdf", "svg"), 300)

@@ -22,6 +22,7 @@ from melanoma.report import page as report
 EVIL = "<script>alert('x')</script>\" onload=\"x"
 METRICS = {
     "set": "test",
+    "origin": "SYNTHETIC images · run siamese · recipe demo · data demo/train · 2026-11-27",
     "n": 961,
     "n_melanoma": 79,
     "n_patients": 402,
@@ -163,7 +164,7 @@ def png(width: int, height: int) -> bytes:
 
 
 FIGURES: dict[str, bytes | None] = {name: png(960, 840) for name in report.PICTURES}
-FIGURES |= {"t_SNE.png": png(1800, 720), "Subgroups.png": None}
+FIGURES |= {"t_SNE_panels.png": png(1440, 690), "Subgroups.png": None}
 
 
 def render(metrics=METRICS, figures=FIGURES, settings=SETTINGS, card=CARD) -> str:
@@ -254,7 +255,11 @@ def test_what_a_user_named_is_text_wherever_it_stands(page):
 def test_every_section_is_there_and_the_links_lead_to_them(page):
     ids = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
     assert ids == ["headline", "figures", "tables", "settings", "card"]
-    assert [a["href"] for tag, a in page.tags if tag == "a"] == [f"#{name}" for name in ids]
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert [link for link in links if link[1:] in ids] == [f"#{name}" for name in ids]
+    places = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert {link[1:] for link in links} == set(places)
+    assert len(links) == len(ids) + len(report.PICTURES) + 5  # tables of results
     assert list(page.tables) == [
         "All metrics",
         "Folds",
@@ -267,7 +272,8 @@ def test_every_section_is_there_and_the_links_lead_to_them(page):
         "started 1",
         "started 2",
     ]
-    assert "Evaluated on test: 961 images, 79 melanoma, 402 patients" in page.texts
+    assert page.texts.count(METRICS["origin"]) == 1
+    assert "Evaluated on test: 961 images, 79 melanomas, 402 patients" in page.texts
 
 
 def test_a_section_without_its_key_is_left_out():
@@ -282,7 +288,7 @@ def test_a_section_without_its_key_is_left_out():
 
 def test_every_figure_is_embedded_whole_with_its_caption_and_alt_text(page):
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    shown = [name for name in report.PICTURES if FIGURES[name]]
+    shown = [name for name in report.PICTURES if FIGURES[name] and name not in report.WIDE] + list(report.WIDE)
     assert len(images) == len(shown)
     for image, name in zip(images, shown, strict=True):
         data = image["src"].removeprefix("data:image/png;base64,")
@@ -290,10 +296,13 @@ def test_every_figure_is_embedded_whole_with_its_caption_and_alt_text(page):
         size = struct.unpack(">II", (FIGURES[name] or b"")[16:24])
         assert (int(image["width"]), int(image["height"])) == size
         title, caption = report.PICTURES[name]
-        assert image["alt"] == f"{title}, test: 961 images, 79 melanoma, 402 patients. {caption}"
+        what = f"test: 961 images, 79 melanomas, 402 patients, {METRICS['origin']}"
+        assert image["alt"] == f"{title}, {what}. {caption}"
         assert f"{title}." in page.texts
     wide = [attributes for tag, attributes in page.tags if tag == "figure" and "class" in attributes]
-    assert len(wide) == 1  # the maps
+    assert len(wide) == 2
+    hints = [text for text in page.texts if text.startswith("Scroll the figure sideways")]
+    assert len(hints) == 2
 
 
 def test_a_figure_that_was_not_drawn_says_why(page):
@@ -314,6 +323,8 @@ def test_headline_metrics_stand_with_intervals_and_counts():
         "specificity": ("0.687", "95 % interval 0.640 to 0.730; 606 true negatives of 882 benign lesions"),
         "sensitivity at 90 % specificity": ("0.532", "95 % interval 0.420 to 0.630; read off the test curve"),
         "average precision": ("0.300", "95 % interval 0.200 to 0.400; chance: 0.082"),
+        "precision (PPV)": ("0.181", "no interval; 67 melanomas of 343 called melanoma"),
+        "F1": ("0.298", "no interval; harmonic mean of precision and sensitivity"),
         "accuracy": ("0.701", "95 % interval 0.660 to 0.740; always benign: 0.918"),
     }
 
@@ -387,7 +398,7 @@ def test_images_without_an_id_are_told_beside_the_intervals():
     )
     first, *lines = tables.describe_metrics(metrics).splitlines()
     assert first == (
-        "test: 961 images, 79 melanoma, 402 patients, 700 groups, 298 images without a patient or lesion id"
+        "test: 961 images, 79 melanomas, 402 patients, 700 groups, 298 images without a patient or lesion id"
     )
     assert note in lines[-1]
     text = render(metrics)
@@ -414,7 +425,7 @@ def test_the_page_says_what_intervals_and_curve_hold_fixed(page):
 
 def test_the_model_card_counts_the_images_evaluated():
     card = model_card.model_card({**METRICS, "notes": ["One"]}, "here", [], "a network")
-    assert card["Evaluation data"] == "test: 961 images, 79 melanoma, 402 patients. One."
+    assert card["Evaluation data"] == "test: 961 images, 79 melanomas, 402 patients. One."
 
 
 def test_a_headline_metric_that_is_none_says_why():

@@ -1,15 +1,18 @@
 """Titles and saved pictures of all figures."""
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pytest
+from conftest import titles_of
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 from test_curves import BAND, LABELS, LOG, WHAT
 
 from melanoma.report import curves, embeddings
-from melanoma.report.style import save_figure
+from melanoma.report.graph_folder import save_figure
 
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.0])
 POINTS = np.arange(16.0).reshape(8, 2)
@@ -17,7 +20,7 @@ POINTS = np.arange(16.0).reshape(8, 2)
 FIGURES = {
     "learning": lambda: curves.learning_curves(LOG, 2, WHAT),
     "confusion": lambda: curves.confusion_matrix({"tp": 90, "fp": 1509, "tn": 5000, "fn": 27}, WHAT),
-    "roc": lambda: curves.roc(LABELS, SCORES, 0.7333, (0.2, 2 / 3), WHAT, BAND),
+    "roc": lambda: curves.roc(LABELS, SCORES, 0.7333, [0.6, 0.8], (0.2, 2 / 3), WHAT, BAND),
     "tsne": lambda: embeddings.tsne_map(POINTS, LABELS, WHAT),
 }
 
@@ -35,23 +38,36 @@ def test_a_figure_says_what_it_shows_of_which_set(name, title, x, y):
     figure = FIGURES[name]()
     assert isinstance(figure, Figure)
     axes = figure.axes[0]
-    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == (f"{title}\n{WHAT}", x, y)
+    assert (*titles_of(figure), axes.get_xlabel(), axes.get_ylabel()) == (title, WHAT, x, y)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_title_is_above_the_axes_and_within_the_figure(name):
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    title, subtitle = (text.get_window_extent() for text in figure.texts)
+    assert figure.bbox.contains(*title.max) and figure.bbox.contains(*subtitle.max)
+    boxes: list[Any] = [axes.get_tightbbox() for axes in figure.axes]
+    top = max(box.y1 for box in boxes)
+    assert title.y0 > subtitle.y1 and subtitle.y0 > top
 
 
 def test_a_long_title_is_wrapped_and_a_dollar_is_a_dollar(tmp_path):
     figure = embeddings.tsne_map(POINTS, LABELS, "a$^$b$\\frac$: 8 images\n" + "word " * 30)
-    name, first, *rest = figure.axes[0].get_title().splitlines()
+    name, subtitle = titles_of(figure)
+    first, *rest = subtitle.splitlines()
     assert (name, first) == ("t-SNE of the embeddings", "a$^$b$\\frac$: 8 images")
-    assert len(rest) == 3
-    assert max(map(len, rest)) <= 62
-    save_figure(figure, tmp_path / "dollar.png")  # as mathematics it would be an error
+    assert len(rest) == 2
+    figure.draw_without_rendering()
+    assert figure.texts[1].get_window_extent().x1 < figure.bbox.x1
+    save_figure(figure, tmp_path / "dollar.png", "mark")  # as mathematics it would be an error
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_save_figure_makes_the_folder_and_a_picture_of_readable_size(tmp_path, name):
     path = tmp_path / "new" / "graph" / f"{name}.png"
     settings = dict(matplotlib.rcParams)
-    save_figure(FIGURES[name](), path)
+    save_figure(FIGURES[name](), path, "mark")
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert 600 <= min(image.size) <= max(image.size) <= 1200

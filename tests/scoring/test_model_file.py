@@ -48,9 +48,15 @@ def headed(lesion_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Con
 @pytest.fixture
 def alone(headed: Config, tmp_path: Path) -> Config:
     """A machine that has no data and no run."""
-    nowhere = {name: tmp_path / "nowhere" / name for name in ("run_dir", "cache_dir")}
-    lost = {"train_image": (tmp_path / "nowhere",), "train_labels": (tmp_path / "nowhere.csv",)}
-    return dataclasses.replace(headed, graph_dir=tmp_path / "graph", **nowhere, **lost)
+    nowhere = tmp_path / "nowhere"
+    return dataclasses.replace(
+        headed,
+        graph_dir=tmp_path / "graph",
+        run_dir=nowhere / "run",
+        cache_dir=nowhere / "cache",
+        train_image=(nowhere / "train",),
+        train_labels=(nowhere / "train.csv",),
+    )
 
 
 def model_of(config: Config) -> Path:
@@ -300,7 +306,7 @@ def test_pictures_are_few_and_small(headed: Config, tmp_path: Path, monkeypatch:
     [read] = read_model(tmp_path / "few.pt", stored_network, CPU)
     assert read.pictures == run.pictures
     rows = list(read.pictures)
-    assert all(read.picture(row).shape == (20, 20, 3) for row in rows)
+    assert {np.shape(read.picture(row)) for row in rows} == {(20, 20, 3)}
     assert read.picture(next(row for row in range(36) if row not in rows)) is None
     model = predict.Model(predict.load_ensembles(headed, [tmp_path / "few.pt"]))
     names = set(read.reference_names[rows])

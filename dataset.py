@@ -21,7 +21,6 @@ from melanoma.common.script import run_script
 from melanoma.common.settings import Parser, add_flags, from_flags
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.check import check_files
-from melanoma.data.download import download_isic
 from melanoma.data.duplicates import list_duplicates, lists_in_use
 from melanoma.data.labels import Columns
 from melanoma.data.sources import Sources, describe_source, read_sources
@@ -415,6 +414,8 @@ def main() -> None:
         parser.error("--json goes with the summary alone")
     config = from_flags(Config, RECIPES, arguments)
     if arguments.download:
+        from melanoma.data.download import download_isic  # slow to import
+
         download_isic(arguments.download, arguments.with_test)
     elif arguments.generate:
         write_demo(arguments.generate, arguments.images, config.seed)

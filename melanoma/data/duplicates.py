@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.fft import dct
 from tqdm import tqdm
 
 from melanoma.common.errors import InputError, listed
@@ -133,6 +132,8 @@ def find_duplicates(cache: ImageCache, names: Sequence[str], least: float = ALIK
 
 def _spectra(cache: ImageCache, names: Sequence[str]) -> np.ndarray:
     """Return the weighted cosine transform of each image's luminance, float32 (N, F, F)."""
+    from scipy.fft import dct  # slow to import
+
     size = cache.pixels.shape[1]
     basis = dct(np.eye(size, dtype=np.float32), axis=0, norm="ortho")[:FREQUENCIES]
     frequency = np.arange(FREQUENCIES, dtype=np.float32)

@@ -6,10 +6,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
-from sklearn.utils import check_random_state
 
 from melanoma.common.errors import InputError
 
@@ -24,6 +20,9 @@ LARGE_SHARE, LARGE_COUNT = 0.02, 50  # of the images; a patient with more than b
 
 def connected(links: Sequence[tuple[np.ndarray, np.ndarray]], n: int) -> np.ndarray:
     """Return the component of each of n nodes, int (n,), that links between nodes (K,) and nodes (K,) connect."""
+    from scipy.sparse import coo_array  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
     first, second = (np.concatenate(ends) for ends in zip(*links, strict=True))
     return connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(n, n)), directed=False)[1]
 
@@ -71,13 +70,15 @@ def split_groups(table: pd.DataFrame, fold: int, seed: int, validation_fold: int
     ------
     InputError : a class with fewer than 5 groups
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import
+
     for label, name in ((1, "melanoma"), (0, "benign")):
         groups = table.loc[table["label"] == label, "group"].nunique()
         if groups < N_FOLDS:
             raise InputError(f"{groups} patients (groups) have {name} images: a split by patient needs {N_FOLDS}")
     # StratifiedGroupKFold(shuffle=True), done here: before scikit-learn 1.8 it shuffled without stratifying
     names, group = np.unique(table["group"], return_inverse=True)
-    place = np.argsort(check_random_state(seed).permutation(len(names)))
+    place = np.argsort(np.random.RandomState(seed).permutation(len(names)))
     strata = table["source"] + table["label"].astype(str)
     held_out = [test for _, test in StratifiedGroupKFold(N_FOLDS).split(table, strata, groups=place[group])]
     parts = np.full(len(table), "train", dtype="<U10")
@@ -92,6 +93,8 @@ def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
     One patient can be on both sides, so this reproduces published figures and estimates nothing. Validation is
     cut from the training part, an eighth of it. Returns and raises as `split_groups`.
     """
+    from sklearn.model_selection import train_test_split  # slow to import
+
     fewest = int(min((table["label"] == 0).sum(), (table["label"] == 1).sum()))
     if fewest < PUBLISHED_LEAST:
         raise InputError(f"one class has {fewest} images: a split by image needs {PUBLISHED_LEAST} of each class")

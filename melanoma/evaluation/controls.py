@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.ensemble import HistGradientBoostingClassifier
 from threadpoolctl import threadpool_limits
 
 from melanoma.data.cache import ImageCache
@@ -41,6 +40,8 @@ def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -
     The trees take blanks and categories as they are. A column that is blank throughout training is left out; without
     any column all scores are 0.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier  # slow to import
+
     columns = [name for name in columns if (train[name].notna() & (train[name] != "")).any()]
     if not columns:
         return np.zeros(len(test))

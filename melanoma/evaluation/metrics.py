@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
-from scipy.stats import binomtest
 
 LEVELS = (0.8, 0.9, 0.95)  # of specificity or sensitivity, at which the other one is given
 PREVALENCE = 0.0176  # share of melanomas in ISIC 2020: 584 of 33,126
@@ -72,6 +71,8 @@ def rate(hits: int, of: int) -> dict[str, Any]:
     Value and interval are None if `of` is 0. The interval assumes independent lesions; the bootstrap over groups
     does not.
     """
+    from scipy.stats import binomtest  # slow to import
+
     if not of:
         return {"value": None, "hits": hits, "of": of, "wilson": None}
     interval = binomtest(hits, of).proportion_ci(method="wilson")

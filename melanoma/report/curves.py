@@ -12,13 +12,11 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import seaborn as sns
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.special import expit, logit
-from sklearn.metrics import roc_curve
 
 from melanoma.common.errors import counted
 from melanoma.evaluation.metrics import rate, roc_counts
@@ -74,6 +72,8 @@ def describe_images(labels: np.ndarray) -> str:
 @rc_context(style.NO_GRID)
 def confusion_matrix(counts: Mapping[str, int], what: str) -> Figure:
     """Draw the confusion matrix {tp, fp, tn, fn}, each cell with its count and its share of the true class."""
+    import seaborn as sns  # slow to import
+
     table = np.array([[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]])
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     cells = zip(table.ravel(), shares.ravel(), strict=True)
@@ -110,6 +110,8 @@ def roc(
     `interval` is that of the AUC; `point` is 1 - specificity and sensitivity; `band` the curve's pointwise 95 %
     interval, see `bootstrap.roc_band`. Both intervals are None where there are too few groups.
     """
+    from sklearn.metrics import roc_curve  # slow to import
+
     false_rate, true_rate, _ = roc_curve(labels, scores, drop_intermediate=False)
     figure, axes = style.one_panel("ROC curve", what)
     axes.plot(false_rate, true_rate, color=style.BENIGN, linewidth=2, label=f"AUC {with_interval(auc, interval)}")
@@ -170,6 +172,8 @@ def rates_by_threshold(
 
     `point` is sensitivity and specificity; with several thresholds they need not lie on the curves.
     """
+    from sklearn.metrics import roc_curve  # slow to import
+
     false_rate, true_rate, levels = roc_curve(labels, probabilities, drop_intermediate=False)
     figure, axes = style.one_panel("Sensitivity and specificity by threshold", what)
     low, high = _log_odds_axis(axes, np.append(levels[1:], threshold))  # the first level is infinite

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 
 from melanoma.data.cache import ImageCache
 from melanoma.evaluation.bootstrap import roc_band
@@ -42,6 +41,8 @@ def draw_all(
     margin : of the contrastive loss
     rng : source of the benign images in the t-SNE map and of the ROC band's bootstrap samples
     """
+    from sklearn.manifold import TSNE  # slow to import
+
     names, labels, probability, threshold, megapixels = (
         table[name].to_numpy() for name in ("image_name", "label", "probability", "threshold", "megapixels")
     )

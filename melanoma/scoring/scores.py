@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_curve
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
@@ -79,8 +76,10 @@ def nearest_references(embeddings: np.ndarray, references: np.ndarray, count: in
     Euclidean distances, float64 (N, K), the nearest first; their rows of `references`, int64 (N, K)
     """
     # in float64, so that an image that is a reference itself lies at 0 to 7 digits
-    search = NearestNeighbors(n_neighbors=min(count, len(references)), algorithm="brute")
-    return search.fit(references.astype(np.float64)).kneighbors(embeddings.astype(np.float64))
+    pair = torch.from_numpy(embeddings).double(), torch.from_numpy(references).double()
+    distances = torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist")
+    nearest = distances.topk(min(count, len(references)), largest=False)
+    return nearest.values.numpy(), nearest.indices.numpy()
 
 
 def familiarity(distance: np.ndarray, usual: np.ndarray) -> np.ndarray:
@@ -122,6 +121,8 @@ class Platt:
 
         Scores that rank the wrong way round get a slope of nearly 0: calibration must not turn a wrong sign right.
         """
+        from sklearn.linear_model import LogisticRegression  # slow to import
+
         centre, spread = scores.mean(), scores.std() or 1.0
         model = LogisticRegression(C=1e4).fit(((scores - centre) / spread)[:, None], labels)
         slope = max(float(model.coef_[0, 0]) / spread, 1e-6 / spread)
@@ -193,6 +194,8 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, min_sensitivity: fl
     -------
     a threshold halfway between two neighbouring scores (or the lowest score); melanoma is score >= threshold
     """
+    from sklearn.metrics import roc_curve  # slow to import
+
     false_rate, true_rate, cuts = roc_curve(labels, scores, drop_intermediate=False)
     false_rate, true_rate, cuts = false_rate[1:], true_rate[1:], cuts[1:]  # the first calls nothing melanoma
     if min_sensitivity is None:

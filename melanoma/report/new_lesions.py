@@ -34,7 +34,7 @@ from melanoma.scoring.ensemble import (
     runs_of,
     score_together,
 )
-from melanoma.scoring.explain import grad_cam
+from melanoma.scoring.explain import heat_map
 from melanoma.scoring.scores import familiarity, nearest_references
 
 COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "familiarity", "known", "error"]
@@ -173,7 +173,7 @@ def draw_card(
     pixels, embedding : uint8 (S, S, 3), as the run saw it, and float (D,), by the run
     """
     run, scorer = ensembles[0].runs[0], ensembles[0].scorers[0]
-    heat = grad_cam(run.network, pixels, scorer, run.references, run.reference_labels, run.test_views)
+    heat = heat_map(run.network, pixels, scorer, run.references, run.reference_labels, run.test_views)
     names = run.table.loc[run.table["part"] == "train", "image_name"].to_numpy()
     nearest = []
     for label in (1, 0):
@@ -182,27 +182,37 @@ def draw_card(
         found = zip(names[own][places[0]], distances[0], strict=True)
         nearest.append([Neighbour(name, decode_image(run.paths[name], SIDE), distance) for name, distance in found])
     verdict = describe_verdict(row, alone=len(runs_of(ensembles)) == 1)
-    return lesion_card(row["path"], decode_image(path, SIDE), heat, verdict, *nearest)
+    return lesion_card(path.name, f"run {run.run_dir}", decode_image(path, SIDE), heat, verdict, *nearest)
 
 
 def describe_verdict(row: Mapping[str, Any], alone: bool) -> list[str]:
-    """Return what a card says of a row of the table of photos, in lines; alone : one run has judged."""
-    lines = [
-        f"called {row['decision']}",
-        f"probability of melanoma {row['probability']:.3f}",
-        f"melanoma from {row['threshold']:.3f} on",
-        "",
-        f"nearest training lesion at {row['nearest_distance']:.3f}",
-        f"{100 * row['familiarity']:.1f} % of the validation images",
-        "lie as far from theirs",
-    ]
+    """Return what a card says of a row of the table of photos, in sentences; alone : one run has judged.
+
+    The first is the call; of a lesion unlike anything seen no call is made: a warning stands in its place.
+    """
+    probability = f"probability of melanoma {probability_text(row['probability'])}"
     if row["familiarity"] < UNFAMILIAR:
-        lines.append("unlike anything seen: do not trust it")
+        lines = ["unlike anything seen: do not trust it", probability]
+    else:
+        lines = [f"called {row['decision']}: {probability}", f"called melanoma from {row['threshold']:.3f} on"]
+    lines += [
+        "",
+        f"nearest training lesion {row['nearest_distance']:.3f} away in the embedding",
+        f"familiarity {100 * row['familiarity']:.1f} %: share of validation images as far from theirs",
+        "",
+    ]
     if row["known"]:
         lines.append("a picture that a run was trained on: no test of it")
     if not alone:
         lines.append("map and neighbours: by the first run")
-    return [*lines, "", "research software,", "not a medical device"]
+    return [*lines, "research software, not a medical device"]
+
+
+def probability_text(probability: float) -> str:
+    """Return a probability with three decimals; "< 0.001" or "> 0.999" where it would be rounded to 0 or 1."""
+    if probability < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if probability >= 0.9995 else f"{probability:.3f}"
 
 
 def unique_name(stem: str, taken: set[str]) -> str:

@@ -62,10 +62,6 @@ class Conv3(Backbone):
         """Return the parts from input to output."""
         return [*self.convolutions, self.fc1]
 
-    def last_map(self) -> nn.Module:
-        """Return the last convolution; its map, (B, 64, S/4, S/4), is not yet pooled and rectified."""
-        return self.convolutions[-1]
-
 
 class SiameseNetwork(nn.Module):
     """One embedding network for both images of a pair: backbone, linear layer, and if wanted a unit length and a head.

@@ -33,10 +33,6 @@ class Backbone(nn.Module):
         """Return the parts from input to output, so that the first of them can be frozen."""
         raise NotImplementedError
 
-    def last_map(self) -> nn.Module | None:
-        """Return the part whose output is the last map of features, (B, C, height, width); None: there is no map."""
-        raise NotImplementedError
-
 
 def field_means(features: Tensor, grid: int) -> Tensor:
     """Return the means of grid × grid fields of a map, (B, C grid²), of features (B, C, height, width)."""
@@ -106,18 +102,6 @@ class TorchvisionBackbone(Backbone):
         """Return the parts from input to output."""
         parts = getattr(self.model, "features", self.model)
         return list(parts.children())
-
-    def last_map(self) -> nn.Module | None:
-        """Return what stands before the pooling; None for a vision transformer, which keeps a list of patches."""
-        if self.grid > 1:
-            return self.model
-        children = dict(self.model.named_children())
-        if "encoder" in children:
-            return None
-        names = list(children)
-        before = names[: names.index("avgpool") if "avgpool" in names else -1]
-        last = children[before[-1]]
-        return last[-1] if isinstance(last, nn.ModuleList) else last
 
 
 def import_torchvision() -> ModuleType:

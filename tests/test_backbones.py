@@ -56,30 +56,6 @@ def test_a_classifier_without_its_last_layer_gives_that_layers_input(resnet):
 
 
 @pytest.mark.parametrize(
-    ("name", "grid", "shape"),
-    [
-        ("conv3", 1, (64, 16, 16)),
-        ("resnet18", 1, (512, 2, 2)),
-        ("resnet18", 2, (512, 2, 2)),
-        ("mobilenet_v2", 1, (1280, 2, 2)),
-        ("mobilenet_v2", 4, (1280, 2, 2)),
-        ("mnasnet0_5", 1, (1280, 2, 2)),
-        ("shufflenet_v2_x0_5", 1, (1024, 2, 2)),
-        ("regnet_y_400mf", 1, (440, 2, 2)),
-        ("swin_t", 1, (768, 2, 2)),
-    ],
-)
-def test_the_last_map_has_channels_and_places(name, grid, shape):
-    network = build_network(name, 64, 4, weights="none", grid=grid)
-    maps = []
-    last_map = network.backbone.last_map()
-    assert last_map is not None
-    last_map.register_forward_hook(lambda module, inputs, output: maps.append(output))
-    network.eval().embed(images(2, 64))
-    assert [tuple(own.shape) for own in maps] == [(2, *shape)]
-
-
-@pytest.mark.parametrize(
     ("name", "channels"), [("resnet18", 512), ("mobilenet_v2", 1280), ("regnet_y_400mf", 440), ("swin_t", 768)]
 )
 def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, channels):

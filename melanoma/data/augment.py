@@ -305,9 +305,3 @@ def flips_and_turns(images: Tensor, count: int) -> Iterator[Tensor]:
     for number in range(count):
         flipped = images.flip(3) if number >= 4 else images
         yield torch.rot90(flipped, number % 4, (2, 3)).contiguous(memory_format=torch.channels_last)
-
-
-def turn_back(views: Tensor) -> Tensor:
-    """Undo `flips_and_turns` on maps of the views of one image, (V, H, H)."""
-    back = [torch.rot90(view, -(number % 4), (0, 1)) for number, view in enumerate(views)]
-    return torch.stack([view.flip(1) if number >= 4 else view for number, view in enumerate(back)])

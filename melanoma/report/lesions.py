@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,10 @@ from melanoma.report.style import BENIGN, GREY, MELANOMA, NO_GRID, one_line, set
 
 HEAT = LinearSegmentedColormap.from_list("heat", [BENIGN, "white", MELANOMA])
 SIGN = ListedColormap([BENIGN, MELANOMA])
-NAME_LENGTH = 20  # characters of a name that fit above an image of a card's lower rows
+NAME_LENGTH = 19  # characters of a name that fit above an image of a card's lower rows
 ERROR_NAME_LENGTH = 17  # and above an image of the errors
-TITLE_LENGTH = 80
+TITLE_LENGTH, ORIGIN_LENGTH = 70, 100
+VERDICT_WIDTH = 36  # characters of a line of the verdict
 ERRORS = 6  # of either kind in the gallery
 NEIGHBOURS = 5  # of each class on a card, in a row
 WIDTH, HEIGHT = 10.0, 9.4  # inches
@@ -27,7 +29,10 @@ WIDTH, HEIGHT = 10.0, 9.4  # inches
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training lesion close to the judged one: pixels uint8 (S, S, 3), and the distance of their embeddings."""
+    """A training lesion close to the judged one: pixels uint8 (S, S, 3), and the distance of their embeddings.
+
+    A model may come without the pictures and names of its training lesions: then pixels is None, and name may be "".
+    """
 
     name: str
     pixels: np.ndarray | None
@@ -37,8 +42,9 @@ class Neighbour:
 @rc_context(NO_GRID | {"axes.titlesize": 11})
 def lesion_card(
     name: str,
+    origin: str,
     pixels: np.ndarray,
-    heat: np.ndarray | None,
+    heat: np.ndarray,
     verdict: Sequence[str],
     melanomas: Sequence[Neighbour],
     benign: Sequence[Neighbour],
@@ -48,27 +54,31 @@ def lesion_card(
     Parameters
     ----------
     name, pixels : of the lesion, uint8 array of shape (S, S, 3)
-    heat : float array of shape (H, H) over the same square, > 0 where evidence is for melanoma, < 0 for benign, or None
-    verdict : lines of text; the first is set in bold
+    origin : what judged it, one line
+    heat : float array of shape (H, H) over the same square, > 0 where evidence is for melanoma, < 0 for benign
+    verdict : sentences, each begins a line; the first leads in bold, the others are grey
     melanomas, benign : the nearest first, at most `NEIGHBOURS` each
     """
     figure = Figure(figsize=(WIDTH, HEIGHT))
-    title = one_line(name, TITLE_LENGTH)
-    figure.text(0.015, 0.985, title, va="top", fontsize=12, fontweight="bold", parse_math=False)
+    title, subtitle = one_line(name, TITLE_LENGTH), one_line(origin, ORIGIN_LENGTH)
+    figure.text(0.015, 0.985, title, va="top", fontsize=13, fontweight="bold", parse_math=False)
+    figure.text(0.015, 0.96, subtitle, va="top", fontsize=10, color=GREY, parse_math=False)
     _picture(_axes(figure, 0.15, 5.65, 2.95, 2.95), pixels, "lesion", "black")
-    mapped, bar = _axes(figure, 3.3, 5.65, 2.95, 2.95), _axes(figure, 6.35, 5.65, 0.14, 2.95)
-    _heat_map(mapped, bar, pixels, heat)
-    for i, line in enumerate(verdict):
-        weight = "normal" if i else "bold"
-        figure.text(7.0 / WIDTH, (8.6 - 0.26 * i) / HEIGHT, line, va="top", fontsize=11, fontweight=weight)
-    for bottom, heading, colour, row in (
-        (2.9, "nearest melanomas of the training part", MELANOMA, melanomas),
-        (0.15, "nearest benign lesions of the training part", BENIGN, benign),
-    ):
-        figure.text(0.015, (bottom + 2.35) / HEIGHT, heading, color=colour, fontsize=12, fontweight="bold")
+    _heat_map(_axes(figure, 3.3, 5.65, 2.95, 2.95), _axes(figure, 6.35, 5.65, 0.14, 2.95), pixels, heat)
+    headline = textwrap.fill(verdict[0], VERDICT_WIDTH - 8)
+    body = "\n".join(textwrap.fill(sentence, VERDICT_WIDTH) for sentence in verdict[1:])
+    figure.text(6.9 / WIDTH, 8.6 / HEIGHT, headline, va="top", fontsize=12, fontweight="bold", linespacing=1.3)
+    top = 8.5 - 0.24 * len(headline.splitlines())
+    figure.text(6.9 / WIDTH, top / HEIGHT, body, va="top", fontsize=11, color=GREY, linespacing=1.3)
+    for bottom, kind, colour, row in ((2.9, "melanoma", MELANOMA, melanomas), (0.15, "benign", BENIGN, benign)):
+        heading = f"nearest {'melanomas' if kind == 'melanoma' else 'benign lesions'} of the training part"
+        explained = "by distance in the embedding: small = alike"
+        y = (bottom + 2.37) / HEIGHT
+        figure.text(0.015, y, heading, color=colour, fontsize=12, fontweight="bold")
+        figure.text(0.985, y, explained, color=GREY, fontsize=11, ha="right")
         for i, neighbour in enumerate(row):
             axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / NEIGHBOURS, bottom, 1.84, 1.84)
-            label = f"{one_line(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
+            label = f"{one_line(neighbour.name or kind, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
             _picture(axes, neighbour.pixels, label, colour)
     return figure
 
@@ -78,27 +88,26 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
     return figure.add_axes((left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT))
 
 
-def _picture(axes: Axes, pixels: np.ndarray, title: str, colour: str) -> None:
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
-    axes.set_title(title, fontsize=9 if "\n" in title else 11, parse_math=False)
+def _picture(axes: Axes, pixels: np.ndarray | None, title: str, colour: str) -> None:
+    if pixels is None:
+        axes.text(0.5, 0.5, "the model holds\nno picture", color=GREY, ha="center", va="center")
+    else:
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
+    axes.set_title(title, fontsize=10 if "\n" in title else 11, parse_math=False)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=1.5)
 
 
-def _heat_map(axes: Axes, bar: Axes, pixels: np.ndarray, heat: np.ndarray | None) -> None:
+def _heat_map(axes: Axes, bar: Axes, pixels: np.ndarray, heat: np.ndarray) -> None:
     """Draw a heat map over the lesion in grey: colour shows the sign, opacity the strength."""
-    if heat is None:
-        _picture(axes, pixels.mean(axis=2), "no heat map: the backbone has no map", "black")
-        bar.axis("off")
-        return
-    _picture(axes, pixels.mean(axis=2), "evidence (Grad-CAM)", "black")
+    _picture(axes, pixels.mean(axis=2), "evidence (integrated gradients)", "black")
     strength = np.abs(heat) / (np.abs(heat).max() or 1.0)
     colours = SIGN((heat > 0).astype(int))  # (H, H, 4)
     colours[..., 3] = 0.85 * strength
     axes.imshow(colours, interpolation="bilinear", extent=(0, 1, 1, 0))
     axes.figure.colorbar(ScalarMappable(Normalize(-1, 1), HEAT), cax=bar, ticks=[])
-    for y, text, va in ((0.0, "benign", "bottom"), (1.0, "melanoma", "top")):
+    for y, text, va in ((0.0, "for benign", "bottom"), (1.0, "for melanoma", "top")):
         bar.text(1.5, y, text, rotation=90, va=va, color=GREY, transform=bar.transAxes)
 
 

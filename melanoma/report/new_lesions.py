@@ -22,9 +22,8 @@ from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.labels import read_test_names
 from melanoma.report.graph_folder import Origin, clear_others, save_figure
 from melanoma.report.lesions import NEIGHBOURS, Neighbour, lesion_card
-from melanoma.report.style import one_line, sign
+from melanoma.report.style import one_line
 from melanoma.scoring.ensemble import Decode, Ensemble, decode_all, score_together
-from melanoma.scoring.explain import grad_cam
 from melanoma.scoring.model import Model
 
 CARDS = 200  # of more photos no cards are drawn unless asked for, and the terminal shows the first
@@ -70,8 +69,8 @@ def judge_photos(
             for row, embedding, own in zip(readable.itertuples(), embeddings, pixels, strict=True):
                 if drawn:
                     path = Path(part[row.Index])
-                    card = draw_card(model, decode_image(path, SIDE), row._asdict(), own, embedding)
-                    sign(card, origin.line)
+                    photo = decode_image(path, SIDE)
+                    card = draw_card(model, photo, row._asdict(), own, embedding, origin.line)
                     save_figure(card, folder / f"{unique_name(path.stem, taken)}.png", origin.mark)
                 bar.update()
     table = pd.concat(tables, ignore_index=True)
@@ -101,8 +100,8 @@ def describe_photos(table: pd.DataFrame) -> str:
         flag = "  unlike anything seen" if row["familiarity"] < UNFAMILIAR else ""
         flag += "  a picture that a run was trained on" if row["known"] else ""
         lines.append(
-            f"{name}  {row['probability']:>11.3f}  {row['decision']:<8}  {row['nearest_distance']:>7.3f}  "
-            f"{100 * row['familiarity']:>9.1f} %{flag}"
+            f"{name}  {probability_text(row['probability']):>11}  {row['decision']:<8}  "
+            f"{row['nearest_distance']:>7.3f}  {100 * row['familiarity']:>9.1f} %{flag}"
         )
     if len(table) > CARDS:
         lines.append(f"... and {len(table) - CARDS:,} more")
@@ -118,7 +117,7 @@ def describe_photos(table: pd.DataFrame) -> str:
 
 
 def draw_card(
-    model: Model, photo: np.ndarray, row: Mapping[str, Any], pixels: np.ndarray, embedding: np.ndarray
+    model: Model, photo: np.ndarray, row: Mapping[str, Any], pixels: np.ndarray, embedding: np.ndarray, origin: str
 ) -> Figure:
     """Draw the card of a photo, with the heat map and the neighbours that the first run sees.
 
@@ -127,31 +126,41 @@ def draw_card(
     photo : uint8 (S, S, 3)
     row : of the table of `Model.predict`
     pixels, embedding : uint8 (S, S, 3), as the run saw it, and float (D,), by the run
+    origin : see `Origin.line`
     """
-    run, scorer = model.first, model.ensembles[0].scorers[0]
-    heat = grad_cam(run.network, pixels, scorer, run.references, run.reference_labels, run.test_views)
     nearest = [[Neighbour(*one) for one in own] for own in model.neighbours(embedding, NEIGHBOURS)]
-    return lesion_card(row["path"], photo, heat, describe_verdict(row, model.alone), *nearest)
+    verdict = describe_verdict(row, model.alone)
+    return lesion_card(Path(row["path"]).name, origin, photo, model.heat_map(pixels), verdict, *nearest)
 
 
 def describe_verdict(row: Mapping[str, Any], alone: bool) -> list[str]:
-    """Return what a card says of a row of the table of photos, in lines; alone : one run has judged."""
-    lines = [
-        f"called {row['decision']}",
-        f"probability of melanoma {row['probability']:.3f}",
-        f"melanoma from {row['threshold']:.3f} on",
-        "",
-        f"nearest training lesion at {row['nearest_distance']:.3f}",
-        f"{100 * row['familiarity']:.1f} % of the validation images",
-        "lie as far from theirs",
-    ]
+    """Return what a card says of a row of the table of photos, in sentences; alone : one run has judged.
+
+    The first is the call; of a lesion unlike anything seen no call is made: a warning stands in its place.
+    """
+    probability = f"probability of melanoma {probability_text(row['probability'])}"
     if row["familiarity"] < UNFAMILIAR:
-        lines.append("unlike anything seen: do not trust it")
+        lines = ["unlike anything seen: do not trust it", probability]
+    else:
+        lines = [f"called {row['decision']}: {probability}", f"called melanoma from {row['threshold']:.3f} on"]
+    lines += [
+        "",
+        f"nearest training lesion {row['nearest_distance']:.3f} away in the embedding",
+        f"familiarity {100 * row['familiarity']:.1f} %: share of validation images as far from theirs",
+        "",
+    ]
     if row["known"]:
         lines.append("a picture that a run was trained on: no test of it")
     if not alone:
         lines.append("map and neighbours: by the first run")
-    return [*lines, "", "research software,", "not a medical device"]
+    return [*lines, "research software, not a medical device"]
+
+
+def probability_text(probability: float) -> str:
+    """Return a probability with three decimals; "< 0.001" or "> 0.999" where it would be rounded to 0 or 1."""
+    if probability < 0.0005:
+        return "< 0.001"
+    return "> 0.999" if probability >= 0.9995 else f"{probability:.3f}"
 
 
 def unique_name(stem: str, taken: set[str]) -> str:

@@ -70,9 +70,3 @@ def set_title(figure: Figure, name: str, what: str) -> None:
 def legend_below(figure: Figure, axes: Axes, ncols: int = 2) -> None:
     """Draw the legend of axes below them, where it hides nothing."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=ncols, fontsize=9.5)
-
-
-def sign(figure: Figure, line: str) -> None:
-    """Write a line below the title of a figure that is not laid out by `set_title`."""
-    width, height = figure.get_size_inches()
-    figure.text(0.15 / width, 1 - 0.42 / height, drawable(line), va="top", fontsize=9.5, color=SOFT, parse_math=False)

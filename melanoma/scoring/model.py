@@ -22,6 +22,7 @@ from melanoma.scoring.ensemble import (
     runs_of,
     score_together,
 )
+from melanoma.scoring.explain import heat_map
 from melanoma.scoring.scores import familiarity, nearest_references
 
 COLUMNS = ["path", "probability", "threshold", "decision", "nearest_distance", "nearest_label", "nearest_name"]
@@ -163,6 +164,14 @@ class Model:
             named = zip(first.reference_names[rows], map(first.picture, rows), distances[0].tolist(), strict=True)
             found.append(list(named))
         return found
+
+    def heat_map(self, pixels: np.ndarray) -> np.ndarray:
+        """Return what speaks for melanoma in an image, above 0, and for benign, below, by the first run.
+
+        pixels : uint8 (S, S, 3), as `judge` yields them; the map is float32 (S, S), see `explain.heat_map`
+        """
+        first, scorer = self.first, self.ensembles[0].scorers[0]
+        return heat_map(first.network, pixels, scorer, first.references, first.reference_labels, first.test_views)
 
 
 def _listed(images: Photo | Sequence[Photo]) -> list[Path | Image.Image]:

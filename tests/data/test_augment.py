@@ -13,17 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from melanoma.data import augment
-from melanoma.data.augment import (
-    VIEWS,
-    Normalize,
-    ViewRanges,
-    Views,
-    apply_views,
-    draw_views,
-    flips_and_turns,
-    show,
-    turn_back,
-)
+from melanoma.data.augment import VIEWS, Normalize, ViewRanges, Views, apply_views, draw_views, flips_and_turns, show
 
 SIZE = 16
 IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
@@ -458,13 +448,6 @@ def test_flips_and_turns_are_the_eight_of_the_square():
         assert sum(torch.equal(view, other) for other in views) == 1
         assert view.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(views[0], images)
-
-
-@pytest.mark.parametrize("count", [1, 8])
-def test_maps_of_the_views_are_turned_back_to_how_the_image_lies(count):
-    image = random_images(1)
-    maps = torch.cat([view[:, 0] for view in flips_and_turns(image, count)])
-    assert torch.equal(turn_back(maps), image[:, 0].expand(count, -1, -1))
 
 
 def test_one_view_is_the_image_as_it_is():

@@ -117,8 +117,13 @@ def test_a_run_on_generated_images_says_so_and_clears_the_figures_of_another(tmp
         assert marks_of(path) == {mark}, path
     assert line in (config.graph_dir / "report.html").read_text(encoding="utf-8")
 
-    signed = []
-    monkeypatch.setattr(new_lesions, "sign", lambda card, text: signed.append(text))
+    signed, draw = [], new_lesions.lesion_card
+
+    def spy(name, origin, *others):
+        signed.append(origin)
+        return draw(name, origin, *others)
+
+    monkeypatch.setattr(new_lesions, "lesion_card", spy)
     predict.judge_photos(config, [], [next(config.train_image[0].iterdir())])
     [card] = (config.graph_dir / "lesions").iterdir()
     assert signed == [metrics["origin"]] and marks_of(card) == {mark}

@@ -10,10 +10,13 @@ from PIL import Image
 
 from melanoma.report.graph_folder import save_figure
 from melanoma.report.lesions import Neighbour, confident_errors, error_gallery, lesion_card
-from melanoma.report.style import BENIGN, MELANOMA, one_line
+from melanoma.report.new_lesions import describe_verdict
+from melanoma.report.style import BENIGN, GREY, MELANOMA, one_line
 
 WHAT = "test: 8 images, 3 melanoma"
-VERDICT = ["called melanoma", "probability of melanoma 0.310"]
+VERDICT = ["called melanoma", "probability 0.310", "", "familiarity 50.0 %"]
+ORIGIN = "run runs/demo, generated images"
+HEAT = np.eye(4)
 
 
 def grey(value: int) -> np.ndarray:
@@ -24,8 +27,8 @@ def neighbours(prefix: str, count: int) -> list[Neighbour]:
     return [Neighbour(f"{prefix}{i}", grey(10 * i), 0.25 * i) for i in range(count)]
 
 
-def card(name: str = "photo.jpg", heat: np.ndarray | None = None, benign: int = 5) -> Figure:
-    return lesion_card(name, grey(200), heat, VERDICT, neighbours("M", 5), neighbours("B", benign))
+def card(heat: np.ndarray = HEAT, benign: int = 5) -> Figure:
+    return lesion_card("photo.jpg", ORIGIN, grey(200), heat, VERDICT, neighbours("M", 5), neighbours("B", benign))
 
 
 def texts(figure: Figure) -> list[str]:
@@ -37,16 +40,20 @@ def titles(figure: Figure) -> list[str]:
 
 
 def test_a_card_names_the_lesion_the_verdict_and_all_neighbours_with_their_distances():
-    figure = card(heat=np.ones((4, 4)))
+    figure = card()
+    explained = "by distance in the embedding: small = alike"
     assert texts(figure) == [
         "photo.jpg",
-        *VERDICT,
-        "nearest melanomas of the training part",
-        "nearest benign lesions of the training part",
+        ORIGIN,
+        "called melanoma",
+        "probability 0.310\n\nfamiliarity 50.0 %",
+        *("nearest melanomas of the training part", explained),
+        *("nearest benign lesions of the training part", explained),
     ]
+    assert [text.get_text() for text in figure.axes[2].texts] == ["for benign", "for melanoma"]
     assert titles(figure) == [
         "lesion",
-        "evidence (Grad-CAM)",
+        "evidence (integrated gradients)",
         *(f"M{i}\ndistance {0.25 * i:.3f}" for i in range(5)),
         *(f"B{i}\ndistance {0.25 * i:.3f}" for i in range(5)),
     ]
@@ -71,10 +78,18 @@ def test_the_heat_is_opaque_where_it_is_strong_and_coloured_by_its_sign():
     np.testing.assert_allclose(drawn[1, 1, :3], to_rgba(BENIGN)[:3])
 
 
-def test_without_a_heat_map_the_card_says_so():
-    figure = card(heat=None)
-    assert titles(figure)[1] == "no heat map: the backbone has no map"
-    assert len(figure.axes[1].images) == 1
+def test_only_the_first_sentence_of_the_verdict_is_bold_and_black():
+    headline, body = card().texts[2:4]
+    assert (headline.get_fontweight(), headline.get_color()) == ("bold", "black")
+    assert (body.get_fontweight(), body.get_color()) == ("normal", GREY)
+
+
+def test_a_neighbour_without_a_picture_or_a_name_has_its_class_and_distance():
+    bare = [Neighbour("", None, 0.5)]
+    figure = lesion_card("photo.jpg", ORIGIN, grey(200), np.eye(4), VERDICT, bare, bare)
+    for axes, kind in zip(figure.axes[3:], ("melanoma", "benign"), strict=True):
+        assert axes.get_title() == f"{kind}\ndistance 0.500"
+        assert not axes.images and [text.get_text() for text in axes.texts] == ["the model holds\nno picture"]
 
 
 def test_a_class_with_few_references_has_a_shorter_row():
@@ -84,7 +99,7 @@ def test_a_class_with_few_references_has_a_shorter_row():
 @pytest.mark.parametrize(
     ("name", "heat"),
     [
-        ("$x_1$ 100 %.jpg", None),
+        ("$x_1$ 100 %.jpg", np.eye(4)),
         ("a, \"b\" 'c'.png", np.zeros((4, 4))),
         ("皮膚\n\t.jpg", np.eye(4) - 0.5),
         ("ä" * 300, -np.eye(4)),
@@ -92,7 +107,7 @@ def test_a_class_with_few_references_has_a_shorter_row():
     ],
 )
 def test_a_card_of_any_name_and_heat_is_drawn(tmp_path, name, heat):
-    figure = lesion_card(name, grey(0), heat, VERDICT, [Neighbour(name, grey(1), 0.0)], neighbours("B", 5))
+    figure = lesion_card(name, name, grey(0), heat, VERDICT, [Neighbour(name, grey(1), 0.0)], neighbours("B", 5))
     save_figure(figure, tmp_path / "card.png", "mark")
     with Image.open(tmp_path / "card.png") as image:
         assert image.size == (1500, 1410)
@@ -106,13 +121,15 @@ def test_texts_are_shortened_in_their_middle_and_odd_characters_replaced():
     assert all(len(one_line("x" * 50, most)) == most for most in (5, 6, 49, 50))
 
 
-def test_no_text_of_a_card_covers_another_or_leaves_it():
-    long = ["called melanoma", *["100.0 % of the validation images"] * 6, "unlike anything seen: do not trust it"]
-    row = [Neighbour("ISIC_0000000_downsampled_more", grey(1), 12.345)] * 5
-    figure = lesion_card("/" + "folder/" * 20, grey(0), np.eye(4), long, row, row)
+@pytest.mark.parametrize("familiarity", [0.0, 1.0])
+def test_no_text_of_a_card_covers_another_or_leaves_it(familiarity):
+    row = {"decision": "melanoma", "probability": 0.3, "threshold": 0.1, "known": True}
+    long = describe_verdict({**row, "nearest_distance": 12.345, "familiarity": familiarity}, alone=False)
+    neighbours = [Neighbour("ISIC_0000000_downsampled_more", grey(1), 12.345)] * 5
+    figure = lesion_card("name" * 40, "runs/" * 40, grey(0), np.eye(4), long, neighbours, neighbours)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
-    shown = [*figure.texts, *(axes.title for axes in figure.axes)]
+    shown = [*figure.texts, *(text for axes in figure.axes for text in (axes.title, *axes.texts))]
     boxes = [text.get_window_extent(renderer) for text in shown if text.get_text()]
     for i, box in enumerate(boxes):
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1

@@ -24,10 +24,11 @@ from melanoma.common.errors import InputError
 from melanoma.common.script import run_script
 from melanoma.report import lesions as cards
 from melanoma.report import new_lesions as unlabelled
-from melanoma.report.new_lesions import unique_name
+from melanoma.report.new_lesions import describe_verdict, probability_text, unique_name
 from melanoma.scoring import ensemble as panel
 from melanoma.scoring import model as models
 from melanoma.scoring.ensemble import Choices
+from melanoma.scoring.explain import heat_map
 from melanoma.scoring.model import COLUMNS
 from melanoma.training import run_folder as checkpoint
 from predict import judge_photos, write_submission
@@ -80,7 +81,7 @@ def shown_cards(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     seen = []
 
     def draw(*arguments):
-        seen.append(dict(zip(("name", "pixels", "heat", "verdict", 1, 0), arguments, strict=True)))
+        seen.append(dict(zip(("name", "origin", "pixels", "heat", "verdict", 1, 0), arguments, strict=True)))
         return cards.lesion_card(*arguments)
 
     monkeypatch.setattr(unlabelled, "lesion_card", draw)
@@ -158,7 +159,7 @@ def test_a_photo_unlike_anything_seen_is_flagged(machine, folder, capsys, monkey
     assert table["familiarity"].iloc[1] < 0.01 < table["familiarity"].iloc[0]
     known, strange = (line for line in capsys.readouterr().out.splitlines() if "a.jpg  " in line or ".png  " in line)
     assert "unlike anything seen" not in known and strange.endswith("unlike anything seen")
-    flags = ["unlike anything seen: do not trust it" in card["verdict"] for card in seen]
+    flags = [card["verdict"][0] == "unlike anything seen: do not trust it" for card in seen]
     assert flags == [False, True]
 
 
@@ -276,6 +277,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
     judge_photos(machine, (), [folder / "a.jpg", folder / "f.jpg"])
     run = predict.load_run(machine)
     names, feed = run.part("train")["image_name"].tolist(), feed_of(machine, run)
+    assert [card["name"] for card in seen] == ["a.jpg", "f.jpg"]
     for card, number in zip(seen, (8, 13), strict=True):
         original = sorted(machine.train_image[0].iterdir())[number].stem
         _, [embedding] = panel.score_images(run, feed, pd.Series([original]))
@@ -291,7 +293,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
                 bright = Image.open(machine.train_image[0] / f"{own.name}.jpg")
                 assert own.pixels.shape == (32, 32, 3)
                 assert own.pixels.mean() == pytest.approx(np.asarray(bright).mean(), abs=2)
-    assert {name for card in seen for name in card["verdict"]} >= {"called melanoma", "called benign"}
+    assert {card["verdict"][0].partition(":")[0] for card in seen} == {"called melanoma", "called benign"}
 
 
 @pytest.mark.usefixtures("quick_cards")
@@ -304,10 +306,7 @@ def test_the_heat_map_explains_the_runs_own_score(machine, folder, monkeypatch):
     run = predict.load_run(machine)
     cache = feed_of(machine, run).cache
     [view] = cache.gather(cache.rows([sorted(machine.train_image[0].iterdir())[8].stem]))
-    by_hand = unlabelled.grad_cam(
-        run.network, view, panel.make_ensemble([run]).scorers[0], run.references, run.reference_labels
-    )
-    assert by_hand is not None
+    by_hand = heat_map(run.network, view, panel.make_ensemble([run]).scorers[0], run.references, run.reference_labels)
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)
 
 
@@ -317,6 +316,35 @@ def test_a_card_of_several_runs_says_what_the_first_one_alone_shows(machine, sec
     for run_dirs in ([machine.run_dir], [machine.run_dir, second]):
         judge_photos(machine, run_dirs, [folder / "a.jpg"])
     assert ["map and neighbours: by the first run" in card["verdict"] for card in seen] == [False, True]
+
+
+ROW = {"decision": "melanoma", "probability": 0.31, "threshold": 0.25, "nearest_distance": 0.125, "known": False}
+
+
+def test_a_verdict_leads_with_the_call_and_explains_its_numbers():
+    assert describe_verdict({**ROW, "familiarity": 0.5}, alone=True) == [
+        "called melanoma: probability of melanoma 0.310",
+        "called melanoma from 0.250 on",
+        "",
+        "nearest training lesion 0.125 away in the embedding",
+        "familiarity 50.0 %: share of validation images as far from theirs",
+        "",
+        "research software, not a medical device",
+    ]
+
+
+def test_of_an_unfamiliar_lesion_the_warning_leads_and_no_call_is_made():
+    lines = describe_verdict({**ROW, "familiarity": 0.009}, alone=True)
+    assert lines[:2] == ["unlike anything seen: do not trust it", "probability of melanoma 0.310"]
+    assert not any("called" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [(0.0, "< 0.001"), (0.0004, "< 0.001"), (0.0006, "0.001"), (0.9994, "0.999"), (0.9996, "> 0.999")],
+)
+def test_no_probability_is_said_to_be_0_or_1(probability, text):
+    assert probability_text(probability) == text
 
 
 # --- the challenge's test set ---

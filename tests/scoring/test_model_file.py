@@ -145,7 +145,7 @@ def test_a_slim_file_names_nobody_shows_nothing_and_judges_as_well(
     assert all(secret.encode() in held[whole] for secret in secrets)
     assert not any(secret.encode() in held[slim] for secret in secrets)
     assert str(tmp_path.parent).encode() not in held[slim]
-    photo = [next(headed.train_image[0].iterdir())]
+    photo = [headed.train_image[0] / f"{predict.load_run(headed).reference_names[0]}.jpg"]
     found, expected = (predict.judge_photos(alone, [path], photo) for path in (slim, whole))
     pd.testing.assert_frame_equal(found.drop(columns="nearest_name"), expected.drop(columns="nearest_name"))
     assert found["known"].all() and found["nearest_name"].tolist() == [""]

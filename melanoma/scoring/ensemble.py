@@ -26,7 +26,7 @@ from melanoma.data.feed import Feed
 from melanoma.data.labels import Labels
 from melanoma.data.split import group_images
 from melanoma.scoring.embedding import embed_images
-from melanoma.scoring.scores import SCORERS, Judge, Platt, nearest_references, score_all, usual_scorer
+from melanoma.scoring.scores import Judge, Platt, nearest_references, score_all, usual_scorer
 
 Decode = Callable[[Mapping[str, Path], int], ImageCache]  # image files by name, and their side in pixels
 Find = Callable[[Sequence[str], set[str]], Mapping[str, Path]]  # sources and image names: the image files by name
@@ -65,6 +65,7 @@ class Run:
     references: np.ndarray  # embeddings (R, D) of the training part
     reference_labels: np.ndarray  # (R,)
     validation: pd.DataFrame  # label, distance to the nearest reference, and the score of each way of scoring
+    curves: Mapping[str, Platt]  # fitted to these scores, by way of scoring
     known: frozenset[str]  # hashes of the pictures that it has learnt from or been chosen by
     tested: str  # hash of the lesions, and of which of them are tested
     lesions: pd.DataFrame | None = None  # LESIONS, part, and what controls and subgroups need; a slim model has none
@@ -199,6 +200,7 @@ def make_run(network: Any, feed: Feed, lesions: pd.DataFrame, dtype: torch.dtype
         references=references,
         reference_labels=labels,
         validation=pd.DataFrame(),
+        curves={},
         known=frozenset(feed.cache.hashes(pd.concat([train, validation])["image_name"])),
         tested=sha256(lesions[LESIONS].assign(tested=lesions["part"] == "test").to_csv().encode()).hexdigest(),
         lesions=lesions,
@@ -208,7 +210,8 @@ def make_run(network: Any, feed: Feed, lesions: pd.DataFrame, dtype: torch.dtype
     scores, embeddings = score_images(run, feed, validation["image_name"])
     distances, _ = nearest_references(embeddings, references, 1)
     found = pd.DataFrame({"label": validation["label"], "nearest_distance": distances[:, 0], **scores})
-    return replace(run, validation=found)
+    truth = found["label"].to_numpy()
+    return replace(run, validation=found, curves={name: Platt.fit(truth, own) for name, own in scores.items()})
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
@@ -220,18 +223,15 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 
 
 def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
-    """Fit each run's curve on its validation part, then the judge of all on those of all."""
+    """Return runs of one test part with a judge, which is fitted on the validation parts of all."""
     scorers, curves, log_odds = [], [], []
     for run in runs:
         scorer = choices.scorer or usual_scorer(run.network.head is not None)
-        if scorer not in run.validation:
-            known = [name for name in SCORERS if name in run.validation]
-            raise InputError(f"--scorer {scorer}: {run.name} has only {', '.join(known)}")
-        scores = run.validation[scorer]
-        curve = Platt.fit(run.validation["label"].to_numpy(), scores.to_numpy())
+        if scorer not in run.curves:
+            raise InputError(f"--scorer {scorer}: {run.name} has only {', '.join(run.curves)}")
         scorers.append(scorer)
-        curves.append(curve)
-        log_odds.append(curve.log_odds(scores))
+        curves.append(run.curves[scorer])
+        log_odds.append(pd.Series(run.curves[scorer].log_odds(run.validation[scorer].to_numpy()), run.validation.index))
     by_run = pd.concat(log_odds, axis=1).sort_index()
     mean = by_run.mean(axis=1)  # of the runs that an image validates
     known = pd.concat([run.validation["label"] for run in runs])

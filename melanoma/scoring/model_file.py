@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from melanoma.common.device import choose_precision
 from melanoma.common.tensors import fitting, load_tensors, save_tensors
 from melanoma.scoring.ensemble import LESIONS, Run
-from melanoma.scoring.scores import SCORERS
+from melanoma.scoring.scores import SCORERS, Platt
 
 FORMAT = "lesion-model-1"
 PLAIN = (
@@ -72,6 +73,7 @@ def _packed(run: Run, slim: bool, first: bool) -> dict[str, Any]:
         "references": torch.tensor(run.references),
         "reference_labels": torch.tensor(run.reference_labels),
         "validation": {"row": torch.tensor(run.validation.index.to_numpy()), **_columns(run.validation)},
+        "curves": {name: (curve.slope, curve.intercept) for name, curve in run.curves.items()},
         "known": sorted(run.known),
         "lesions": None if lesions is None else _columns(lesions),
         "pictures": {
@@ -88,7 +90,7 @@ def _unpacked(stored: Mapping[str, Any], build: Callable[[Mapping[str, Any]], An
     network.load_state_dict(stored["network"])
     validation = _table(stored["validation"]).set_index("row")
     labels, references = stored["reference_labels"].numpy(), stored["references"].numpy()
-    scorers = set(SCORERS) - (set() if network.head is not None else {"head"})
+    curves = {name: Platt(*line) for name, line in stored["curves"].items()}
     pictures = stored["pictures"]
     ends = np.cumsum(pictures["length"], dtype=int)
     jpegs = [part.tobytes() for part in np.split(pictures["bytes"].numpy(), ends[:-1])]
@@ -99,6 +101,7 @@ def _unpacked(stored: Mapping[str, Any], build: Callable[[Mapping[str, Any]], An
         references=references,
         reference_labels=labels,
         validation=validation,
+        curves=curves,
         known=frozenset(stored["known"]),
         lesions=None if stored["lesions"] is None else _table(stored["lesions"]),
         pictures=dict(zip(pictures["row"], jpegs, strict=False)),
@@ -108,8 +111,14 @@ def _unpacked(stored: Mapping[str, Any], build: Callable[[Mapping[str, Any]], An
             raise ValueError("a class is missing")
     if references.shape != (len(labels), stored["settings"]["embedding_dim"]) or not np.isfinite(references).all():
         raise ValueError("references do not fit")
-    if not np.isfinite(validation[["nearest_distance", *scorers]].to_numpy()).all():
-        raise ValueError("scores of validation are not finite")
+    if set(curves) != set(SCORERS) - (set() if network.head is not None else {"head"}):
+        raise ValueError("curves do not fit")
+    numbers = [
+        validation[["nearest_distance", *curves]],
+        [line for curve in curves.values() for line in astuple(curve)],
+    ]
+    if not all(np.isfinite(own).all(axis=None) for own in numbers):
+        raise ValueError("scores or curves are not finite")
     if run.lesions is not None and not {*LESIONS, "part"} <= set(run.lesions):
         raise ValueError("lesions lack columns")
     return run

@@ -123,7 +123,7 @@ class Platt:
         """
         from sklearn.linear_model import LogisticRegression  # slow to import
 
-        centre, spread = scores.mean(), scores.std() or 1.0
+        centre, spread = float(scores.mean()), float(scores.std()) or 1.0
         model = LogisticRegression(C=1e4).fit(((scores - centre) / spread)[:, None], labels)
         slope = max(float(model.coef_[0, 0]) / spread, 1e-6 / spread)
         prior = float(np.log(labels.mean() / (1 - labels.mean())))
@@ -194,10 +194,9 @@ def choose_threshold(labels: np.ndarray, scores: np.ndarray, min_sensitivity: fl
     -------
     a threshold halfway between two neighbouring scores (or the lowest score); melanoma is score >= threshold
     """
-    from sklearn.metrics import roc_curve  # slow to import
-
-    false_rate, true_rate, cuts = roc_curve(labels, scores, drop_intermediate=False)
-    false_rate, true_rate, cuts = false_rate[1:], true_rate[1:], cuts[1:]  # the first calls nothing melanoma
+    cuts = np.unique(scores)[::-1]
+    sides = [np.sort(scores[labels == label]) for label in (0, 1)]
+    false_rate, true_rate = ((len(own) - np.searchsorted(own, cuts)) / len(own) for own in sides)
     if min_sensitivity is None:
         smaller = np.minimum(true_rate, 1 - false_rate)
         best = int(np.lexsort((true_rate - false_rate, smaller))[-1])  # of equals, the larger rate decides

@@ -260,6 +260,8 @@ def test_contents_that_do_not_fit_each_other_are_refused(headed: Config, tmp_pat
         "no validation": {"validation": {}},
         "no scores of the head": {"validation": {key: own for key, own in validation.items() if key != "head"}},
         "scores that are no numbers": {"validation": validation | {"head": validation["head"] * float("nan")}},
+        "no curves": {"curves": {}},
+        "a curve that is no number": {"curves": run["curves"] | {"head": (1.0, float("nan"))}},
         "lesions without parts": {"lesions": {"image_name": ["a"]}},
         "pictures": {"pictures": None},
     }

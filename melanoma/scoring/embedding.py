@@ -13,18 +13,23 @@ from melanoma.common.errors import InputError
 from melanoma.data.augment import flips_and_turns, show
 from melanoma.data.feed import Feed
 
+# Images at a time, by type of device: on a CPU their activations stay near its caches, which halves the time.
+BATCH = {"cuda": 256, "cpu": 32}
+
 
 @torch.inference_mode()
 def embed_images(
-    network: Any, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int = 1, batch_size: int = 256
+    network: Any, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int = 1, batch_size: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return embeddings, float32 (N, D), and the head's logits, float32 (N,), of images by cache row.
 
-    If the device's memory is too small for a batch, it is tried with half of it, and so on.
+    A batch is of `batch_size` images (0: as many as suit the device). If the device's memory is too small for it, it is
+    tried with half of it, and so on.
 
     With several `views` (see `augment.flips_and_turns`) they are the means over an image's views; a mean of unit-length
     embeddings is scaled to length 1 again.
     """
+    batch_size = batch_size or BATCH.get(feed.device.type, BATCH["cuda"])
     try:
         return _embed(network, feed, rows, dtype, views, batch_size)
     except RuntimeError as error:  # out of its block, so that it holds no activations any more

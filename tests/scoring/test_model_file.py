@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ from melanoma.scoring.model_file import FORMAT, read_model, write_model
 from melanoma.training.run_folder import load_checkpoint, read_split
 from modules import stored_network
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 KIND = "bad model file"
 
@@ -196,6 +199,17 @@ def test_photos_are_judged_from_paths_and_from_pil_images(headed: Config) -> Non
     embeddings = model.embed([path, path])
     assert embeddings.shape == (2, headed.embedding_dim) and embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+
+
+def test_the_example_of_the_readme_runs(headed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    shutil.copy(model_of(headed), tmp_path / "model.pt")
+    shutil.copy(next(headed.train_image[0].iterdir()), tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert {"probability", "decision", "familiarity", "nearest_name"} <= set(found["table"])
+    assert found["table"]["error"].tolist() == [""] and found["embeddings"].shape == (1, headed.embedding_dim)
 
 
 def test_what_cannot_be_read_is_told_with_its_name(headed: Config, tmp_path: Path) -> None:

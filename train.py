@@ -177,6 +177,7 @@ def train_run(
         train_epochs(config, learner, data, log, partway, held, saving)
     with ranks.together(device):
         if ranks.first:
+            ranks.say("writing model.pt: embedding the references")
             best = write_run(config, learner.kept, data, origin, log, dtype)
             ranks.say(
                 f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}, "

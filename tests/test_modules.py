@@ -268,3 +268,14 @@ def test_what_is_not_trained_or_not_there_has_settled(backbone, frozen, settled)
     network.freeze(frozen)
     assert network.settled is settled
     assert copy.deepcopy(network).settled is settled
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_embedding_and_logit_are_float32_where_the_backbone_computes_in_bfloat16(normalize: bool) -> None:
+    network = build_network("conv3", 32, 8, head=True, normalize=normalize).eval()
+    torch.nn.init.normal_(head_of(network).weight)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = network(torch.rand(64, 3, 32, 32))
+    for values in found:
+        assert values.dtype == torch.float32
+        assert (values.bfloat16().float() != values).float().mean() > 0.9  # bfloat16 would hold but a few of them

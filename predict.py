@@ -21,6 +21,7 @@ from melanoma.common.settings import Parser, add_flags, experiment, from_flags, 
 
 CHOICES = ("min_sensitivity", "prevalence", "scorer")
 FIGURE_FORMATS = ("png", "pdf", "svg")
+LOOPBACK = "127.0.0.1"
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 
 
@@ -53,6 +54,8 @@ def make_parser() -> Parser:
     submission = "judge test_image and write submission.csv for ISIC 2020"
     add("--submission", action="store_true", help=submission)
     add("--export", type=_absolute, metavar="FILE", help="write the runs as one model file, with its MODEL_CARD.md")
+    page = "serve a page on this machine that judges photos; with an address of this machine, to others too"
+    add("--serve", nargs="?", const=LOOPBACK, metavar="ADDRESS", help=page)
     add("--slim", action="store_true", help="export without pictures and names of the training lesions")
     add = parser.add_argument_group("how it is judged").add_argument
     add(
@@ -105,11 +108,12 @@ def parse_arguments() -> argparse.Namespace:
     other = [
         bool(arguments.photos),
         arguments.submission,
-        *(vars(arguments)[key] is not None for key in ("compare", "export")),
+        *(vars(arguments)[key] is not None for key in ("compare", "export", "serve")),
     ]
     asked = sum([*other, arguments.evaluate_image is not None])
     if asked > 1:
-        parser.error("photos, --submission, --evaluate-image, --compare and --export are different things: ask for one")
+        things = "photos, --submission, --evaluate-image, --compare, --export and --serve"
+        parser.error(f"{things} are different things: ask for one")
     if arguments.split_part != "test" and asked:
         parser.error("--split-part goes with an evaluation of the runs' own split")
     if arguments.cards is not None and not arguments.photos:
@@ -120,7 +124,9 @@ def parse_arguments() -> argparse.Namespace:
         ("--figure-dpi", arguments.figure_dpi != 150),
     ):
         if value and any(other):
-            parser.error(f"{flag} goes with an evaluation, not with photos, --submission, --compare or --export")
+            parser.error(
+                f"{flag} goes with an evaluation, not with photos, --submission, --compare, --export or --serve"
+            )
     if arguments.slim and not arguments.export:
         parser.error("--slim goes with --export")
     if arguments.model and arguments.run_dir:
@@ -170,6 +176,7 @@ from melanoma.report.figures import draw_all
 from melanoma.report.graph_folder import DPI, Origin, clear_others, origin_of, save_drawn
 from melanoma.report.model_card import hub_card, model_card
 from melanoma.report.page import calibration_notes, render
+from melanoma.report.serve import serve
 from melanoma.report.tables import describe_comparison, describe_metrics
 from melanoma.scoring.ensemble import (
     Choices,
@@ -347,6 +354,14 @@ def judge_photos(
     return new_lesions.judge_photos(model, paths, results_folder(machine, run_dirs), machine.graph_dir, origin, cards)
 
 
+def serve_page(machine: Config, run_dirs: Sequence[Path], address: str, choices: Choices = Choices()) -> None:
+    """Serve a page that judges photos; see `melanoma.report.serve`."""
+    model = Model(load_ensembles(machine, run_dirs, choices), machine.workers)
+    origin = origin_of(runs_of(model.ensembles))
+    say(origin.line)
+    serve(model, origin.line, address)
+
+
 def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:
     """Judge the challenge's test images; see `new_lesions.write_submission`."""
     keep_freed_memory()
@@ -514,6 +529,8 @@ def run(arguments: argparse.Namespace | None = None) -> None:
         write_submission(machine, run_dirs, choices)
     elif arguments.export:
         export(machine, run_dirs, arguments.export, choices, arguments.slim)
+    elif arguments.serve:
+        serve_page(machine, run_dirs, arguments.serve, choices)
     elif arguments.compare:
         compare(machine, run_dirs, arguments.compare, choices)
     else:

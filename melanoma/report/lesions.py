@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from melanoma.common.errors import counted
 from melanoma.report.style import BENIGN, GREY, MELANOMA, NO_GRID, one_line, set_title
@@ -99,13 +100,21 @@ def _picture(axes: Axes, pixels: np.ndarray | None, title: str, colour: str) -> 
         spine.set(visible=True, color=colour, linewidth=1.5)
 
 
+def heat_overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return a lesion in grey under its heat map: colour shows the sign, opacity the strength.
+
+    Both are as in `lesion_card`; the map is resized to the pixels, and uint8 (S, S, 3) is returned.
+    """
+    resized = Image.fromarray(heat.astype(np.float32)).resize(pixels.shape[1::-1], Image.Resampling.BILINEAR)
+    heat = np.asarray(resized)[..., None]
+    opacity = 0.85 * np.abs(heat) / (np.abs(heat).max() or 1.0)
+    colours = 255 * SIGN((heat[..., 0] > 0).astype(int))[..., :3]
+    return np.rint(opacity * colours + (1 - opacity) * pixels.mean(axis=2, keepdims=True)).astype(np.uint8)
+
+
 def _heat_map(axes: Axes, bar: Axes, pixels: np.ndarray, heat: np.ndarray) -> None:
-    """Draw a heat map over the lesion in grey: colour shows the sign, opacity the strength."""
-    _picture(axes, pixels.mean(axis=2), "evidence (integrated gradients)", "black")
-    strength = np.abs(heat) / (np.abs(heat).max() or 1.0)
-    colours = SIGN((heat > 0).astype(int))  # (H, H, 4)
-    colours[..., 3] = 0.85 * strength
-    axes.imshow(colours, interpolation="bilinear", extent=(0, 1, 1, 0))
+    """Draw a heat map over the lesion in grey, with its colour bar."""
+    _picture(axes, heat_overlay(pixels, heat), "evidence (integrated gradients)", "black")
     axes.figure.colorbar(ScalarMappable(Normalize(-1, 1), HEAT), cax=bar, ticks=[])
     for y, text, va in ((0.0, "for benign", "bottom"), (1.0, "for melanoma", "top")):
         bar.text(1.5, y, text, rotation=90, va=va, color=GREY, transform=bar.transAxes)

@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from melanoma.report import tables
@@ -104,11 +104,7 @@ def render(
     card : see `model_card.model_card`
     """
     shown = [show_picture(metrics, name, figures[name]) for name in PICTURES if name in figures]
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("report.html").render(
+    return read_template("report.html").render(
         what=tables.describe_set(metrics),
         origin=metrics["origin"],
         tiles=tables.headline(metrics),
@@ -118,6 +114,15 @@ def render(
         settings=tables.setting_tables(settings),
         card=card,
     )
+
+
+def read_template(name: str) -> Template:
+    """Return a template of this folder; it escapes all values."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
 def show_picture(metrics: Mapping[str, Any], name: str, png: bytes | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from melanoma.report.graph_folder import save_figure
-from melanoma.report.lesions import Neighbour, confident_errors, error_gallery, lesion_card
+from melanoma.report.lesions import Neighbour, confident_errors, error_gallery, heat_overlay, lesion_card
 from melanoma.report.new_lesions import describe_verdict
 from melanoma.report.style import BENIGN, GREY, MELANOMA, one_line
 
@@ -71,11 +71,20 @@ def test_images_are_those_of_their_titles_and_framed_in_the_colour_of_their_clas
 
 
 def test_the_heat_is_opaque_where_it_is_strong_and_coloured_by_its_sign():
-    heat = np.array([[2.0, 1.0], [0.0, -1.0]])
-    drawn = np.asarray(card(heat=heat).axes[1].images[1].get_array())
-    np.testing.assert_allclose(drawn[..., 3], 0.85 * np.array([[1, 0.5], [0, 0.5]]))
-    np.testing.assert_allclose(drawn[0, 0, :3], to_rgba(MELANOMA)[:3])
-    np.testing.assert_allclose(drawn[1, 1, :3], to_rgba(BENIGN)[:3])
+    pixels = np.full((2, 2, 3), (180, 200, 220), np.uint8)  # mean 200
+    drawn = heat_overlay(pixels, np.array([[2.0, 1.0], [0.0, -1.0]]))
+    for place, opacity, colour in (((0, 0), 0.85, MELANOMA), ((0, 1), 0.425, MELANOMA), ((1, 1), 0.425, BENIGN)):
+        expected = opacity * 255 * np.array(to_rgba(colour)[:3]) + (1 - opacity) * 200
+        np.testing.assert_allclose(drawn[place], expected, atol=0.5)
+    assert (drawn[1, 0] == 200).all()
+
+
+def test_the_heat_map_is_drawn_at_the_resolution_of_the_lesion():
+    figure = card(heat=np.array([[2.0, 1.0], [0.0, -1.0]]))
+    [drawn] = figure.axes[1].images
+    expected = heat_overlay(grey(200), np.array([[2.0, 1.0], [0.0, -1.0]]))
+    assert expected.shape == (8, 8, 3)
+    np.testing.assert_array_equal(np.asarray(drawn.get_array()), expected)
 
 
 def test_only_the_first_sentence_of_the_verdict_is_bold_and_black():

@@ -431,6 +431,8 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
         ["a.jpg", "--submission"],
         ["--submission", "--evaluate-image", "x", "--evaluate-labels", "y"],
         ["a.jpg", "--compare", "other"],
+        ["a.jpg", "--serve"],
+        ["--serve", "--export", "x"],
     ],
 )
 def test_two_things_at_once_are_refused(monkeypatch, capsys, arguments):

@@ -10,11 +10,11 @@ DEMO_FLAGS := --train-image $(DEMO)/train --train-labels $(DEMO)/ISIC_2020_Train
 COVERED := dataset modules melanoma/data/tables melanoma/data/labels melanoma/data/diagnoses melanoma/data/sources \
 	melanoma/data/duplicates melanoma/data/split melanoma/data/decoding melanoma/data/cache melanoma/scoring/scores melanoma/evaluation/metrics
 
-.PHONY: setup demo test test-all oldest newest coverage covered test-app bench lint format clean
+.PHONY: setup demo test test-all oldest newest coverage covered bench lint format clean
 
 setup: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-dev.txt $(CONSTRAINTS)
+$(VENV)/installed: requirements.txt requirements-app.txt requirements-dev.txt $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint $(CONSTRAINTS)
 	touch $@
@@ -39,13 +39,6 @@ oldest:
 
 newest:
 	$(MAKE) test-all VENV=.venv-newest CONSTRAINTS=/dev/null
-
-# The tests of the page of `predict.py --serve`, with Gradio and Chromium. Gradio needs an older Pillow than
-# constraints.txt has, so it has an environment of its own.
-test-app:
-	$(MAKE) setup VENV=.venv-app CONSTRAINTS=/dev/null
-	.venv-app/bin/python -m pip install --quiet --requirement requirements-app.txt playwright
-	.venv-app/bin/python -m pytest tests/report/test_serve.py
 
 # All tests, and the share of each file that they run (lines and branches; not what subprocesses alone run).
 coverage:
@@ -75,4 +68,4 @@ format: setup
 	$(RUN) -m ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-app .coverage cache data/demo runs/demo .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .coverage cache data/demo runs/demo .pytest_cache .ruff_cache .mypy_cache

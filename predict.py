@@ -129,8 +129,14 @@ def parse_arguments() -> argparse.Namespace:
             )
     if arguments.slim and not arguments.export:
         parser.error("--slim goes with --export")
+    if arguments.export and any(vars(arguments)[name] is not None for name in CHOICES):
+        parser.error(
+            "--min-sensitivity, --prevalence and --scorer are chosen where the file is used, not with --export"
+        )
     if arguments.model and arguments.run_dir:
         parser.error("--model takes the place of --run-dir: pass one of them")
+    if arguments.model and not is_file(arguments.model):
+        parser.error(f"--model {arguments.model} is no file: name a model.pt of train.py, or a file of --export")
     for flag, folders, advice in (
         ("--run-dir", arguments.run_dir or (), "name photos before the flags"),
         ("--compare", arguments.compare or (), "it takes run folders"),
@@ -157,7 +163,7 @@ from matplotlib.figure import Figure
 
 from dataset import columns_of, sample_pairs, validating_fold
 from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
-from melanoma.common.files import read_json, replace_file, write_json, write_text
+from melanoma.common.files import read_json, read_text, replace_file, write_json, write_text
 from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.decoding import find_photos
@@ -174,7 +180,7 @@ from melanoma.report import new_lesions
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.figures import draw_all
 from melanoma.report.graph_folder import DPI, Origin, clear_others, origin_of, save_drawn
-from melanoma.report.model_card import hub_card, model_card
+from melanoma.report.model_card import TITLE, hub_card, model_card
 from melanoma.report.page import calibration_notes, render
 from melanoma.report.serve import serve
 from melanoma.report.tables import describe_comparison, describe_metrics
@@ -253,8 +259,7 @@ def main(
     if part == "validation":
         metrics["notes"].append("Epoch, calibration curve and threshold were chosen on this part")
     if not evaluate_image and part == "test":
-        folders = filter(is_folder, run_dirs or [machine.run_dir])
-        tested = [run_folder.count_evaluation(path, metrics["choices"]) for path in folders]
+        tested = count_evaluations(run_dirs or [machine.run_dir], choices)
         if tested:
             metrics["test_evaluations"] = max(tested, key=len)
     say("computing subgroups")
@@ -297,6 +302,14 @@ def main(
     return metrics
 
 
+def count_evaluations(run_dirs: Sequence[Path], choices: Choices) -> list[list[Any]]:
+    """Note an evaluation of the test part in each run folder, and return all that were made of each.
+
+    A model file takes no notes.
+    """
+    return [run_folder.count_evaluation(path, asdict(choices)) for path in run_dirs if is_folder(path)]
+
+
 def card_of(ensembles: Sequence[Ensemble], choices: Choices, metrics: Mapping[str, Any] | None) -> dict[str, str]:
     """Return the model card of runs with their metrics, if there are any."""
     first = ensembles[0].runs[0]
@@ -331,6 +344,7 @@ def compare(
         found = compare_runs([one.table for one in scored], names, np.random.default_rng(0))
     except ValueError as error:
         raise InputError(f"--compare: {error}: both need one split, split_seed and the same folds") from None
+    count_evaluations([path for side in sides for path in side], choices)
     path = machine.graph_dir / "comparison.json"
     write_json(path, found)
     print(describe_comparison(found))
@@ -371,27 +385,33 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
     return new_lesions.write_submission(ensembles, names, paths, partial(decode, machine), out)
 
 
-def export(
-    machine: Config, run_dirs: Sequence[Path], file: Path, choices: Choices = Choices(), slim: bool = False
-) -> None:
+def export(machine: Config, run_dirs: Sequence[Path], file: Path, slim: bool = False) -> None:
     """Write runs to one model file, and beside it a MODEL_CARD.md with the figures of their last evaluation.
 
     slim : see `write_model`
 
     Raises
     ------
-    InputError : there is another kind of file of that name
+    InputError : there is something else of that name, or a MODEL_CARD.md of another kind
     """
-    device = choose_device(machine.device)
+    file, choices = file.resolve(), Choices()
+    card = file.parent / "MODEL_CARD.md"
+    whole = [(path / run_folder.MODEL).resolve() for path in run_dirs or [machine.run_dir]] == [file] and not slim
+    if is_file(file.parent / "best.pt") and not whole:
+        raise InputError(f"--export {file} is in a run folder, which holds its own model.pt alone: name another folder")
     if is_file(file):
-        read_model(file, stored_network, device)  # so that nothing but a model is replaced
+        read_model(file, stored_network, choose_device("cpu"))  # so that nothing but a model is replaced
+    elif file.exists():
+        raise InputError(f"--export {file} is no file: name another")
+    if card.exists() and TITLE not in read_text(card, str(card), "move it"):
+        raise InputError(f"{card} is no card of a model file: move it, or name another folder")
     ensembles = load_ensembles(machine, run_dirs, choices)
     runs = runs_of(ensembles)
     write_model(file, runs, slim)
     found = results_folder(machine, run_dirs) / "metrics.json"
     metrics = read_json(found, str(found), "remove it") if is_file(found) else {"runs": []}
-    evaluated = [run["run_dir"] for run in metrics["runs"]] == [run.name for run in runs]
-    card = file.parent / "MODEL_CARD.md"
+    same_runs = [run.get("fingerprint") for run in metrics["runs"]] == [run.fingerprint for run in runs]
+    evaluated = same_runs and metrics["choices"] == asdict(choices)
     threshold = Model(ensembles).threshold
     texts = card_of(ensembles, choices, metrics if evaluated else None)
     write_text(card, hub_card(file.name, threshold, texts, [describe_run(run) for run in runs]))
@@ -428,8 +448,10 @@ def load_run(machine: Config) -> Run:
     file = machine.run_dir / run_folder.MODEL
     if not is_file(file):
         return load_checkpoint(machine)
-    [run] = read_model(file, stored_network, choose_device(machine.device))
-    return replace(run, name=str(machine.run_dir))
+    runs = read_model(file, stored_network, choose_device(machine.device))
+    if len(runs) > 1:
+        raise InputError(f"{file} holds {len(runs)} runs, not that of its folder: pass --model {file}")
+    return replace(runs[0], name=str(machine.run_dir))
 
 
 def load_checkpoint(machine: Config) -> Run:
@@ -528,7 +550,7 @@ def run(arguments: argparse.Namespace | None = None) -> None:
     elif arguments.submission:
         write_submission(machine, run_dirs, choices)
     elif arguments.export:
-        export(machine, run_dirs, arguments.export, choices, arguments.slim)
+        export(machine, run_dirs, arguments.export, arguments.slim)
     elif arguments.serve:
         serve_page(machine, run_dirs, arguments.serve, choices)
     elif arguments.compare:

@@ -37,5 +37,5 @@ def load(
     from modules import stored_network  # the one import of a script: the networks stand in modules.py
 
     choices = Choices(min_sensitivity, prevalence)
-    runs = read_model(Path(path), stored_network, choose_device(device))
+    runs = read_model(Path(path).expanduser(), stored_network, choose_device(device))
     return Model([make_ensemble(own, choices) for own in by_test_part(runs)])

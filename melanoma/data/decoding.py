@@ -134,13 +134,13 @@ def decode_with_size(path: Path | Image.Image, size: int) -> tuple[np.ndarray, t
     """
     try:
         if isinstance(path, Image.Image):
+            _refuse_size(path)
             return _square(path.copy(), size), path.size
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
             raise UnreadableImage(path, "it is not a file", passing=True)
         with Image.open(path, formats=FORMATS) as image:
             stored = image.size
-            if stored[0] * stored[1] > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{stored[0]} × {stored[1]} pixels")
+            _refuse_size(image)
             image.draft("RGB", (2 * size, 2 * size))
             return _square(image, size), stored
     except UnreadableImage:
@@ -156,6 +156,14 @@ def decode_with_size(path: Path | Image.Image, size: int) -> tuple[np.ndarray, t
         text = str(error.strerror if refused and isinstance(error, OSError) else error)
         reason = f"{type(error).__name__}: {brief(text, 200)}"
         raise UnreadableImage(path, reason, refused or isinstance(error, MemoryError)) from error
+
+
+def _refuse_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError(f"{width} × {height} pixels")
+    if not width * height:
+        raise ValueError("it has no pixels")
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:

@@ -31,6 +31,7 @@ LICENCE = (
     "The licence of the training images holds for what is made from them. ISIC 2020 and HAM10000 are CC BY-NC 4.0: for "
     "research, not for commercial use."
 )
+TITLE = "# Melanoma Siamese network"
 HUB = """\
 ---
 license: cc-by-nc-4.0
@@ -39,7 +40,7 @@ pipeline_tag: image-classification
 tags: [dermoscopy, melanoma, siamese-network, contrastive-loss]
 ---
 
-# Melanoma Siamese network: {file}
+{title}: {file}
 
 ```bash
 python predict.py photo.jpg --model {file}
@@ -106,4 +107,4 @@ def hub_card(file: str, threshold: float, card: Mapping[str, str], made: Sequenc
     """
     runs = "\n".join(f"- {line}" for line in made)
     sections = [f"## {heading}\n\n{text}" for heading, text in {**card, "Licence": LICENCE, "Runs": runs}.items()]
-    return HUB.format(file=file, threshold=threshold, sections="\n\n".join(sections))
+    return HUB.format(title=TITLE, file=file, threshold=threshold, sections="\n\n".join(sections))

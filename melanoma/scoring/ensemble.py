@@ -44,6 +44,12 @@ class Choices:
     prevalence: float | None = None
     scorer: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, most in (("min_sensitivity", 1.0), ("prevalence", 0.999)):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= most:
+                raise InputError(f"{name} is {value}: it must be above 0, at most {most:g}")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -85,6 +91,11 @@ class Run:
     def test_views(self) -> int:
         """Views in which a lesion is scored."""
         return int(self.settings["test_views"])
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the run from others: a hash of its references, which weights and split decide."""
+        return sha256(self.references.tobytes()).hexdigest()[:16]
 
     @property
     def device(self) -> torch.device:
@@ -287,6 +298,15 @@ def score_part(ensembles: Sequence[Ensemble], find: Find, decode: Decode, part: 
         )
     paths = find(ensembles[0].runs[0].sources, set(lesions["image_name"]))
     feeds, errors = decode_all(ensembles, {name: paths[name] for name in sorted(lesions["image_name"])}, decode)
+    cache = feeds[ensembles[0].runs[0].image_size].cache
+    there = lesions[lesions["image_name"].isin(list(cache.sources))]
+    others = there[there["bytes"] != [cache.sources[name].bytes for name in there["image_name"]]]["image_name"]
+    notes = []
+    if len(others):
+        notes.append(
+            f"{len(others):,} images, {others.iloc[0]} for one, are not the files that the run was split with: they "
+            "have another size in bytes"
+        )
     tables, embeddings = [], []
     for ensemble, own in zip(ensembles, parts, strict=True):
         readable, judge = own[~own["image_name"].isin(list(errors))], ensemble.judge
@@ -294,7 +314,7 @@ def score_part(ensembles: Sequence[Ensemble], find: Find, decode: Decode, part: 
         table = judged(readable, scores, judge.probability(scores), judge.threshold, judge.specific_threshold)
         tables.append(table.assign(fold=ensemble.runs[0].fold))
         embeddings.append(found)
-    return Scored(pd.concat(tables, ignore_index=True), embeddings[0], feeds[ensembles[0].runs[0].image_size].cache)
+    return Scored(pd.concat(tables, ignore_index=True), embeddings[0], cache, notes)
 
 
 def score_folder(
@@ -344,7 +364,7 @@ def known_pictures(ensembles: Sequence[Ensemble], feeds: Mapping[int, Feed], nam
     """
     known = np.zeros(len(names), bool)
     for run in runs_of(ensembles):
-        known |= [picture in run.known for picture in feeds[run.image_size].cache.hashes(names)]
+        known |= np.isin(feeds[run.image_size].cache.hashes(names), list(run.known))
     return known
 
 
@@ -363,7 +383,8 @@ def new_to_all(
     -------
     the lesions that are left; what was left out, and how many of the others are of such patients, a sentence each
     """
-    tables = [run.lesions.query("part != 'test'") for run in runs_of(ensembles) if run.lesions is not None]
+    runs = runs_of(ensembles)
+    tables = [run.lesions.query("part != 'test'") for run in runs if run.lesions is not None]
     names, patients = ({text for own in tables for text in own[key]} for key in ("image_name", "patient_id"))
     pictures = known_pictures(ensembles, feeds, lesions["image_name"].tolist())
     names |= {other for pair in duplicates for other in pair if names & set(pair)}
@@ -376,6 +397,10 @@ def new_to_all(
         notes.append(
             f"{int(seen.sum()):,} images are left out, since a run was trained on them or chosen by them: "
             f"{int(pictures.sum()):,} by their pixels, the others by their names ({printable(first)} is one)"
+        )
+    if len(tables) < len(runs):
+        notes.append(
+            "A slim model knows its training images by their pixels alone: copies that were saved anew are kept"
         )
     if akin:
         notes.append(f"{akin:,} images are of patients, by patient_id, that a run has other images of")
@@ -461,6 +486,7 @@ def describe_runs(ensembles: Sequence[Ensemble]) -> list[dict[str, Any]]:
     return [
         {
             "run_dir": run.name,
+            "fingerprint": run.fingerprint,
             "fold": run.fold,
             "validation_fold": run.validation_fold,
             "seed": run.settings["seed"],

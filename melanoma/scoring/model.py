@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -72,8 +73,8 @@ class Model:
         -------
         a row for each: path (of a PIL image, its number); probability of melanoma, threshold, decision (melanoma or
         benign); distance, label and name of the nearest reference, a training lesion; familiarity, the share of
-        validation images that lie as far from theirs; known, whether a run was trained on this picture or chosen by it;
-        or, with all these blank, error
+        validation images that lie as far from theirs; known, whether a run was trained on this picture or chosen by it
+        (not known of a PIL image); or, with all these blank, error
         """
         return pd.concat([table for _, table, _, _ in self.judge(_listed(images))], ignore_index=True)
 
@@ -115,27 +116,30 @@ class Model:
         first = self.first
         named = {str(number): photo for number, photo in enumerate(photos)}
         feeds, errors = decode_all(self.ensembles, named, partial(decode_photos, workers=self.workers))
-        table = pd.DataFrame(index=list(named), columns=COLUMNS)
-        table["path"], table["decision"], table["error"] = texts, "", [errors.get(name, "") for name in named]
         names = pd.Series([name for name in named if name not in errors], dtype=str)
-        if names.empty:
-            nothing = np.empty((0, first.references.shape[1]), np.float32)
-            return table.reset_index(drop=True), nothing, np.empty((0, first.image_size, first.image_size, 3), np.uint8)
-        log_odds, embeddings = score_together(self.ensembles, feeds, names)
+        if len(names):
+            log_odds, embeddings = score_together(self.ensembles, feeds, names)
+        else:
+            log_odds, embeddings = np.empty(0), np.empty((0, first.references.shape[1]), np.float32)
         probability, threshold = expit(log_odds), self.threshold
         distances, rows = (found[:, 0] for found in nearest_references(embeddings, first.references, 1))
-        found = {
-            "probability": probability,
-            "threshold": threshold,
-            "decision": np.where(probability >= threshold, "melanoma", "benign"),
-            "nearest_distance": distances,
-            "nearest_label": first.reference_labels[rows],
-            "nearest_name": first.reference_names[rows],
-            "familiarity": familiarity(distances, first.validation["nearest_distance"].to_numpy()),
-            "known": known_pictures(self.ensembles, feeds, names.tolist()),
-        }
-        for column, values in found.items():
-            table.loc[names, column] = values
+        judged = pd.DataFrame(
+            {
+                "probability": probability,
+                "threshold": threshold,
+                "decision": np.where(probability >= threshold, "melanoma", "benign"),
+                "nearest_distance": distances,
+                "nearest_label": first.reference_labels[rows],
+                "nearest_name": first.reference_names[rows],
+                "familiarity": familiarity(distances, first.validation["nearest_distance"].to_numpy()),
+                "known": known_pictures(self.ensembles, feeds, names.tolist()),
+            },
+            index=names,
+        ).astype({"nearest_label": "Int64", "known": "boolean"})
+        decoded = [name for name, photo in named.items() if isinstance(photo, Image.Image) and name in judged.index]
+        judged.loc[decoded, "known"] = pd.NA  # the pixels of a file decoded elsewhere may differ a little
+        table = judged.reindex(list(named)).fillna({"decision": "", "nearest_name": ""})
+        table = table.assign(path=texts, error=[errors.get(name, "") for name in named])[COLUMNS]
         cache = feeds[first.image_size].cache
         return table.reset_index(drop=True), embeddings, cache.gather(cache.rows(names))
 
@@ -175,15 +179,21 @@ class Model:
 
 
 def _listed(images: Photo | Sequence[Photo]) -> list[Path | Image.Image]:
-    """Return one or several photos as a list.
+    """Return one or several photos as a list, PIL images loaded, so that threads may use them.
 
     Raises
     ------
-    InputError : there is none
+    InputError : there is none, or something else
     """
     several = [images] if isinstance(images, (str, Path, Image.Image)) else list(images)
     if not several:
         raise InputError("there is no image to judge")
+    for image in several:
+        if not isinstance(image, (str, Path, Image.Image)):
+            raise InputError(f"a photo is a path or a PIL image, not of type {type(image).__name__}")
+        if isinstance(image, Image.Image):
+            with contextlib.suppress(Exception):  # a broken one has its error in the table
+                image.load()
     return [image if isinstance(image, Image.Image) else Path(image) for image in several]
 
 

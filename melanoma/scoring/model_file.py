@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,8 @@ from melanoma.scoring.ensemble import LESIONS, Run
 from melanoma.scoring.scores import SCORERS, Platt
 
 FORMAT = "lesion-model-1"
-PLAIN = (
-    "name",
-    "settings",
-    "validation_fold",
-    "epoch",
-    "log",
-    "starts",
-    "data",
-    "synthetic",
-    "tested",
-)  # stored as they are
+# Fields of a run that are stored as they are.
+PLAIN = ("name", "settings", "validation_fold", "epoch", "log", "starts", "data", "synthetic", "tested")
 MISSING = "name a file of train.py or predict.py --export"
 OTHERWISE = "export it again or name another"
 
@@ -39,7 +30,8 @@ def write_model(path: Path, runs: Sequence[Run], slim: bool = False) -> None:
     slim : without pictures, names, labels and groups of the lesions, and the command lines; the file then judges as
         well, but cannot evaluate its own test part
     """
-    save_tensors(path, FORMAT, {"runs": [_packed(run, slim, first=run is runs[0]) for run in runs]})
+    kept = [run if run is runs[0] else replace(run, pictures={}) for run in runs]  # cards are by the first
+    save_tensors(path, FORMAT, {"runs": [_packed(_slim(run) if slim else run) for run in kept]})
 
 
 def read_model(path: Path, build: Callable[[Mapping[str, Any]], Any], device: torch.device) -> list[Run]:
@@ -56,30 +48,37 @@ def read_model(path: Path, build: Callable[[Mapping[str, Any]], Any], device: to
     """
     contents = load_tensors(path, FORMAT, "model", MISSING, OTHERWISE)
     with fitting("model", path, OTHERWISE):
-        return [_unpacked(own, build, device) for own in contents["runs"]]
+        runs = [_unpacked(own, build, device) for own in contents["runs"]]
+    for run in runs:
+        run.network.to(device)
+    return runs
 
 
-def _packed(run: Run, slim: bool, first: bool) -> dict[str, Any]:
-    """Return a run as tensors, numbers and texts; lesion cards show the first run's pictures alone."""
-    plain = {name: getattr(run, name) for name in PLAIN}
+def _slim(run: Run) -> Run:
+    """Return a run without pictures, lesions and command lines."""
     starts = [{key: value for key, value in start.items() if key != "command"} for start in run.starts]
-    pictures = {} if slim or not first else run.pictures
-    lesions = None if slim or run.lesions is None else run.lesions
+    return replace(run, starts=starts, lesions=None, pictures={})
+
+
+def _packed(run: Run) -> dict[str, Any]:
+    """Return a run as tensors, numbers and texts, without the folders of this machine."""
+    weights = Path(run.settings["backbone_weights"]).name
+    jpegs = np.frombuffer(b"".join(run.pictures.values()), np.uint8)
     return {
-        **plain,
-        "name": Path(run.name).name,  # without the folders of this machine
-        "starts": starts if slim else list(run.starts),
+        **{name: getattr(run, name) for name in PLAIN},
+        "name": Path(run.name).name,
+        "settings": {**run.settings, "backbone_weights": weights},
         "network": {name: value.cpu() for name, value in run.network.state_dict().items()},
         "references": torch.tensor(run.references),
         "reference_labels": torch.tensor(run.reference_labels),
         "validation": {"row": torch.tensor(run.validation.index.to_numpy()), **_columns(run.validation)},
         "curves": {name: (curve.slope, curve.intercept) for name, curve in run.curves.items()},
         "known": sorted(run.known),
-        "lesions": None if lesions is None else _columns(lesions),
+        "lesions": None if run.lesions is None else _columns(run.lesions),
         "pictures": {
-            "row": list(pictures),
-            "length": [len(jpeg) for jpeg in pictures.values()],
-            "bytes": torch.frombuffer(bytearray(b"".join(pictures.values())) or bytearray(1), dtype=torch.uint8),
+            "row": list(run.pictures),
+            "end": np.cumsum([len(jpeg) for jpeg in run.pictures.values()], dtype=int).tolist(),
+            "jpeg": torch.from_numpy(jpegs.copy()),
         },
     }
 
@@ -92,11 +91,10 @@ def _unpacked(stored: Mapping[str, Any], build: Callable[[Mapping[str, Any]], An
     labels, references = stored["reference_labels"].numpy(), stored["references"].numpy()
     curves = {name: Platt(*line) for name, line in stored["curves"].items()}
     pictures = stored["pictures"]
-    ends = np.cumsum(pictures["length"], dtype=int)
-    jpegs = [part.tobytes() for part in np.split(pictures["bytes"].numpy(), ends[:-1])]
+    jpegs = np.split(pictures["jpeg"].numpy(), pictures["end"])[:-1]
     run = Run(
         **{name: stored[name] for name in PLAIN},
-        network=network.to(device),
+        network=network,
         dtype=choose_precision(stored["settings"]["precision"], device),
         references=references,
         reference_labels=labels,
@@ -104,7 +102,7 @@ def _unpacked(stored: Mapping[str, Any], build: Callable[[Mapping[str, Any]], An
         curves=curves,
         known=frozenset(stored["known"]),
         lesions=None if stored["lesions"] is None else _table(stored["lesions"]),
-        pictures=dict(zip(pictures["row"], jpegs, strict=False)),
+        pictures={row: jpeg.tobytes() for row, jpeg in zip(pictures["row"], jpegs, strict=True)},
     )
     for own in (labels, validation["label"]):
         if set(own) != {0, 1}:

@@ -76,6 +76,8 @@ def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame,
     settings : JSON values
     """
     remove_halves(run_dir)  # the caller holds the lock
+    earlier = read_starts(run_dir) if resumed else []
+    remove_file(run_dir / MODEL)  # it is of the epochs so far
     if not resumed:
         for name in (*RESULTS, TESTED):
             for prefix in ("", EVALUATED, VALIDATED):
@@ -91,8 +93,6 @@ def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame,
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
     }
-    earlier = read_starts(run_dir) if resumed else []
-    remove_file(run_dir / MODEL)  # it is of the epochs so far
     write_json(run_dir / "run.json", [*earlier, run])
 
 
@@ -118,9 +118,11 @@ def check_run_dir(run_dir: Path, wanted: Mapping[str, Any], resume: bool, overwr
     last = run_dir / "last.pt"
     if resume and not is_file(last):
         raise InputError(f"--resume: there is no {last}; start the run without --resume")
-    if not is_file(last) or overwrite:
+    if overwrite:
         return
     if not resume:
+        if not any(is_file(run_dir / name) for name in ("last.pt", "best.pt", MODEL)):
+            return
         raise InputError(f"run_dir {run_dir} already holds a run: pass --resume, --overwrite, or another --run-dir")
     contents = load_checkpoint(last)
     stored = contents["config"]

@@ -141,7 +141,7 @@ def test_photos_are_uploaded_judged_and_forgotten(served, photos, tmp_path):
             dispatchEvent(new ClipboardEvent("paste", {clipboardData: data}));
         }"""
         page.evaluate(paste)
-        page.wait_for_selector("text=pasted.jpg")
+        page.wait_for_selector("#result >> text=pasted.jpg")
         assert {address.split("/")[2] for address in requests if address.startswith("http")} == {url.split("/")[2]}
         blocked = """() => new Promise(done => {
             addEventListener("securitypolicyviolation", event => done(event.blockedURI));

@@ -323,3 +323,110 @@ def test_pictures_are_few_and_small(headed: Config, tmp_path: Path, monkeypatch:
     names = set(read.reference_names[rows])
     shown = model.neighbours(model.embed(next(headed.train_image[0].iterdir()))[0], 5)
     assert {name for own in shown for name, _, _ in own} <= names and [len(own) for own in shown] == [5, 3]
+
+
+# --- what must not happen ---
+
+
+def test_export_leaves_run_folders_cards_and_special_files_alone(
+    headed: Config, trained: Config, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(trained.run_dir, tmp_path / "other"))
+    for file, slim in ((other / "model.pt", False), (headed.run_dir / "model.pt", True), (other / "more.pt", False)):
+        with pytest.raises(InputError, match=r"is in a run folder, which holds its own model\.pt alone"):
+            predict.export(headed, [], file, slim)
+    with pytest.raises(InputError, match="is no file: name another"):
+        predict.export(headed, [], tmp_path)
+    (tmp_path / "MODEL_CARD.md").write_text("# Mine")
+    with pytest.raises(InputError, match=r"MODEL_CARD\.md is no card of a model file"):
+        predict.export(headed, [], tmp_path / "model.pt")
+    assert (tmp_path / "MODEL_CARD.md").read_text() == "# Mine" and not (tmp_path / "model.pt").exists()
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "model.pt").symlink_to(tmp_path / "target.pt")
+    (tmp_path / "MODEL_CARD.md").unlink()
+    predict.export(headed, [], tmp_path / "link" / "model.pt")
+    assert (tmp_path / "link" / "model.pt").is_symlink() and (tmp_path / "target.pt").is_file()
+
+
+def test_a_run_folder_with_a_file_of_several_runs_says_so(headed: Config, trained: Config, tmp_path: Path) -> None:
+    predict.export(headed, [headed.run_dir, trained.run_dir], tmp_path / "run" / "model.pt")
+    with pytest.raises(InputError, match=r"model\.pt holds 2 runs, not that of its folder: pass --model"):
+        predict.load_run(dataclasses.replace(headed, run_dir=tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("lean_evaluation")
+@pytest.mark.parametrize("change", ["moved", "other choices", "another run of that name"])
+def test_the_card_has_the_metrics_of_this_model_alone(
+    headed: Config, trained: Config, tmp_path: Path, change: str
+) -> None:
+    run = Path(shutil.copytree(headed.run_dir, tmp_path / "run"))
+    predict.main(headed, [run], choices=Choices(scorer="nearest") if change == "other choices" else Choices())
+    if change == "moved":
+        run = run.rename(tmp_path / "elsewhere")
+    elif change == "another run of that name":
+        shutil.copy(model_of(trained), run)
+    predict.export(headed, [run], tmp_path / "out" / "model.pt")
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert ("ROC AUC" in card) == (change == "moved")
+
+
+@pytest.mark.usefixtures("lean_evaluation")
+def test_test_images_that_are_other_files_are_told(headed: Config, alone: Config, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(headed.train_image[0], tmp_path / "images"))
+    first = sorted(predict.load_run(headed).part("test")["image_name"])[0]
+    with Image.open(images / f"{first}.jpg") as image:
+        image.load()
+    image.save(images / f"{first}.jpg", quality=30)
+    metrics = predict.main(dataclasses.replace(alone, train_image=(images,)), [model_of(headed)])
+    assert metrics["notes"][0].startswith(f"1 images, {first} for one, are not the files that the run was split with")
+
+
+@pytest.mark.usefixtures("lean_evaluation")
+def test_a_slim_model_says_by_what_it_knows_its_images(headed: Config, alone: Config, tmp_path: Path) -> None:
+    predict.export(headed, [], tmp_path / "slim.pt", slim=True)
+    folder = another_folder(headed.train_image[0], headed.train_labels[0], tmp_path / "other")
+    notes = predict.main(alone, [tmp_path / "slim.pt"], *folder)["notes"]
+    assert notes[0].startswith("A slim model knows its training images by their pixels alone")
+
+
+def test_settings_that_travel_name_no_folder(headed: Config, tmp_path: Path) -> None:
+    run = predict.load_run(headed)
+    settings = {**run.settings, "backbone_weights": "/home/someone/w.pt"}
+    write_model(tmp_path / "model.pt", [dataclasses.replace(run, settings=settings)])
+    assert b"someone" not in (tmp_path / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize(("name", "value"), [("prevalence", 0), ("prevalence", 1), ("min_sensitivity", 1.5)])
+def test_choices_out_of_range_are_refused(headed: Config, name: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"{name} is {value}: it must be above 0, at most"):
+        melanoma.load(model_of(headed), "cpu", **{name: value})
+
+
+def test_the_table_has_the_types_that_its_columns_need(headed: Config, tmp_path: Path) -> None:
+    model = melanoma.load(model_of(headed), "cpu")
+    paths = sorted(headed.train_image[0].iterdir())[:3]
+    for photos in (paths, [tmp_path / "gone.jpg", *paths], [tmp_path / "gone.jpg"]):
+        table = model.predict(photos)
+        kinds = {name: str(kind) for name, kind in table.dtypes.items() if name not in ("path", "decision", "error")}
+        assert kinds.pop("known") == "boolean" and kinds.pop("nearest_label") == "Int64" and kinds.pop("nearest_name")
+        assert set(kinds.values()) == {"float64"}
+        assert table["probability"].isna().tolist() == [path.name == "gone.jpg" for path in photos]
+
+
+def test_one_pil_image_may_be_named_often_and_is_not_said_to_be_known(headed: Config) -> None:
+    model = melanoma.load(model_of(headed), "cpu")
+    name = predict.load_run(headed).reference_names[0]
+    with Image.open(headed.train_image[0] / f"{name}.jpg") as image:
+        table = model.predict([image] * 40)
+    assert set(table["error"]) == {""} and table["known"].isna().all() and table["probability"].nunique() == 1
+    for bad in (Image.new("RGB", (0, 0)), Image.new("L", (10**5, 1100))):
+        assert model.predict(bad)["error"][0] != ""
+    with pytest.raises(InputError, match="a photo is a path or a PIL image, not of type ndarray"):
+        model.predict([np.zeros((4, 4, 3))])  # type: ignore[list-item]
+
+
+def test_a_folder_with_a_model_alone_is_a_run_that_train_does_not_replace(headed: Config, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(model_of(headed), tmp_path / "run")
+    with pytest.raises(InputError, match="already holds a run: pass --resume, --overwrite"):
+        train.main(dataclasses.replace(headed, run_dir=tmp_path / "run"))

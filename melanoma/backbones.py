@@ -120,7 +120,7 @@ class TimmBackbone(Backbone):
         """
         from timm.models import group_parameters
 
-        matcher = getattr(self.model, "group_matcher", dict)()
+        matcher: Any = getattr(self.model, "group_matcher", dict)()
         return list(group_parameters(self.model, matcher, return_values=True).values())
 
 

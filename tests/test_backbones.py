@@ -74,7 +74,7 @@ def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, tmp_path):
     settings: dict[str, Any] = {"img_size": 128} if name in (SWIN, VIT) else {}
     reference = timm.create_model(name, **settings).eval()
     torch.save(reference.state_dict(), tmp_path / "weights.pt")
-    reference.reset_classifier(0, "")
+    reference.reset_classifier(0, "")  # type: ignore[operator]
     backbone = TimmBackbone(name, 128, str(tmp_path / "weights.pt"), grid=2).eval()
     with torch.no_grad():
         expected = reference(images(3, 128))

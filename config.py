@@ -34,9 +34,9 @@ validation_fold = None  # the fold that validates (none: the one after fold)
 split_seed = 0  # seed of the split
 seed = 0  # seed of weights, pairs and views
 
-backbone = None  # conv3, or a classifier of torchvision: resnet18, mobilenet_v2, convnext_tiny, ...
-backbone_weights = "imagenet"  # of a torchvision backbone: imagenet, none, or a file with its state dict
-grid = None  # features are the means of grid × grid fields of the last feature map (not conv3)
+backbone = None  # conv3, or a network of timm: mobilenetv2_100, convnext_tiny, vit_small_patch14_dinov2.lvd142m, ...
+backbone_weights = "imagenet"  # of a timm backbone: imagenet (its pretrained weights), none, or a file of weights
+grid = None  # features are the means of grid × grid fields of the last feature map or patch tokens (not conv3)
 frozen_blocks = None  # first blocks of the backbone, kept as they are; so is then all batch normalisation
 embedding_dim = None  # length of the embedding
 normalize = None  # scale every embedding to length 1
@@ -126,7 +126,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "epochs": 14,
         "learning_rate": 2e-3,
-        "backbone": "mobilenet_v2",
+        "backbone": "mobilenetv2_100",
         "grid": 4,
         "frozen_blocks": 3,
         "dropout": 0.5,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from config import Config
-from melanoma.backbones import Backbone, TorchvisionBackbone, import_torchvision
+from melanoma.backbones import Backbone, TimmBackbone, import_torchvision
 from melanoma.common.device import autocast
 from melanoma.common.settings import from_dict
 from melanoma.data.augment import Normalize
@@ -58,9 +58,9 @@ class Conv3(Backbone):
             images = F.relu_(F.max_pool2d(convolution(images), 2))
         return F.relu(self.fc1(images.flatten(1)))
 
-    def blocks(self) -> list[nn.Module]:
-        """Return the parts from input to output."""
-        return [*self.convolutions, self.fc1]
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of each layer."""
+        return [list(layer.parameters()) for layer in (*self.convolutions, self.fc1)]
 
 
 class SiameseNetwork(nn.Module):
@@ -120,11 +120,10 @@ class SiameseNetwork(nn.Module):
 
         Above 0 all batch normalisation of the backbone stays in evaluation mode, as its weights brought it.
         """
-        frozen = self.backbone.blocks()[:blocks]
-        for part in frozen:
-            part.requires_grad_(False)
+        for parameter in chain.from_iterable(self.backbone.blocks()[:blocks]):
+            parameter.requires_grad_(False)
         norms = [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.still = [*frozen, *norms] if blocks else []
+        self.still = [*norms] if blocks else []
         self.train(self.training)
 
     @property
@@ -139,7 +138,7 @@ class SiameseNetwork(nn.Module):
         return all(int(taken) >= SETTLED for taken in steps if taken is not None)
 
     def train(self, mode: bool = True) -> SiameseNetwork:
-        """Set training or evaluation mode; frozen parts stay in evaluation mode."""
+        """Set training or evaluation mode; batch normalisation that `freeze` keeps stays in evaluation mode."""
         super().train(mode)
         for part in self.still:
             part.eval()
@@ -151,7 +150,7 @@ def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
 
     It is in channels-last memory, the layout in which pixels are stored and convolutions are fastest.
 
-    weights : of a torchvision backbone, see `TorchvisionBackbone`
+    weights : of a backbone of timm, see `TimmBackbone`
 
     Raises
     ------
@@ -160,7 +159,7 @@ def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
     if config.backbone == "conv3":
         backbone: Backbone = Conv3(config.image_size)
     else:
-        backbone = TorchvisionBackbone(config.backbone, config.image_size, weights, config.grid)
+        backbone = TimmBackbone(config.backbone, config.image_size, weights, config.grid)
     head = config.head != "none"
     network = SiameseNetwork(backbone, config.embedding_dim, config.normalize, config.dropout, head)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

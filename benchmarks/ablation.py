@@ -77,7 +77,7 @@ Step = tuple[str, Callable[[], contextlib.AbstractContextManager[None]], dict[st
 def ladder(weights: str | None) -> list[Step]:
     """Return the steps: name, fault, and all settings that differ from the baseline recipe's.
 
-    weights : file of mobilenet_v2's ImageNet weights, for the last step; None leaves it out
+    weights : file of mobilenetv2_100's ImageNet weights, for the last step; None leaves it out
     """
     scratch = RECIPES["scratch"]
 
@@ -112,7 +112,7 @@ def ladder(weights: str | None) -> list[Step]:
     ]
     if weights:
         strong = RECIPES["strong"] | {"backbone_weights": weights}
-        steps.append((f"mobilenet_v2 at {strong['image_size']} px: recipe strong", as_is, strong))
+        steps.append((f"mobilenetv2_100 at {strong['image_size']} px: recipe strong", as_is, strong))
     return steps
 
 
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--fold", type=int, default=1)
-    parser.add_argument("--backbone-weights", metavar="FILE", help="of mobilenet_v2: adds recipe strong")
+    parser.add_argument("--backbone-weights", metavar="FILE", help="of mobilenetv2_100: adds recipe strong")
     parser.add_argument("--steps", type=int, nargs="*", help="numbers of the steps, from 0 (default: all)")
     arguments = parser.parse_args()
     base = Config(

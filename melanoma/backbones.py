@@ -1,9 +1,11 @@
-"""Pretrained backbones: any classifier of torchvision without its last layer."""
+"""Pretrained backbones: any network of timm without its classifier."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections import OrderedDict
+import math
+import sys
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from melanoma.common.errors import InputError, shown
+from melanoma.common.errors import InputError, brief, shown
 from melanoma.common.files import is_file
 from melanoma.data.augment import Normalize
 
@@ -29,8 +30,8 @@ class Backbone(nn.Module):
     features: int
     normalize: Normalize
 
-    def blocks(self) -> list[nn.Module]:
-        """Return the parts from input to output, so that the first of them can be frozen."""
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of each block, from input to output, so that the first blocks can be frozen."""
         raise NotImplementedError
 
 
@@ -49,59 +50,78 @@ def _fields(side: int, grid: int) -> list[slice]:
     return [slice(side * i // grid, -(-side * (i + 1) // grid)) for i in range(grid)]
 
 
-class TorchvisionBackbone(Backbone):
-    """A classifier of torchvision without its last linear layer.
+class TimmBackbone(Backbone):
+    """A network of timm (Wightman 2019) without its classifier.
 
     Parameters
     ----------
-    name : as torchvision.models.list_models() has it
+    name : as timm.list_models() has it, with or without the tag of its weights: mobilenetv2_100,
+        vit_small_patch14_dinov2.lvd142m
     image_size : side S of the input; vision transformers are built for it
-    weights : imagenet, none, or the path of a state dict in torchvision's names, with or without the classifier; it
-        may be of a DataParallel network, and the entry "state_dict" or "model" of a checkpoint
-    grid : 1 keeps the model's own pooling; above, the features are the means of grid × grid fields of its last
-        convolution, so that an embedding knows what is in the lesion's middle and what around it
+    weights : imagenet (those that timm has for this name, whatever they were trained on), none, or a file in timm's
+        names, with or without the classifier: *.safetensors, or a state dict, which may be the entry "state_dict" or
+        "model" of a checkpoint; torchvision's of ResNets and of mobilenet_v2 (for mobilenetv2_100) fit too
+    grid : 1 keeps the network's own pooling; above, the features are the means of grid × grid fields of its last map,
+        or of its patch tokens, so that an embedding knows what is in the lesion's middle and what around it
 
     Raises
     ------
-    InputError : no such model or weights; no convolutions for a grid; images of this size are not for this model
+    InputError : no such network or weights; no map for a grid; images of this size are not for this network
     """
 
     def __init__(self, name: str, image_size: int, weights: str, grid: int = 1) -> None:
         super().__init__()
-        models = import_torchvision().models
-        names = models.list_models(module=models)
-        if name not in names:
-            raise InputError(f"backbone is {shown(name)}: it must be conv3 or one of torchvision's {', '.join(names)}")
-        published = models.get_model_weights(name).DEFAULT
-        transforms = published.transforms()
-        self.normalize = Normalize(transforms.mean, transforms.std)
+        import_torchvision()  # timm needs it
+        import timm
+
+        if not timm.is_model(name):
+            near = get_close_matches(name, timm.list_models(), n=3) or ["mobilenetv2_100", "resnet18"]
+            raise InputError(f"backbone is {shown(name)}: it must be conv3 or a name of timm, as {', '.join(near)}")
         self.grid = grid
-        options: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
-        if name in ("googlenet", "inception_v3"):
-            options = {"aux_logits": False, "init_weights": True}
         try:
-            model = models.get_model(name, weights=None, **options)
-            _cut_classifier(model, name)
-            self.model = model if grid == 1 else _convolutions(model, name)
+            fixed = timm.get_pretrained_cfg_value(name, "fixed_input_size")
+            size: dict[str, Any] = {"img_size": image_size} if fixed else {}
+            build = partial(timm.create_model, name, num_classes=0, **size)
+            self.model = _without_pooling(build(), grid)
+            _check_patches(self.model, image_size)
             with torch.no_grad():
                 self.features = self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
-        except (AssertionError, RuntimeError) as error:
-            what = f"backbone {name} takes no images of {image_size} px ({str(error).splitlines()[0]})"
-            raise InputError(f"{what}: choose another --image-size or backbone") from error
+        except Exception as error:  # each family of networks has its own checks
+            what = f"backbone {name} with grid {grid} takes no images of {image_size} px ({_reason(error)})"
+            raise InputError(f"{what}: choose another --image-size, --grid or backbone") from error
         if weights == "imagenet":
-            _fill(model, _published_state(published, name), "imagenet", name)
+            try:
+                self.model = _without_pooling(build(pretrained=True), grid)
+            except Exception as error:  # of the network, of the hub, or there are none
+                page = f"https://huggingface.co/{self.model.pretrained_cfg.get('hf_hub_id', 'timm')}"
+                raise InputError(
+                    f"the weights of {name} could not be fetched ({_reason(error)}): download model.safetensors from "
+                    f"{page} and pass --backbone-weights FILE, or none to start without"
+                ) from error
         elif weights != "none":
-            _fill(model, _read_state(Path(weights)), weights, name)
+            _load_file(self.model, Path(weights), name)
+        self.normalize = Normalize(self.model.pretrained_cfg["mean"], self.model.pretrained_cfg["std"])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features, (B, F), of images, float (B, 3, S, S), normalised."""
         features = self.model(images)
-        return features if self.grid == 1 else field_means(features, self.grid)
+        if self.grid == 1:
+            return features
+        channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        if features.ndim == 3:  # tokens (B, T, C): class token and registers, then the patches row by row
+            patches = features[:, getattr(self.model, "num_prefix_tokens", 0) :]
+            features, channels_last = patches.unflatten(1, 2 * (math.isqrt(patches.shape[1]),)), True
+        return field_means(features.permute(0, 3, 1, 2) if channels_last else features, self.grid)
 
-    def blocks(self) -> list[nn.Module]:
-        """Return the parts from input to output."""
-        parts = getattr(self.model, "features", self.model)
-        return list(parts.children())
+    def blocks(self) -> list[list[nn.Parameter]]:
+        """Return the parameters of each block as timm groups them: stem, residual or transformer blocks.
+
+        A few networks have no groups there; they are one block.
+        """
+        from timm.models import group_parameters
+
+        matcher: Any = getattr(self.model, "group_matcher", dict)()
+        return list(group_parameters(self.model, matcher, return_values=True).values())
 
 
 def import_torchvision() -> ModuleType:
@@ -121,68 +141,44 @@ def import_torchvision() -> ModuleType:
     return torchvision
 
 
-def _cut_classifier(model: nn.Module, name: str) -> None:
-    """Replace a classifier's last linear layer by nothing, and switch its dropout off."""
-    linear = [path for path, part in model.named_modules() if isinstance(part, nn.Linear)]
-    top = _last_child(model)
-    if not linear or linear[-1].partition(".")[0] != top:
-        raise InputError(f"backbone {name} does not end in a linear layer: choose another")
-    model.set_submodule(linear[-1], nn.Identity())
-    for path, part in model.named_modules():
-        if path.partition(".")[0] in (top, "dropout") and isinstance(part, nn.Dropout):
-            part.p = 0.0
+def _without_pooling(model: Any, grid: int) -> Any:
+    """Return a network that gives its last map or tokens where a grid is laid over them."""
+    if grid > 1:
+        model.reset_classifier(0, "")
+    return model
 
 
-def _last_child(model: nn.Module) -> str:
-    return [name for name, _ in model.named_children()][-1]
+def _check_patches(model: nn.Module, image_size: int) -> None:
+    """Refuse a side that patches do not fill: timm would leave the rest out."""
+    from timm.layers import PatchEmbed
+
+    for part in model.modules():
+        if isinstance(part, PatchEmbed) and image_size % part.patch_size[0]:
+            raise ValueError(f"it must be a multiple of {part.patch_size[0]}")
 
 
-def _convolutions(model: nn.Module, name: str) -> nn.Module:
-    """Return the part of a model that ends in a map of features (B, C, height, width)."""
-    children = dict(model.named_children())
-    features = children.get("features")
-    if isinstance(features, nn.Sequential) and "permute" not in children:  # swin's have the channels last
-        return features
-    if "avgpool" not in children:
-        raise InputError(f"backbone {name} has no convolutions to lay a grid over: pass --grid 1")
-    before = list(children)[: list(children).index("avgpool")]
-    return nn.Sequential(OrderedDict((part, children[part]) for part in before))
+def _load_file(model: nn.Module, path: Path, name: str) -> None:
+    """Load weights from a file, in which nothing can run code; other entries than the network's are left out."""
+    from timm.models import load_state_dict, remap_state_dict
 
-
-def _published_state(published: Any, name: str) -> dict[str, Tensor]:
-    """Return the ImageNet weights that torchvision publishes, from its cache or the network."""
-    try:
-        return published.get_state_dict(check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network; a download that broke off
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise InputError(
-            f"the ImageNet weights of {name} could not be fetched ({error}): download {published.url} to {folder} "
-            "or pass --backbone-weights FILE, or none to start without"
-        ) from error
-
-
-def _read_state(path: Path) -> Any:
-    """Return what is in a file of weights; nothing in the file can run code."""
     if not is_file(path):
-        raise InputError(f"backbone_weights {path} does not exist: pass imagenet, none, or a state dict's file")
+        raise InputError(f"backbone_weights {path} does not exist: pass imagenet, none, or a file of weights")
     try:
-        with torch.serialization.safe_globals([Namespace]):  # the flags that torchvision's own training saves
-            return torch.load(path, map_location="cpu", weights_only=True)
+        state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
         raise InputError(f"backbone_weights {path} is damaged or no state dict: pass another") from error
-
-
-def _fill(model: nn.Module, state: Any, source: str, name: str) -> None:
-    """Load a state dict; its classifier may be there or not, everything else must."""
+    # the function by which timm takes up other names and image sizes, where a family of networks has one
+    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
+    if name.startswith("mobilenetv2") and "features.0.0.weight" in state:  # torchvision's: other names, the same order
+        fit = remap_state_dict
     try:
-        if isinstance(state, dict):  # a checkpoint's
-            state = state.get("state_dict", state.get("model", state))
-            consume_prefix_in_state_dict_if_present(state, "module.")  # of DataParallel
-        missing = model.load_state_dict(state, strict=False).missing_keys
-    except Exception as error:  # torch raises many kinds for what is no state dict, or has other shapes
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"backbone_weights {source} does not fit {name}: {reason}") from error
-    classifier = _last_child(model)
-    lacks = [key for key in missing if key.partition(".")[0] != classifier]
-    if lacks:
-        raise InputError(f"backbone_weights {source} does not fit {name}: it lacks {lacks[0]} ({len(lacks)} missing)")
+        missing = model.load_state_dict(fit(state, model), strict=False).missing_keys
+    except Exception as error:
+        raise InputError(f"backbone_weights {path} does not fit {name}: {_reason(error)}") from error
+    if missing:
+        raise InputError(f"backbone_weights {path} does not fit {name}: it lacks {missing[0]} ({len(missing)} missing)")
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of an error, in which torch and timm name what is wrong."""
+    return brief(str(error).strip().rpartition("\n")[2].strip() or type(error).__name__, 200)

@@ -31,8 +31,6 @@ def check_message(message: str, named: Iterable[object]) -> None:
     assert message.isprintable(), message[:1000]
     paths = [str(name) for name in named]
     most = LONGEST + 2 * max(map(len, paths), default=0)
-    if "one of torchvision's" in message:  # all of which it lists
-        most += 1500
     assert len(message) <= most, message[:1000]
     missing = [name for name in paths if name not in message]
     assert not missing, f"{missing} not named in: {message}"

@@ -1,113 +1,144 @@
-"""backbones.py: features of torchvision's classifiers, their weights, and the grid."""
+"""backbones.py: features of timm's networks, their weights, and the grid."""
 
 import os
-import urllib.error
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import build_network
+from safetensors.torch import save_file
 from test_modules import images, refusal
-from torch import nn
+from torch import Tensor, nn
 
 from config import Config
-from melanoma.backbones import TorchvisionBackbone, import_torchvision
+from melanoma.backbones import TimmBackbone, field_means, import_torchvision
 from modules import network_of
 
-# --- torchvision ---
+import_torchvision()
+import timm  # noqa: E402, after torchvision
+
+RESNET, CONVNEXT, VIT = "test_resnet", "test_convnext", "test_vit"  # timm's own small ones for tests, 160 px
+SWIN = "swin_tiny_patch4_window7_224"
 
 
-@pytest.fixture(scope="module")
-def resnet() -> nn.Module:
-    """A classifier as torchvision builds it; read it, do not change it."""
+def state_of(name: str, **settings: Any) -> dict[str, Tensor]:
+    """The weights of a classifier of timm, with statistics that are not those of a new network."""
     torch.manual_seed(3)
-    return import_torchvision().models.resnet18().eval()
+    state = timm.create_model(name, **settings).state_dict()
+    return {k: torch.rand_like(v) if k.endswith(("running_mean", "running_var")) else v for k, v in state.items()}
+
+
+def model_of(network: nn.Module) -> nn.Module:
+    """The network of timm within a backbone, or within the backbone of a Siamese network."""
+    backbone = getattr(network, "backbone", network)
+    assert isinstance(backbone, TimmBackbone)
+    return backbone.model
+
+
+# --- features ---
 
 
 @pytest.mark.parametrize(
-    ("name", "features", "n_blocks"), [("resnet18", 512, 10), ("mobilenet_v2", 1280, 19), ("efficientnet_b0", 1280, 9)]
+    ("name", "grid", "features", "n_blocks"),
+    [
+        ("resnet18", 1, 512, 9),  # the stem and eight residual blocks
+        ("mobilenetv2_100", 4, 16 * 1280, 18),
+        ("mobilenetv3_small_050", 2, 4 * 1024, 14),  # whose last layer stands after the pooling
+        (CONVNEXT, 2, 4 * 64, 11),
+        (VIT, 1, 64, 7),
+        (VIT, 2, 4 * 64, 7),
+    ],
 )
-def test_classifiers_of_torchvision_embed(name, features, n_blocks):
-    network = build_network(name, 64, 6, weights="none", head=True)
+def test_networks_of_timm_embed_and_their_first_blocks_freeze(name, grid, features, n_blocks):
+    network = build_network(name, 64, 6, head=True, grid=grid)
     embeddings, logits = network(images(3, 64))
     assert (embeddings.shape, logits.shape) == ((3, 6), (3,))
     assert network.backbone.features == network.fc_embedding.in_features == features
-    assert len(network.backbone.blocks()) == n_blocks
+    blocks = network.backbone.blocks()
+    assert len(blocks) == n_blocks
+    assert sum(map(len, blocks)) == len(list(network.backbone.parameters()))
     assert not any(isinstance(m, nn.Dropout) and m.p for m in network.backbone.modules())
     network.freeze(3)
-    network.embed(images(3, 64)).sum().backward()
-    frozen = {id(p) for block in network.backbone.blocks()[:3] for p in block.parameters()}
+    network.train().embed(images(3, 64)).sum().backward()
+    frozen = {id(p) for block in blocks[:3] for p in block}
     assert frozen
-    assert all((p.grad is None) == (id(p) in frozen) for p in network.backbone.parameters())
+    for key, parameter in network.backbone.named_parameters():  # all others learn: none is left over
+        assert (parameter.grad is None) == (id(parameter) in frozen), key
 
 
-def test_a_classifier_without_its_last_layer_gives_that_layers_input(resnet):
-    backbone = TorchvisionBackbone("resnet18", 64, "none").eval()
-    backbone.model.load_state_dict({k: v for k, v in resnet.state_dict().items() if not k.startswith("fc.")})
-    seen = []
-    hook = resnet.fc.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+@pytest.mark.parametrize("name", ["mobilenetv2_100", SWIN, CONVNEXT, VIT])
+def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, tmp_path):
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"img_size": 128} if name in (SWIN, VIT) else {}
+    reference = timm.create_model(name, **settings).eval()
+    torch.save(reference.state_dict(), tmp_path / "weights.pt")
+    reference.reset_classifier(0, "")  # type: ignore[operator]
+    backbone = TimmBackbone(name, 128, str(tmp_path / "weights.pt"), grid=2).eval()
     with torch.no_grad():
-        resnet(images(3, 64))
-        features = backbone(images(3, 64))
-    hook.remove()
-    torch.testing.assert_close(features, seen[0])
+        expected = reference(images(3, 128))
+        features = backbone(images(3, 128))
+    if name == SWIN:  # (B, 4, 4, C)
+        expected = expected.movedim(3, 1)
+    if name == VIT:  # the class token, then 8 × 8 patches
+        expected = torch.stack([expected[:, 1 + 8 * row : 9 + 8 * row] for row in range(8)], dim=1).movedim(3, 1)
+    torch.testing.assert_close(features, field_means(expected, 2))
+    top_left = expected[:, :, : expected.shape[2] // 2, : expected.shape[3] // 2].mean(dim=(2, 3))
+    torch.testing.assert_close(features[:, ::4], top_left)
+    assert features.std() > 0
+
+
+def test_images_are_normalised_as_the_weights_were_trained():
+    for name, mean in (("resnet18", 0.485), ("tf_efficientnet_lite0", 0.5)):
+        normalize = TimmBackbone(name, 32, "none").normalize
+        grey = torch.full((1, 3, 1, 1), mean)
+        assert normalize(grey)[0, 0].item() == pytest.approx(0, abs=1e-6)
+
+
+# --- weights ---
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [("resnet18", 512), ("mobilenet_v2", 1280), ("regnet_y_400mf", 440), ("swin_t", 768)]
+    "form", ["safetensors", "state dict", "without the classifier", "of DataParallel", "a checkpoint"]
 )
-def test_a_grid_keeps_the_means_of_fields_of_the_last_map(name, channels):
-    torch.manual_seed(0)
-    whole = TorchvisionBackbone(name, 128, "none").eval()
-    grid = TorchvisionBackbone(name, 128, "none", grid=2).eval()
-    for key, value in whole.model.state_dict().items():  # under other names, in the same order
-        own = grid.model.state_dict()
-        match = key if key in own else key.removeprefix("features.")
-        if match in own:
-            own[match].copy_(value)
+def test_a_file_of_weights_is_what_the_backbone_starts_from(form, tmp_path):
+    state = state_of(RESNET)
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt")
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "without the classifier":
+        torch.save({key: value for key, value in state.items() if not key.startswith("fc.")}, path)
+    elif form == "of DataParallel":
+        torch.save({f"module.{key}": value for key, value in state.items()}, path)
+    elif form == "a checkpoint":
+        torch.save({"model": state, "epoch": 3, "args": Namespace(lr=0.1), "optimizer": {"state": {}}}, path)
+    else:
+        torch.save(state, path)
+    own = model_of(build_network(RESNET, 64, 6, weights=str(path))).state_dict()
+    assert set(own) == {key for key in state if not key.startswith("fc.")}
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("mobilenet_v2", "mobilenetv2_100"), ("resnet18", "resnet18")])
+@pytest.mark.parametrize("grid", [1, 2])
+def test_files_of_torchvision_give_torchvisions_features(theirs, ours, grid, tmp_path):
+    torch.manual_seed(3)
+    reference = import_torchvision().models.get_model(theirs).eval()
+    torch.save(reference.state_dict(), tmp_path / "w.pth")
+    backbone = TimmBackbone(ours, 64, str(tmp_path / "w.pth"), grid).eval()
+    last = nn.Sequential(*list(reference.children())[:-1]) if theirs == "resnet18" else reference.features
     with torch.no_grad():
-        features = grid(images(3, 128))
-        pooled = whole(images(3, 128))
-    assert features.shape == (3, grid.features) == (3, channels * 4)
-    # the map has 4 × 4 fields, so that the mean over the grid is the mean over the map: the model's own pooling
-    fields, size = (features.view(3, channels, 4), pooled.abs().max())  # random weights may leave little of an image
-    torch.testing.assert_close(fields.mean(dim=2) / size, pooled / size, atol=1e-4, rtol=1e-4)
-    assert fields.std(dim=2).max() > 1e-3 * size
-    for block, own in zip(whole.blocks()[:3], grid.blocks()[:3], strict=False):  # and freezing means the same
-        assert [p.shape for p in block.parameters()] == [p.shape for p in own.parameters()]
+        expected = last[:-1](images(3, 64)) if theirs == "resnet18" else last(images(3, 64))
+        torch.testing.assert_close(backbone(images(3, 64)), field_means(expected, grid))
 
 
-def test_a_model_without_a_map_of_features_has_no_grid():
-    message = refusal(build_network, "vit_b_32", 64, 8, grid=2)
-    assert message == "backbone vit_b_32 has no convolutions to lay a grid over: pass --grid 1"
-
-
-@pytest.mark.parametrize("classifier", [True, False], ids=["whole", "features only"])
-def test_a_file_of_weights_is_what_the_backbone_starts_from(resnet, classifier, tmp_path):
-    state = resnet.state_dict()
-    kept = {name: value for name, value in state.items() if classifier or not name.startswith("fc.")}
-    assert (len(kept) < len(state)) != classifier
-    torch.save(kept, tmp_path / "resnet.pt")
-    network = build_network("resnet18", 64, 6, weights=str(tmp_path / "resnet.pt"))
-    assert isinstance(network.backbone, TorchvisionBackbone)
-    own = network.backbone.model.state_dict()
-    assert set(own) == {name for name in state if not name.startswith("fc.")}
-    assert all(torch.equal(value, state[name]) for name, value in own.items())
-
-
-@pytest.mark.parametrize("wrap", ["state_dict", "model", None])
-@pytest.mark.parametrize("prefix", ["module.", ""])
-def test_weights_of_a_checkpoint_or_of_data_parallel_are_the_same_weights(resnet, wrap, prefix, tmp_path):
-    state = {prefix + name: value for name, value in resnet.state_dict().items()}
-    more = {"epoch": 3, "args": Namespace(lr=0.1), "optimizer": {"state": {}}}  # as torchvision's own training saves
-    torch.save({wrap: state, **more} if wrap else state, tmp_path / "resnet.pt")
-    network = build_network("resnet18", 64, 6, weights=str(tmp_path / "resnet.pt"))
-    assert isinstance(network.backbone, TorchvisionBackbone)
-    own = network.backbone.model.state_dict()
-    assert len(own) == 120
-    assert all(torch.equal(value, resnet.state_dict()[name]) for name, value in own.items())
+def test_a_transformer_takes_weights_of_another_image_size(tmp_path):
+    state = state_of(VIT)
+    torch.save(state, tmp_path / "w.pt")
+    own = model_of(TimmBackbone(VIT, 64, str(tmp_path / "w.pt"))).state_dict()
+    assert (state["pos_embed"].shape[1], own["pos_embed"].shape[1]) == (1 + 10**2, 1 + 4**2)
+    assert torch.equal(own["blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
 
 
 class Command:
@@ -120,14 +151,6 @@ class Command:
         return os.mkdir, (self.path,)
 
 
-def without_a_layer(path: Path, state: dict) -> None:
-    torch.save({name: value for name, value in state.items() if name != "layer3.0.conv1.weight"}, path)
-
-
-def of_another_shape(path: Path, state: dict) -> None:
-    torch.save({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
-
-
 def truncated(path: Path, state: dict) -> None:
     torch.save(state, path)
     path.write_bytes(path.read_bytes()[:-1000])
@@ -136,79 +159,100 @@ def truncated(path: Path, state: dict) -> None:
 @pytest.mark.parametrize(
     ("write", "what"),
     [
-        (without_a_layer, "does not fit resnet18: it lacks layer3.0.conv1.weight (1 missing)"),
-        (of_another_shape, "does not fit resnet18: size mismatch for conv1.weight"),
-        (lambda path, state: torch.save({}, path), "does not fit resnet18: it lacks conv1.weight"),
-        (truncated, "is damaged or no state dict"),
-        (lambda path, state: path.write_text("hello"), "is damaged or no state dict"),
-        (lambda path, state: path.write_bytes(b""), "is damaged or no state dict"),
-        (lambda path, state: torch.save([1], path), "does not fit resnet18: Expected state_dict to be dict-like"),
-        (lambda path, state: torch.save({"net": state}, path), "does not fit resnet18: it lacks conv1.weight"),
-        (lambda path, state: torch.save({"model": [1]}, path), "does not fit resnet18: "),
-        (lambda path, state: None, "does not exist: pass imagenet, none, or a state dict's file"),
-        (lambda path, state: path.mkdir(), "does not exist: pass imagenet, none, or a state dict's file"),
+        (
+            lambda path, state: torch.save({k: v for k, v in state.items() if k != "bn1.bias"}, path),
+            "lacks bn1.bias (1 ",
+        ),
+        (lambda path, state: torch.save({**state, "bn1.bias": torch.zeros(1)}, path), "size mismatch for bn1.bias"),
+        (lambda path, state: torch.save({}, path), "lacks conv1.0.weight ("),
+        (lambda path, state: torch.save({"net": state}, path), "lacks conv1.0.weight ("),
+        (lambda path, state: torch.save({"model": [1]}, path), "is damaged or no state dict: pass another"),
+        (lambda path, state: torch.save([1], path), "is damaged or no state dict: pass another"),
+        (truncated, "is damaged or no state dict: pass another"),
+        (lambda path, state: path.write_text("hello"), "is damaged or no state dict: pass another"),
+        (lambda path, state: path.write_bytes(b""), "is damaged or no state dict: pass another"),
+        (lambda path, state: None, "does not exist: pass imagenet, none, or a file of weights"),
+        (lambda path, state: path.mkdir(), "does not exist: pass imagenet, none, or a file of weights"),
     ],
 )
-def test_weights_that_do_not_fit_or_are_none_are_refused(resnet, write, what, tmp_path):
-    path = tmp_path / "weights.pt"
-    write(path, resnet.state_dict())
-    message = refusal(build_network, "resnet18", 64, 6, weights=str(path))
-    assert message.startswith(f"backbone_weights {path} {what}")
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_weights_that_do_not_fit_or_are_none_are_refused(write, what, suffix, tmp_path):
+    path = tmp_path / f"weights.{suffix}"
+    write(path, state_of(RESNET))
+    message = refusal(build_network, RESNET, 64, 6, weights=str(path))
+    assert message.startswith(f"backbone_weights {path} ")
+    if suffix == "safetensors" and path.is_file():  # torch's files are none
+        what = "is damaged or no state dict: pass another"
+    assert what in message
 
 
 def test_weights_that_would_run_code_are_refused_unrun(tmp_path):
-    torch.save({"conv1.weight": Command(tmp_path / "ran")}, tmp_path / "evil.pt")
-    message = refusal(build_network, "resnet18", 64, 6, weights=str(tmp_path / "evil.pt"))
+    torch.save({"conv1.0.weight": Command(tmp_path / "ran")}, tmp_path / "evil.pt")
+    message = refusal(build_network, RESNET, 64, 6, weights=str(tmp_path / "evil.pt"))
     assert not (tmp_path / "ran").exists()
     assert message == f"backbone_weights {tmp_path / 'evil.pt'} is damaged or no state dict: pass another"
 
 
-@pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable], None]:
-    """Answer for torchvision when it fetches published weights."""
+# --- weights of the hub ---
 
-    def answer(function: Callable) -> None:
-        kind = import_torchvision().models.get_model_weights("resnet18")
-        monkeypatch.setattr(kind, "get_state_dict", lambda self, **settings: function(**settings))
 
-    return answer
+def test_published_weights_are_loaded(monkeypatch, tmp_path):
+    state = state_of(RESNET)
+    save_file(state, tmp_path / "model.safetensors")
+    asked = []
+
+    def fetch(repo_id, filename, **settings):
+        asked.append((repo_id, filename))
+        return str(tmp_path / filename)
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetch)
+    network_of(Config(backbone=RESNET, image_size=64))
+    assert asked == []  # weights none
+    own = model_of(build_network(RESNET, 64, 6, weights="imagenet", grid=2)).state_dict()
+    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors")]
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("no route to\nthe hub"), ValueError("of httpx"), RuntimeError()])
+def test_published_weights_that_cannot_be_fetched_name_where_from(monkeypatch, error):
+    def fetch(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", fetch)
+    message = refusal(build_network, RESNET, 64, 6, weights="imagenet")
+    reason = str(error).splitlines()[-1] if str(error) else "RuntimeError"
+    assert message.startswith(f"the weights of {RESNET} could not be fetched ({reason}): download model.safetensors ")
+    assert "https://huggingface.co/timm/test_resnet.r160_in1k and pass --backbone-weights FILE, or none" in message
+
+
+def test_a_network_that_was_never_published_has_no_weights():
+    message = refusal(build_network, "mobilenetv2_035", 32, 6, weights="imagenet")
+    assert message.startswith("the weights of mobilenetv2_035 could not be fetched (No pretrained weights exist")
+
+
+# --- names and sizes ---
+
+
+def test_an_unknown_backbone_is_refused_with_names_like_it():
+    message = refusal(build_network, "mobilenet_v2", 32, 8)
+    assert message.startswith("backbone is 'mobilenet_v2': it must be conv3 or a name of timm, as ")
+    assert "mobilenetv2_100" in message
+    for name in ("", "../../etc/passwd", "hf-hub:timm/resnet18", "local-dir:/tmp"):
+        assert "a name of timm, as " in refusal(build_network, name, 32, 8)
+    assert "Invalid pretrained tag (none) for resnet18" in refusal(build_network, "resnet18.none", 32, 8)
 
 
 @pytest.mark.parametrize(
-    "error", [urllib.error.URLError("no route"), RuntimeError("invalid hash value"), TimeoutError("slow")]
+    ("name", "image_size", "grid", "reason"),
+    [
+        ("vit_small_patch14_dinov2", 128, 1, "it must be a multiple of 14"),
+        (SWIN, 126, 2, "it must be a multiple of 4"),
+        ("inception_v3", 64, 1, "Kernel size can't be greater than actual input size"),
+        ("efficientformer_l1", 128, 1, "size of tensor a (16) must match"),
+    ],
 )
-def test_published_weights_that_cannot_be_fetched_name_where_from_and_where_to(published, error, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-
-    def fail(**settings):
-        raise error
-
-    published(fail)
-    message = refusal(build_network, "resnet18", 64, 6, weights="imagenet")
-    assert message.startswith("the ImageNet weights of resnet18 could not be fetched")
-    assert "download https://download.pytorch.org/models/resnet18-f37072fd.pth to " in message
-    assert f" to {tmp_path / 'hub' / 'checkpoints'} or pass --backbone-weights FILE" in message
-
-
-def test_published_weights_are_checked_and_loaded(published, resnet):
-    asked = []
-
-    def fetch(**settings):
-        asked.append(settings)
-        return resnet.state_dict()
-
-    published(fetch)
-    network = build_network("resnet18", 64, 6, weights="imagenet")
-    assert asked == [{"check_hash": True}]
-    name = "layer4.1.conv2.weight"
-    assert torch.equal(network.backbone.state_dict()[f"model.{name}"], resnet.state_dict()[name])
-
-
-def test_weights_none_asks_for_nothing(published):
-    def refuse(**settings):
-        raise AssertionError("weights were fetched")
-
-    published(refuse)
-    network_of(Config(backbone="resnet18", image_size=64))
-    with pytest.raises(AssertionError, match="weights were fetched"):
-        build_network("resnet18", 64, 6, weights="imagenet")
+def test_images_of_a_size_that_a_network_does_not_take_are_refused(name, image_size, grid, reason):
+    message = refusal(build_network, name, image_size, 8, grid=grid)
+    assert message.startswith(f"backbone {name} with grid {grid} takes no images of {image_size} px (")
+    assert reason in message
+    assert message.endswith("): choose another --image-size, --grid or backbone")

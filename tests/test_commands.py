@@ -52,7 +52,7 @@ BAD_INPUT = [
     ("train.py", ["--margin", "0"], "margin is 0.0: it must be a finite number above 0"),
     ("train.py", ["--image-size", "8"], "image_size is 8: it must be from 32 to 1024"),
     ("train.py", ["--device", "abacus"], "device 'abacus' cannot be used here"),
-    ("train.py", ["--backbone", "vgg99"], "backbone is 'vgg99': it must be conv3 or one of "),
+    ("train.py", ["--backbone", "vgg99"], "backbone is 'vgg99': it must be conv3 or a name of timm, as "),
     ("train.py", ["--config", "nowhere.json"], "--config {here}/nowhere.json does not exist: pass a run's config.json"),
     ("train.py", ["--resume"], "--resume: there is no"),
     ("predict.py", [], "there is no checkpoint"),

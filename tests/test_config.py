@@ -434,7 +434,7 @@ def settings_in(folder: Path, *flags: str) -> tuple[dict[str, typing.Any], list[
         ("epochs: int = 30", "epochs", 30),
         ("margin = 0.9", "margin", 0.9),
         ("margin = 1  # whole", "margin", 1.0),
-        ('recipe = "strong"', "backbone", "mobilenet_v2"),
+        ('recipe = "strong"', "backbone", "mobilenetv2_100"),
         ("epochs = None", "epochs", 20),
     ],
     ids=lambda value: str(value)[:24],

@@ -457,7 +457,7 @@ def test_the_cpus_own_lack_of_memory_is_one_line(quick: Config) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_that_is_too_small_is_one_line(quick: Config) -> None:
-    network: dict[str, Any] = {"backbone": "mobilenet_v2", "backbone_weights": "none", "frozen_blocks": 1}
+    network: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_weights": "none", "frozen_blocks": 1}
     config = dataclasses.replace(quick, device="cuda", image_size=512, batch_size=64, **network)
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)

@@ -61,7 +61,7 @@ def test_deterministic_algorithms_exist_for_all_that_is_used(straight: Config, t
 
 @pytest.mark.slow
 def test_the_statistics_of_batch_normalisation_survive_a_resume(quick: Config, tmp_path: Path) -> None:
-    network: dict[str, Any] = {"backbone": "mobilenet_v2", "backbone_weights": "none", "ema": 0.9}
+    network: dict[str, Any] = {"backbone": "mobilenetv2_100", "backbone_weights": "none", "ema": 0.9}
     config = dataclasses.replace(quick, **network, epoch_share=0.5)
     whole = elsewhere(config, tmp_path, epochs=2)
     train.main(whole)
@@ -74,8 +74,8 @@ def test_the_statistics_of_batch_normalisation_survive_a_resume(quick: Config, t
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"backbone": "mobilenet_v2", "backbone_weights": "none", "image_size": 128, "grid": 4}],
-    ids=["conv3", "mobilenet_v2"],
+    [{}, {"backbone": "mobilenetv2_100", "backbone_weights": "none", "image_size": 128, "grid": 4}],
+    ids=["conv3", "mobilenetv2_100"],
 )
 def test_cuda_gives_the_same_bits_when_asked_to(quick: Config, tmp_path, settings: dict) -> None:
     runs = [

@@ -44,7 +44,7 @@ TESTED = "evaluations.jsonl"  # a JSON object for each evaluation of the test pa
 RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json", "new_lesions.csv", "submission.csv")
 # Before the names of predictions and metrics of another folder than the run's own, and of its validation part.
 EVALUATED, VALIDATED = "evaluate_", "validation_"
-PACKAGES = ("torch", "torchvision", "numpy", "pandas", "pillow", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "source", "patient_id", "group", "label", "part"]
 ADVICE = "run train.py first or pass --run-dir"
 OTHERWISE = "train anew or pass another --run-dir"

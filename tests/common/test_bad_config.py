@@ -309,7 +309,7 @@ def test_a_flag_is_understood_or_stops_the_program(flag, capsys):
             }
             if flag == "--recipe":
                 assert value == "strong"
-                assert config.backbone == "mobilenet_v2"
+                assert config.backbone == "mobilenetv2_100"
             else:
                 assert config == dataclasses.replace(Config(), **expected[flag](value))
             tally(KIND, "correct")

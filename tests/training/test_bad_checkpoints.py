@@ -24,6 +24,7 @@ from torch import nn
 import predict
 import train
 from config import Config
+from melanoma.backbones import TimmBackbone
 from melanoma.common.settings import experiment, to_dict
 from melanoma.training import run_folder as checkpoint
 from melanoma.training.run_folder import (
@@ -111,7 +112,7 @@ def test_a_file_that_would_run_code_is_refused_unrun(tmp_path, carrier, how):
     carrier(path, Runs(proof, how))
     message = refusal(KIND, [path], load_checkpoint, path)
     assert "weights_only" not in message  # torch's own text tells how to run it after all
-    refusal(KIND, [path], build_network, "shufflenet_v2_x0_5", 64, 6, weights=str(path))
+    refusal(KIND, [path], build_network, "test_resnet", 64, 6, weights=str(path))
     assert not proof.exists()
 
 
@@ -194,7 +195,7 @@ def test_what_is_no_checkpoint_of_this_version_is_refused(tmp_path, write):
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     for path in no_files(tmp_path).values():
         refusal(KIND, [path], load_checkpoint, path)
-        refusal(KIND, [path], build_network, "shufflenet_v2_x0_5", 64, 6, weights=str(path))
+        refusal(KIND, [path], build_network, "test_resnet", 64, 6, weights=str(path))
 
 
 # --- weights that do not fit ---
@@ -204,9 +205,9 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     "change",
     [
         lambda state: {},
-        lambda state: {**state, "features.0.0.weight": torch.zeros(1)},
-        lambda state: {**state, "features.0.0.weight": state["features.0.0.weight"].to(torch.complex64)},
-        lambda state: {**state, "features.0.0.weight": 3},
+        lambda state: {**state, "conv_stem.weight": torch.zeros(1)},
+        lambda state: {**state, "conv_stem.weight": state["conv_stem.weight"].to(torch.complex64)},
+        lambda state: {**state, "conv_stem.weight": 3},
         lambda state: list(state.values()),
         lambda state: {"model": state},
         lambda state: {**state, 3: torch.zeros(1)},
@@ -214,14 +215,12 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
     ids=["none", "shape", "complex", "number", "list", "nested", "a number for a name"],
 )
 def test_backbone_weights_that_do_not_fit_are_refused(tmp_path, change):
-    from torchvision.models import mobilenet_v2
-
     path = tmp_path / "w.pt"
-    state = mobilenet_v2(weights=None).state_dict()
+    state = TimmBackbone("mobilenetv2_100", 64, "none").model.state_dict()
     torch.save(change(state), path)
-    network = attempt(KIND, [path], build_network, "mobilenet_v2", 64, 6, weights=str(path))
+    network = attempt(KIND, [path], build_network, "mobilenetv2_100", 64, 6, weights=str(path))
     if network is not REFUSED:  # an entry that the network does not have
-        assert torch.equal(network.backbone.model.state_dict()["features.0.0.weight"], state["features.0.0.weight"])
+        assert torch.equal(network.backbone.model.state_dict()["conv_stem.weight"], state["conv_stem.weight"])
         tally(KIND, "correct")
 
 
@@ -265,7 +264,7 @@ HOSTILE = {
     "image size": {"image_size": 2**40},
     "embedding": {"embedding_dim": 10**12},
     "backbone": {"backbone": "../../etc/passwd"},
-    "another backbone": {"backbone": "mobilenet_v2"},
+    "another backbone": {"backbone": "mobilenetv2_100"},
     "another size": {"image_size": 64},
     "another embedding": {"embedding_dim": 32},
     "a head": {"head": "bce"},

@@ -70,7 +70,7 @@ def test_the_first_step_is_the_learning_rate_of_each_part_and_decay_is_for_matri
 
 
 def test_the_moving_average_is_that_of_a_slow_loop_and_is_what_is_kept() -> None:
-    decay, learner = 0.3, Learner(small("mobilenet_v2"), 9, 0.01, ema=0.3)
+    decay, learner = 0.3, Learner(small("mobilenetv2_100"), 9, 0.01, ema=0.3)
     mean: dict[str, Tensor] = {}
     for step in range(9):
         walk(learner, 1, start=step)

@@ -81,7 +81,7 @@ def test_two_processes_reach_the_losses_of_one(quick: Config, settings: dict) ->
     apart = (weights[1] - weights[0]).abs()
     # in steps of Adam at this learning rate: where a gradient is all but 0, rounding decides its sign
     assert (apart > one.learning_rate / 10).float().mean() < 1e-2  # 0.003 on one kind of CPU
-    assert apart.max() < 3 * one.learning_rate
+    assert apart.max() < 10 * one.learning_rate  # 5 there: a sign may differ in several steps
 
 
 def test_bad_input_is_said_once_by_several_processes(quick: Config) -> None:

@@ -362,17 +362,13 @@ def judge_photos(
     """Judge photos without a label; see `new_lesions.judge_photos`."""
     keep_freed_memory()
     paths = find_photos(photos)
-    model = Model(load_ensembles(machine, run_dirs, choices), machine.workers)
-    origin = origin_of(runs_of(model.ensembles))
-    say(origin.line)
+    model, origin = load_model(machine, run_dirs, choices)
     return new_lesions.judge_photos(model, paths, results_folder(machine, run_dirs), machine.graph_dir, origin, cards)
 
 
 def serve_page(machine: Config, run_dirs: Sequence[Path], address: str, choices: Choices = Choices()) -> None:
     """Serve a page that judges photos; see `melanoma.report.serve`."""
-    model = Model(load_ensembles(machine, run_dirs, choices), machine.workers)
-    origin = origin_of(runs_of(model.ensembles))
-    say(origin.line)
+    model, origin = load_model(machine, run_dirs, choices)
     serve(model, origin.line, address)
 
 
@@ -424,6 +420,14 @@ def results_folder(machine: Config, run_dirs: Sequence[Path]) -> Path:
     """Return where tables go: the run's folder, or that of the graphs for several runs and for a model file."""
     places = run_dirs or [machine.run_dir]
     return places[0] if len(places) == 1 and is_folder(places[0]) else machine.graph_dir
+
+
+def load_model(machine: Config, run_dirs: Sequence[Path], choices: Choices) -> tuple[Model, Origin]:
+    """Load runs and model files to judge photos; print and return what they are."""
+    model = Model(load_ensembles(machine, run_dirs, choices), machine.workers)
+    origin = origin_of(runs_of(model.ensembles))
+    say(origin.line)
+    return model, origin
 
 
 def load_ensembles(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> list[Ensemble]:
@@ -543,7 +547,7 @@ def run(arguments: argparse.Namespace | None = None) -> None:
     """Predict as the command line asks."""
     arguments = arguments or parse_arguments()
     run_dirs = vars(arguments).pop("run_dir") or ([arguments.model] if arguments.model else [])
-    choices = Choices(**{name: vars(arguments).pop(name) for name in CHOICES})  # `views` is a setting too
+    choices = Choices(**{name: vars(arguments)[name] for name in CHOICES})
     machine: Config = from_flags(Config, RECIPES, arguments)
     if arguments.photos:
         judge_photos(machine, run_dirs, arguments.photos, choices, arguments.cards)

@@ -132,5 +132,9 @@ def show_picture(metrics: Mapping[str, Any], name: str, png: bytes | None) -> di
     if png is None:
         return picture | {"reason": tables.reason_for(metrics, name)}
     width, height = Image.open(BytesIO(png)).size
-    source = "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return picture | {"source": source, "width": width, "height": height}
+    return picture | {"source": data_uri(png), "width": width, "height": height}
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG file within a URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

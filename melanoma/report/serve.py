@@ -6,7 +6,6 @@ deleted as soon as it is judged, and the page fetches nothing from elsewhere.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import socket
@@ -25,7 +24,7 @@ from melanoma.common.files import remove_file
 from melanoma.data.decoding import decode_image
 from melanoma.report.lesions import NEIGHBOURS, heat_overlay
 from melanoma.report.new_lesions import SIDE, UNFAMILIAR, describe_verdict
-from melanoma.report.page import read_template
+from melanoma.report.page import data_uri, read_template
 from melanoma.scoring.model import Model
 
 if TYPE_CHECKING:
@@ -140,11 +139,11 @@ def judge_uploads(model: Model, paths: Sequence[Path]) -> str:
                 "heat": heat_overlay(picture, model.heat_map(own)),
                 "neighbours": model.neighbours(embedding, NEIGHBOURS),
             }
-    return read_template("serve.html").render(photos=photos, data_uri=data_uri)
+    return read_template("serve.html").render(photos=photos, data_uri=pixels_uri)
 
 
-def data_uri(pixels: np.ndarray) -> str:
+def pixels_uri(pixels: np.ndarray) -> str:
     """Return an image, uint8 (H, W, 3), as a PNG within a URI."""
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return data_uri(file.getvalue())

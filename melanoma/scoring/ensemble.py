@@ -364,7 +364,8 @@ def known_pictures(ensembles: Sequence[Ensemble], feeds: Mapping[int, Feed], nam
     """
     known = np.zeros(len(names), bool)
     for run in runs_of(ensembles):
-        known |= np.isin(feeds[run.image_size].cache.hashes(names), list(run.known))
+        hashes = feeds[run.image_size].cache.hashes(names)
+        known |= np.array([picture in run.known for picture in hashes], bool)
     return known
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -85,8 +86,9 @@ class Model:
         ------
         InputError : an image cannot be read
         """
-        parts = []
-        for _, table, embeddings, _ in self.judge(_listed(images)):
+        whole, parts = self.ensembles[0], []
+        first = replace(whole, runs=whole.runs[:1], scorers=whole.scorers[:1], curves=whole.curves[:1])
+        for _, table, embeddings, _ in Model([first], self.workers).judge(_listed(images)):
             for path, error in table.loc[table["error"] != "", ["path", "error"]].to_numpy():
                 raise InputError(f"image {path} cannot be read: {error}")
             parts.append(embeddings)

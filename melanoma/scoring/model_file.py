@@ -49,6 +49,8 @@ def read_model(path: Path, build: Callable[[Mapping[str, Any]], Any], device: to
     contents = load_tensors(path, FORMAT, "model", MISSING, OTHERWISE)
     with fitting("model", path, OTHERWISE):
         runs = [_unpacked(own, build, device) for own in contents["runs"]]
+        if not runs:
+            raise ValueError("no run")
     for run in runs:
         run.network.to(device)
     return runs

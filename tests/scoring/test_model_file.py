@@ -137,6 +137,24 @@ def test_an_ensemble_is_one_file_that_judges_as_its_runs(
     assert sizes[0] > 0 and sizes[1:] == [0]  # cards are by the first
 
 
+def test_only_the_first_run_of_an_ensemble_embeds(
+    headed: Config, trained: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = sorted(headed.train_image[0].iterdir())[:3]
+    twin = Path(shutil.copytree(headed.run_dir, tmp_path / "twin"))
+    both = predict.Model(predict.load_ensembles(headed, [headed.run_dir, twin, trained.run_dir]))
+    expected = melanoma.load(model_of(headed), "cpu").embed(photos)
+    real, seen = ensemble.embed_images, []
+
+    def embed(network, *others):
+        seen.append(network)
+        return real(network, *others)
+
+    monkeypatch.setattr(ensemble, "embed_images", embed)
+    np.testing.assert_array_equal(both.embed(photos), expected)
+    assert seen == [both.first.network]
+
+
 def test_a_slim_file_names_nobody_shows_nothing_and_judges_as_well(
     headed: Config, alone: Config, tmp_path: Path
 ) -> None:
@@ -289,6 +307,8 @@ def test_other_files_and_versions_are_refused(headed: Config, tmp_path: Path) ->
     assert "there is no model" in refusal(KIND, [path], melanoma.load, path)
     torch.save({"format": "lesion-model-0", "runs": []}, path)
     assert f"of this version (format {FORMAT})" in refusal(KIND, [path], melanoma.load, path)
+    torch.save({"format": FORMAT, "runs": []}, path)
+    assert "does not fit" in refusal(KIND, [path], melanoma.load, path)
     refusal(KIND, ["best.pt"], melanoma.load, headed.run_dir / "best.pt")
     Image.new("RGB", (9, 9)).save(tmp_path / "photo.jpg")
     refusal(KIND, ["photo.jpg"], melanoma.load, tmp_path / "photo.jpg")

@@ -272,16 +272,18 @@ def test_stopped_while_bytes_come(site, server, tmp_path, number, code):
     assert server.gets(path)[-1].range == f"bytes={came}-"
 
 
-SLOW_WRITE = """
+STOP_HALFWAY = """
 import time
 from pathlib import Path
-def slow_write(path, data):
+write_bytes = Path.write_bytes
+def stop_halfway(path, data):
+    if len(list(path.parent.glob("ISIC*.jpg"))) < {enough}:
+        return write_bytes(path, data)
     with path.open("wb") as file:
         file.write(data[:10])
         file.flush()
-        time.sleep(0.06)
-        file.write(data[10:])
-Path.write_bytes = slow_write
+        time.sleep(60)
+Path.write_bytes = stop_halfway
 """
 
 
@@ -290,13 +292,16 @@ def test_killed_while_unpacking(site, server, tmp_path):
     path, _, entries = site.files["train_image"]
     train = tmp_path / "data" / "train"
     for enough in (2, 8, 18):
-        process = start(tmp_path / "data", SLOW_WRITE + DRIVER)
-        wait_for(lambda n=enough: len(list(train.glob("ISIC*.jpg"))) >= n)
+        process = start(tmp_path / "data", STOP_HALFWAY.format(enough=enough) + DRIVER)
+        wait_for(
+            lambda n=enough: len(list(train.glob("ISIC*.jpg"))) >= n
+            and any(half.stat().st_size for half in train.glob(".ISIC*.tmp"))
+        )
         process.kill()
         process.communicate()
         there = {path.name: path.read_bytes() for path in train.glob("ISIC*.jpg")}
-        assert there.items() <= site.train.items() and len(there) < entries
-    assert list(train.glob(".ISIC*.tmp"))  # the half that the last kill left
+        assert there.items() <= site.train.items() and enough <= len(there) < entries
+        assert len(list(train.glob(".ISIC*.tmp"))) == 1  # the half that this kill left
     old = {path: path.stat().st_mtime_ns for path in train.glob("ISIC*.jpg")}
     download_isic(tmp_path / "data")
     whole(tmp_path / "data", site)

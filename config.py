@@ -29,7 +29,7 @@ deterministic = False  # on CUDA, compute the same bits each time, more slowly
 skip_unreadable = False  # leave out images that cannot be decoded
 
 split = "patient"  # patient: 5 folds, no patient in two parts; published: by image, as published figures
-fold = 0  # fold k tests, fold k+1 validates, the other three train (0 to 4)
+fold = 0  # fold k tests, fold k+1 validates, the other three train (0 to 4); none: none tests, four train
 validation_fold = None  # the fold that validates (none: the one after fold)
 split_seed = 0  # seed of the split
 seed = 0  # seed of weights, pairs and views
@@ -46,13 +46,13 @@ head = None  # classification head on the embedding, trained jointly: none, bce,
 pairs = None  # independent: each image meets one other; batch: all images of a batch meet
 epoch_share = None  # share of the larger class shown in an epoch, drawn anew
 pairs_within_source = True  # both images of a pair from one source: telling cameras apart earns nothing
+colour_constancy = None  # correct the colour of an image's light (shades of grey), for photos of other cameras
 views = None  # random views (augmentation) of both classes: none, mild, wide or wider
 margin = None  # distance past which unlike pairs add no loss
 positive_margin = None  # distance below which like pairs add no loss
 average = None  # the loss is the mean over all pairs, or over the active ones, those with a loss
 hardest = None  # hard-pair mining after the first epoch: share of the pairs, the costliest, that count
 pair_weight = None  # weight of the pair loss beside the head's
-melanoma_weight = None  # weight of a melanoma in the head's loss and of its pairs in the pair loss
 
 backbone_rate = None  # learning rate of the backbone, as a share of learning_rate
 schedule = None  # learning rate: constant, or cosine (warm-up in the first 5 % of the steps, then down to 0)
@@ -83,13 +83,13 @@ BASELINE: dict[str, Any] = {
     "head": "none",
     "pairs": "independent",
     "epoch_share": 1.0,
+    "colour_constancy": False,
     "views": "mild",
     "margin": 0.5,
     "positive_margin": 0.0,
     "average": "all",
     "hardest": 1.0,
     "pair_weight": 1.0,
-    "melanoma_weight": 1.0,
     "backbone_rate": 1.0,
     "schedule": "constant",
     "weight_decay": 0.0,
@@ -141,6 +141,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+FOLD = ("from 0 to 4, or none", lambda value: value is None or 0 <= value <= 4)
+
+
 @dataclass(frozen=True)
 class Config:
     """The settings of one run: types and ranges. Values are edited above, not here."""
@@ -172,10 +175,8 @@ class Config:
     skip_unreadable: bool = opt(skip_unreadable, machine=True)
 
     split: str = opt(split, ("patient", "published"), group="split")
-    fold: int = opt(fold, between(0, 4))
-    validation_fold: int | None = opt(
-        validation_fold, ("from 0 to 4, or none", lambda value: value is None or 0 <= value <= 4), rare=True
-    )
+    fold: int | None = opt(fold, FOLD)
+    validation_fold: int | None = opt(validation_fold, FOLD, rare=True)
     split_seed: int = opt(split_seed, between(0, 2**32 - 1), rare=True)
 
     backbone: str = opt(backbone, group="network")
@@ -190,13 +191,13 @@ class Config:
     pairs: str = opt(pairs, ("independent", "batch"), group="pairs and loss")
     pairs_within_source: bool = opt(pairs_within_source, rare=True)
     epoch_share: float = opt(epoch_share, SHARE, rare=True)
+    colour_constancy: bool = opt(colour_constancy, rare=True)
     views: str = opt(views, ("none", "mild", "wide", "wider"))
     margin: float = opt(margin, POSITIVE)
     positive_margin: float = opt(positive_margin, ZERO_OR_MORE, rare=True)
     average: str = opt(average, ("all", "active"), rare=True)
     hardest: float = opt(hardest, SHARE, rare=True)
     pair_weight: float = opt(pair_weight, ZERO_OR_MORE, rare=True)
-    melanoma_weight: float = opt(melanoma_weight, POSITIVE, rare=True)
 
     backbone_rate: float = opt(backbone_rate, SHARE, group="learning and scoring", rare=True)
     schedule: str = opt(schedule, ("constant", "cosine"), rare=True)

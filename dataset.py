@@ -41,9 +41,9 @@ from melanoma.data.synthetic import write_demo
 
 def validating_fold(config: Config) -> int | None:
     """Return the fold of the patient split that validates; the published split has none."""
-    if config.split == "published":
-        return None
-    return (config.fold + 1) % N_FOLDS if config.validation_fold is None else config.validation_fold
+    if config.split == "published" or config.validation_fold is not None:
+        return config.validation_fold
+    return 0 if config.fold is None else (config.fold + 1) % N_FOLDS
 
 
 @dataclass(frozen=True)

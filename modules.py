@@ -160,6 +160,7 @@ def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
         backbone: Backbone = Conv3(config.image_size)
     else:
         backbone = TimmBackbone(config.backbone, config.image_size, weights, config.grid)
+    backbone.normalize.grey = config.colour_constancy
     head = config.head != "none"
     network = SiameseNetwork(backbone, config.embedding_dim, config.normalize, config.dropout, head)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -229,7 +230,6 @@ class SiameseLoss:
     ----------
     margin, positive_margin : see `contrastive_terms`
     active_only : the mean is over the pairs whose loss is above 0
-    melanoma_weight : weight of a melanoma in the head's loss, and of a pair with a melanoma
     pair_weight : weight of the pair loss
     head : none, bce or focal, whose weight is 1
     """
@@ -237,7 +237,6 @@ class SiameseLoss:
     margin: float = 0.5
     positive_margin: float = 0.0
     active_only: bool = False
-    melanoma_weight: float = 1.0
     pair_weight: float = 1.0
     head: str = "none"
 
@@ -251,14 +250,14 @@ class SiameseLoss:
         mined_share: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss of pairs and head, a scalar, and measures, (4,); arguments as of the two methods below."""
-        loss, measures = self.of_pairs(embeddings, labels, same, met, mined_share)
+        loss, measures = self.of_pairs(embeddings, same, met, mined_share)
         return loss + self.of_head(logits, labels), measures
 
     def of_head(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the head's mean loss, a scalar: binary cross-entropy, or focal loss (Lin et al. 2017, eq. 4).
 
         logits : float tensor of shape (B,), log odds of melanoma; without a head their loss is 0
-        labels : int tensor of shape (B,)
+        labels : int tensor of shape (B,), 1 melanoma, 0 benign
         """
         if self.head == "none":
             return logits.new_zeros(())
@@ -267,27 +266,26 @@ class SiameseLoss:
             terms = import_torchvision().ops.sigmoid_focal_loss(logits, truth, alpha=-1, gamma=FOCUS)
         else:
             terms = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        return weighted_mean(terms, 1 + (self.melanoma_weight - 1) * truth)
+        return terms.mean()
 
     def of_pairs(
-        self, embeddings: Tensor, labels: Tensor, same: Tensor, met: Tensor | None = None, mined_share: float = 1.0
+        self, embeddings: Tensor, same: Tensor, met: Tensor | None = None, mined_share: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted loss of the pairs, a scalar, and measures of the embedding, (4,), as MEASURES names them.
 
         Parameters
         ----------
         embeddings : float tensor of shape (B, D)
-        labels : int tensor of shape (B,), 1 melanoma, 0 benign
         same, met : bool tensors, which images meet and whether they have one label: see `dataset.Batch`
         mined_share : share of the pairs, the costliest, that count
         """
         if met is None:
-            (first, second), (label, other) = embeddings.chunk(2), labels.chunk(2)
+            first, second = embeddings.chunk(2)
             met = torch.ones_like(same)
         else:  # all with all: pairs that do not count weigh nothing, so that shapes never change
-            (first, second), (label, other) = (embeddings[:, None], embeddings), (labels[:, None], labels)
+            first, second = embeddings[:, None], embeddings
         distance = pair_distance(first, second).flatten()
-        same, met, with_melanoma = same.flatten(), met.flatten(), (label | other).flatten()
+        same, met = same.flatten(), met.flatten()
         like, unlike = met & same, met & ~same
         terms = contrastive_terms(distance, same, self.margin, self.positive_margin)
         measures = torch.stack(
@@ -298,10 +296,8 @@ class SiameseLoss:
                 embeddings.std(dim=0, correction=0).square().sum().sqrt(),
             ]
         ).detach()
-        weights = (1 + (self.melanoma_weight - 1) * with_melanoma) * met
-        if mined_share < 1:
-            weights = weights * hardest(terms, (like, unlike), mined_share)
-        return self.pair_weight * weighted_mean(terms, weights, self.active_only), measures
+        counted = met & hardest(terms, (like, unlike), mined_share) if mined_share < 1 else met
+        return self.pair_weight * weighted_mean(terms, counted, self.active_only), measures
 
     @property
     def on_one_point(self) -> float:
@@ -323,7 +319,6 @@ def loss_of(config: Config) -> SiameseLoss:
         margin=config.margin,
         positive_margin=config.positive_margin,
         active_only=config.average == "active",
-        melanoma_weight=config.melanoma_weight,
         pair_weight=config.pair_weight,
         head=config.head,
     )

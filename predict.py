@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from config import RECIPES, Config
-from melanoma.common.errors import InputError
+from melanoma.common.errors import InputError, listed
 from melanoma.common.files import is_file, is_folder
 from melanoma.common.settings import Parser, add_flags, experiment, from_flags, with_machine
 
 CHOICES = ("min_sensitivity", "prevalence", "scorer")
 FIGURE_FORMATS = ("png", "pdf", "svg")
 LOOPBACK = "127.0.0.1"
+FIRST_MODEL = Path(__file__).parent / "models" / "strong.pt"  # trained on both public sets, see its MODEL_CARD.md
 SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 
 
@@ -56,7 +57,9 @@ def make_parser() -> Parser:
     add("--export", type=_absolute, metavar="FILE", help="write the runs as one model file, with its MODEL_CARD.md")
     page = "serve a page on this machine that judges photos; with an address of this machine, to others too"
     add("--serve", nargs="?", const=LOOPBACK, metavar="ADDRESS", help=page)
-    add("--slim", action="store_true", help="export without pictures and names of the training lesions")
+    add("--slim", action="store_true", help="export without pictures and names of the training lesions, in float16")
+    expected = "export a card with these metrics, of other runs with the same settings: those of a cross-validation"
+    add("--card-metrics", type=_absolute, metavar="JSON", help=expected)
     add = parser.add_argument_group("how it is judged").add_argument
     add(
         "--min-sensitivity",
@@ -127,8 +130,9 @@ def parse_arguments() -> argparse.Namespace:
             parser.error(
                 f"{flag} goes with an evaluation, not with photos, --submission, --compare, --export or --serve"
             )
-    if arguments.slim and not arguments.export:
-        parser.error("--slim goes with --export")
+    for flag, given in (("--slim", arguments.slim), ("--card-metrics", arguments.card_metrics)):
+        if given and not arguments.export:
+            parser.error(f"{flag} goes with --export")
     if arguments.export and any(vars(arguments)[name] is not None for name in CHOICES):
         parser.error(
             "--min-sensitivity, --prevalence and --scorer are chosen where the file is used, not with --export"
@@ -251,6 +255,7 @@ def main(
     metrics = {
         "set": name,
         "origin": origin.line,
+        "settings": dict(first.settings),
         "notes": [*scored.notes, *ensemble_notes(ensembles), *calibration_notes(choices.prevalence)],
         "choices": asdict(choices),
         "runs": describe_runs(ensembles),
@@ -310,12 +315,14 @@ def count_evaluations(run_dirs: Sequence[Path], choices: Choices) -> list[list[A
     return [run_folder.count_evaluation(path, asdict(choices)) for path in run_dirs if is_folder(path)]
 
 
-def card_of(ensembles: Sequence[Ensemble], choices: Choices, metrics: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the model card of runs with their metrics, if there are any."""
+def card_of(
+    ensembles: Sequence[Ensemble], choices: Choices, metrics: Mapping[str, Any] | None, of_others: bool = False
+) -> dict[str, str]:
+    """Return the model card of runs with their metrics, if there are any, or those of others; see `model_card`."""
     first = ensembles[0].runs[0]
-    learnt = [(ensemble.runs[0].fold, ensemble.learnt) for ensemble in ensembles]
+    learnt = [(ensemble.tested, ensemble.learnt) for ensemble in ensembles]
     data = f"{first.data} (split {first.settings['split']!r})"
-    return model_card(metrics, data, learnt, describe_method(ensembles, choices))
+    return model_card(metrics, data, learnt, describe_method(ensembles, choices), of_others)
 
 
 def draw_log(ensembles: Sequence[Ensemble], origin: Origin) -> Figure:
@@ -381,14 +388,19 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
     return new_lesions.write_submission(ensembles, names, paths, partial(decode, machine), out)
 
 
-def export(machine: Config, run_dirs: Sequence[Path], file: Path, slim: bool = False) -> None:
+def export(
+    machine: Config, run_dirs: Sequence[Path], file: Path, slim: bool = False, card_metrics: Path | None = None
+) -> None:
     """Write runs to one model file, and beside it a MODEL_CARD.md with the figures of their last evaluation.
 
+    Parameters
+    ----------
     slim : see `write_model`
+    card_metrics : metrics.json of other runs with the same settings, whose figures the card has instead
 
     Raises
     ------
-    InputError : there is something else of that name, or a MODEL_CARD.md of another kind
+    InputError : there is something else of that name, or a MODEL_CARD.md of another kind; the others' settings differ
     """
     file, choices = file.resolve(), Choices()
     card = file.parent / "MODEL_CARD.md"
@@ -403,17 +415,35 @@ def export(machine: Config, run_dirs: Sequence[Path], file: Path, slim: bool = F
         raise InputError(f"{card} is no card of a model file: move it, or name another folder")
     ensembles = load_ensembles(machine, run_dirs, choices)
     runs = runs_of(ensembles)
+    own = results_folder(machine, run_dirs) / "metrics.json"
+    metrics = metrics_of_others(runs, card_metrics) if card_metrics else own_metrics(runs, own, choices)
     write_model(file, runs, slim)
-    found = results_folder(machine, run_dirs) / "metrics.json"
-    metrics = read_json(found, str(found), "remove it") if is_file(found) else {"runs": []}
-    same_runs = [run.get("fingerprint") for run in metrics["runs"]] == [run.fingerprint for run in runs]
-    evaluated = same_runs and metrics["choices"] == asdict(choices)
-    threshold = Model(ensembles).threshold
-    texts = card_of(ensembles, choices, metrics if evaluated else None)
-    write_text(card, hub_card(file.name, threshold, texts, [describe_run(run) for run in runs]))
-    if not evaluated:
+    texts = card_of(ensembles, choices, metrics, card_metrics is not None)
+    write_text(card, hub_card(file.name, Model(ensembles).threshold, texts, [describe_run(run) for run in runs]))
+    if metrics is None:
         say("these runs have not been evaluated: run predict.py on them, then export again, and the card has figures")
     print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and {card}")
+
+
+def own_metrics(runs: Sequence[Run], path: Path, choices: Choices) -> dict[str, Any] | None:
+    """Return the metrics in a file if they are of these runs, judged by these choices."""
+    metrics = read_json(path, str(path), "remove it") if is_file(path) else {"runs": []}
+    same_runs = [run.get("fingerprint") for run in metrics["runs"]] == [run.fingerprint for run in runs]
+    return metrics if same_runs and metrics["choices"] == asdict(choices) else None
+
+
+def metrics_of_others(runs: Sequence[Run], path: Path) -> dict[str, Any]:
+    """Return the metrics in a file, of other runs; refuse those of other settings than the split's."""
+    metrics: dict[str, Any] = read_json(path, str(path), "name a metrics.json of predict.py")
+    settings = metrics.get("settings", {})
+    differ = [
+        name
+        for name, value in runs[0].settings.items()
+        if name not in ("fold", "validation_fold", "seed") and value != settings.get(name)
+    ]
+    if differ:
+        raise InputError(f"--card-metrics {path} is of runs with other settings than {runs[0].name}: {listed(differ)}")
+    return metrics
 
 
 def results_folder(machine: Config, run_dirs: Sequence[Path]) -> Path:
@@ -549,12 +579,16 @@ def run(arguments: argparse.Namespace | None = None) -> None:
     run_dirs = vars(arguments).pop("run_dir") or ([arguments.model] if arguments.model else [])
     choices = Choices(**{name: vars(arguments)[name] for name in CHOICES})
     machine: Config = from_flags(Config, RECIPES, arguments)
+    new = arguments.photos or arguments.serve or arguments.submission or arguments.evaluate_image
+    if new and not run_dirs and not is_folder(machine.run_dir):
+        run_dirs = [FIRST_MODEL]
+        say(f"{machine.run_dir} is not there: judging with {FIRST_MODEL}")
     if arguments.photos:
         judge_photos(machine, run_dirs, arguments.photos, choices, arguments.cards)
     elif arguments.submission:
         write_submission(machine, run_dirs, choices)
     elif arguments.export:
-        export(machine, run_dirs, arguments.export, arguments.slim)
+        export(machine, run_dirs, arguments.export, arguments.slim, arguments.card_metrics)
     elif arguments.serve:
         serve_page(machine, run_dirs, arguments.serve, choices)
     elif arguments.compare:

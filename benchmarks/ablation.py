@@ -105,7 +105,6 @@ def ladder(weights: str | None) -> list[Step]:
         ("wider views", as_is, wide),
         ("or that and mining: the hardest half of the pairs", as_is, wide | {"hardest": 0.5}),
         ("or the head's focal loss", as_is, wide | {"head": "focal"}),
-        ("or a melanoma's weight 2", as_is, wide | {"melanoma_weight": 2.0}),
         ("or the head alone", as_is, wide | {"pair_weight": 0.0}),
         ("wider views, 20 epochs of all benign images", as_is, long),
         ("8 views of a test image: recipe scratch", as_is, long | of_scratch("test_views")),

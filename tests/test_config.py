@@ -134,7 +134,6 @@ OUT_OF_RANGE = [
     ("frozen_blocks", -1, "0 or more"),
     *[("epoch_share", value, "above 0, at most 1") for value in (0.0, 1.1, NAN)],
     ("positive_margin", -0.1, "0 or more, and finite"),
-    ("melanoma_weight", 0.0, "a finite number above 0"),
     *[("hardest", value, "above 0, at most 1") for value in (0.0, 1.1)],
     *[("ema", value, "0 or more, below 1") for value in (-0.1, 1.0)],
     *[("weight_decay", value, "0 or more, and finite") for value in (-1.0, INF)],

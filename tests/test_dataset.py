@@ -43,7 +43,9 @@ ROOT = Path(__file__).parents[1]
 # --- split ---
 
 
-@pytest.mark.parametrize("fold, setting, validation", [(1, 4, 4), (1, None, 2), (4, None, 0), (4, 0, 0)])
+@pytest.mark.parametrize(
+    "fold, setting, validation", [(1, 4, 4), (1, None, 2), (4, None, 0), (4, 0, 0), (None, None, 0), (None, 3, 3)]
+)
 def test_the_fold_after_the_one_that_tests_validates_unless_another_is_set(tmp_path, fold, setting, validation):
     TABLE.rename(columns={"label": "target"}).to_csv(tmp_path / "labels.csv", index=False)
     config = Config(train_labels=(tmp_path / "labels.csv",), fold=fold, validation_fold=setting)

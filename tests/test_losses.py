@@ -1,6 +1,5 @@
 """The losses against slow loops, mining, what is said of the embedding, and the sign of it all."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -165,35 +164,30 @@ def test_the_mean_of_nothing_is_0_and_moves_nothing(active_only):
 # --- head ---
 
 
-def head_loss(logits: Tensor, labels: Tensor, kind: str, melanoma_weight: float = 1.0) -> Tensor:
-    return SiameseLoss(head=kind, melanoma_weight=melanoma_weight).of_head(logits, labels)
+def head_loss(logits: Tensor, labels: Tensor, kind: str) -> Tensor:
+    return SiameseLoss(head=kind).of_head(logits, labels)
 
 
-def slow_head(logits: Tensor, labels: Tensor, kind: str, melanoma_weight: float) -> float:
-    total = weight = 0.0
+def slow_head(logits: Tensor, labels: Tensor, kind: str) -> float:
+    total = 0.0
     for logit, label in zip(logits.tolist(), labels.tolist(), strict=True):
         chance = 1 / (1 + math.exp(-logit))
         right = chance if label else 1 - chance
         focus = (1 - right) ** FOCUS if kind == "focal" else 1.0
-        own = melanoma_weight if label else 1.0
-        total, weight = total - own * focus * math.log(right), weight + own
-    return total / weight
+        total -= focus * math.log(right)
+    return total / len(labels)
 
 
 @pytest.mark.parametrize("kind", ["bce", "focal"])
-@pytest.mark.parametrize("melanoma_weight", [1.0, 3.0, 0.25])
-def test_the_heads_loss_equals_its_formula(kind, melanoma_weight):
+def test_the_heads_loss_equals_its_formula(kind):
     _, logits, labels, *_ = random_batch(30)
-    loss = head_loss(logits, labels, kind, melanoma_weight)
-    assert float(loss) == pytest.approx(slow_head(logits, labels, kind, melanoma_weight), rel=1e-5)
+    assert float(head_loss(logits, labels, kind)) == pytest.approx(slow_head(logits, labels, kind), rel=1e-5)
 
 
 def test_the_heads_loss_by_hand():
     logits, labels = torch.tensor([math.log(3), 0.0, -math.log(3)]), torch.tensor([1, 0, 1])  # ¾, ½, ¼
     costs = [-math.log(0.75), -math.log(0.5), -math.log(0.25)]
     assert float(head_loss(logits, labels, "bce")) == pytest.approx(sum(costs) / 3)
-    weighted = (2 * costs[0] + costs[1] + 2 * costs[2]) / 5
-    assert float(head_loss(logits, labels, "bce", 2.0)) == pytest.approx(weighted)
     focal = (0.25**2 * costs[0] + 0.5**2 * costs[1] + 0.75**2 * costs[2]) / 3
     assert float(head_loss(logits, labels, "focal")) == pytest.approx(focal)
 
@@ -203,19 +197,19 @@ def test_the_heads_loss_by_hand():
 LOSSES = [
     SiameseLoss(0.5),
     SiameseLoss(0.8, positive_margin=0.3, active_only=True),
-    SiameseLoss(0.5, melanoma_weight=4.0, pair_weight=0.3, head="bce"),
-    SiameseLoss(0.5, active_only=True, melanoma_weight=4.0, head="focal"),
+    SiameseLoss(0.5, pair_weight=0.3, head="bce"),
+    SiameseLoss(0.5, active_only=True, head="focal"),
     SiameseLoss(0.5, pair_weight=0.0, head="bce"),
 ]
 
 
-def slow_pairs(embeddings: Tensor, labels: Tensor, met: Tensor, loss: SiameseLoss) -> list[tuple[float, bool, bool]]:
-    """Cost, group that it is mined in, and whether a melanoma is part of it, for each pair."""
+def slow_pairs(embeddings: Tensor, labels: Tensor, met: Tensor, loss: SiameseLoss) -> list[tuple[float, bool]]:
+    """Cost, and group that it is mined in, of each pair."""
     found = []
     for i, j in met.triu().nonzero().tolist():
         distance, same = (math.dist(embeddings[i].tolist(), embeddings[j].tolist()), bool(labels[i] == labels[j]))
         gap = distance - loss.positive_margin if same else loss.margin - distance
-        found.append((max(0.0, gap) ** 2 / 2, same, bool(labels[i] or labels[j])))
+        found.append((max(0.0, gap) ** 2 / 2, same))
     return found
 
 
@@ -229,14 +223,11 @@ def test_the_loss_of_a_batch_equals_a_slow_loop(loss, mined_share):
     for group in (True, False):
         own = sorted((part for part in parts if part[1] is group), reverse=True)
         mined += own[: math.ceil(mined_share * len(own))]
-    total = weight = 0.0
-    for cost, _, melanoma in mined:
-        part_weight = loss.melanoma_weight if melanoma else 1.0
-        total += part_weight * cost
-        weight += part_weight if cost > 1e-9 or not loss.active_only else 0.0
-    expected = loss.pair_weight * total / weight
+    costs = [cost for cost, _ in mined]
+    counted = [cost for cost in costs if cost > 1e-9 or not loss.active_only]
+    expected = loss.pair_weight * sum(costs) / len(counted)
     if loss.head != "none":
-        expected += slow_head(logits, labels, loss.head, loss.melanoma_weight)
+        expected += slow_head(logits, labels, loss.head)
     value, _ = loss(embeddings, logits, labels, same, met, mined_share)
     assert value.shape == ()
     assert float(value) == pytest.approx(expected, rel=1e-4)
@@ -281,7 +272,7 @@ def test_measures_are_of_all_pairs_whatever_the_loss_and_have_no_gradient():
     batch = random_batch()
     batch[0].requires_grad_()
     results = [SiameseLoss(0.5)(*batch)[1]]
-    results.append(SiameseLoss(0.5, melanoma_weight=3.0, head="bce")(*batch, 0.1)[1])
+    results.append(SiameseLoss(0.5, head="bce")(*batch, 0.1)[1])
     assert torch.equal(results[0], results[1])
     assert not results[0].requires_grad
 
@@ -306,8 +297,7 @@ def test_an_embedding_on_one_point_has_collapsed():
 @pytest.mark.parametrize("loss", LOSSES, ids=range(len(LOSSES)))
 def test_a_loss_a_million_times_that_of_one_point_has_diverged(loss):
     embeddings, logits, labels, same, met = random_batch()
-    plain = dataclasses.replace(loss, melanoma_weight=1.0)
-    value, _ = plain(torch.ones_like(embeddings), torch.zeros_like(logits), labels, torch.zeros_like(same), met)
+    value, _ = loss(torch.ones_like(embeddings), torch.zeros_like(logits), labels, torch.zeros_like(same), met)
     focal = 0.75 * math.log(2) if loss.head == "focal" else 0.0  # at even odds it costs a quarter of cross-entropy
     assert loss.on_one_point == pytest.approx(float(value) + focal)
     assert not loss.diverged(0.9e6 * loss.on_one_point) and loss.diverged(1.1e6 * loss.on_one_point)

@@ -199,7 +199,7 @@ def test_no_checkpoint_and_a_checkpoint_of_another_shape_are_refused(machine: Co
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     """Runs on lesions that overlap in brightness: `first`, `second` (with a head) and `turned` (validated by fold 3) of
-    fold 0, `other` of fold 1."""
+    fold 0, `other` of fold 1, `final`, which no fold tests."""
     folder = tmp_path_factory.mktemp("overlapping")
     (folder / "train").mkdir()
     rng, rows = np.random.default_rng(0), [HEADER]
@@ -216,6 +216,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
         "second": dataclasses.replace(first, seed=1, head="bce", run_dir=folder / "second"),
         "other": dataclasses.replace(first, fold=1, run_dir=folder / "other"),
         "turned": dataclasses.replace(first, validation_fold=3, run_dir=folder / "turned"),
+        "final": dataclasses.replace(first, fold=None, run_dir=folder / "final"),
     }
     for config in configs.values():
         train.main(config)
@@ -368,6 +369,20 @@ def test_folds_are_pooled_each_judging_its_own_test_part(runs, here):
     assert metrics["counts"]["tp"] == int(((pooled["predicted"] == 1) & (pooled["label"] == 1)).sum())
     assert before == [(path / "predictions.csv").read_bytes() for path in dirs(runs, "first", "other")]
     assert json.loads((here.graph_dir / "metrics.json").read_text())["n"] == len(pooled)
+
+
+def test_a_run_that_no_fold_tests_is_evaluated_on_validation_and_other_images_alone(runs, here, capsys):
+    final = runs["final"].run_dir
+    parts = run_folder.read_split(final)["part"]
+    assert set(parts) == {"train", "validation"}
+    assert (run_folder.read_split(runs["other"].run_dir)["part"] == "train").sum() < (parts == "train").sum()
+    with pytest.raises(InputError, match=r"was trained with --fold none and has no test part: pass --split-part val"):
+        predict.main(here, [final])
+    assert predict.main(here, [final], part="validation")["n"] == (parts == "validation").sum()
+    assert "no fold tested: " in capsys.readouterr().out
+    assert f"no fold tested: {(parts == 'train').sum():,} images" in (here.graph_dir / "report.html").read_text()
+    photo = sorted(runs["final"].train_image[0].iterdir())[0]
+    assert len(predict.judge_photos(here, [final], [photo])) == 1
 
 
 def test_averaged_runs_of_one_fold_are_pooled_with_another_fold(runs, here):

@@ -276,7 +276,7 @@ def test_a_share_of_an_epoch_is_drawn_anew_each_time(quick: Config, pairs: str, 
     "settings",
     [
         {"recipe": "baseline"},
-        {"recipe": "scratch", "hardest": 0.5, "head": "focal", "melanoma_weight": 2.0},
+        {"recipe": "scratch", "hardest": 0.5, "head": "focal"},
         {"recipe": "strong", "hardest": 0.5, "views": "wider"},
         {"recipe": "strong", "views": "none"},
     ],
@@ -406,8 +406,8 @@ def test_a_step_that_nearly_fills_the_gpu_is_announced(
 
 LEARNING = {
     "mined": {"pairs": "batch", "hardest": 0.5, "average": "active"},
-    "unit length": {"normalize": True, "positive_margin": 0.1, "melanoma_weight": 3.0},
-    "head": {"head": "bce", "pair_weight": 0.0, "melanoma_weight": 2.0, "dropout": 0.2},
+    "unit length": {"normalize": True, "positive_margin": 0.1},
+    "head": {"head": "bce", "pair_weight": 0.0, "dropout": 0.2},
     "focal": {"head": "focal", "normalize": True, "ema": 0.9, "schedule": "cosine"},
     "wide views": {"pairs": "batch", "weight_decay": 0.1, "views": "wider"},
 }
@@ -477,10 +477,8 @@ def test_what_is_validated_is_what_is_kept(quick: Config, monkeypatch: pytest.Mo
 
 
 def test_the_loss_is_that_of_the_settings() -> None:
-    config = Config(
-        margin=0.7, positive_margin=0.1, average="active", melanoma_weight=3.0, pair_weight=0.4, head="focal"
-    )
-    assert loss_of(config) == SiameseLoss(0.7, 0.1, True, 3.0, 0.4, "focal")
+    config = Config(margin=0.7, positive_margin=0.1, average="active", pair_weight=0.4, head="focal")
+    assert loss_of(config) == SiameseLoss(0.7, 0.1, True, 0.4, "focal")
     assert loss_of(Config(recipe="baseline")) == SiameseLoss()
 
 

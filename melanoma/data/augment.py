@@ -23,6 +23,7 @@ BLUR = (0.004, 0.012)  # standard deviation of the blur as a share of the side: 
 QUANTUM = (0.02, 0.15)  # JPEG noise: step to which the coefficients of an 8×8 block are rounded
 CUTOUT = (0.15, 0.4)  # side of the hidden square, as a share of the image's
 JPEG_BLOCK = 8
+MINKOWSKI = 6  # the p of the mean of an image that is taken for its light
 
 
 @dataclass(frozen=True)
@@ -234,19 +235,31 @@ def _quantise_blocks(images: Tensor, quantum: Tensor) -> Tensor:
     return result.clamp(0, 1)
 
 
+def shades_of_grey(images: Tensor) -> Tensor:
+    """Return the factors of the channels, (B, 3, 1, 1), that make the light of images (B, 3, S, S) grey.
+
+    The light is the Minkowski mean of each channel with p = 6 (Finlayson and Trezzi 2004, who found this p best); its
+    length in the colour space stays as it is.
+    """
+    light = images.clamp(min=1).pow(MINKOWSKI).mean(dim=(2, 3), keepdim=True).pow(1 / MINKOWSKI)
+    return light.square().mean(dim=1, keepdim=True).sqrt() / light
+
+
 class Normalize(nn.Module):
     """What a network takes for an image: values in 0..1, each channel scaled and shifted.
 
     Parameters
     ----------
     mean, std : of the three channels; they become 0 and 1
+    grey : whether the colour of the light is corrected before, by `shades_of_grey`
     """
 
     gain: Tensor
     offset: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], grey: bool = False) -> None:
         super().__init__()
+        self.grey = grey
         gain = 1 / torch.tensor(std).view(3, 1, 1)
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", -torch.tensor(mean).view(3, 1, 1) * gain, persistent=False)
@@ -272,6 +285,8 @@ def _sampling_grid(affine: Tensor, side: int) -> Tensor:
 def show_part(images: Tensor, views: Views | None, normalize: Normalize, out: Tensor) -> None:
     """Write what `show` returns of a part of the images; the gain of their views is for values in 0..255."""
     pixels = images.permute(0, 3, 1, 2).float()
+    if normalize.grey:
+        pixels.mul_(shades_of_grey(pixels)).clamp_(max=255)
     normalize(apply_views(pixels, views) if views else pixels.div_(255), out=out)
 
 

@@ -59,8 +59,10 @@ def large_patients(table: pd.DataFrame) -> list[str]:
     return counts[counts > max(LARGE_COUNT, LARGE_SHARE * len(table))].index.tolist()
 
 
-def split_groups(table: pd.DataFrame, fold: int, seed: int, validation_fold: int) -> np.ndarray:
+def split_groups(table: pd.DataFrame, fold: int | None, seed: int, validation_fold: int) -> np.ndarray:
     """Split by group: of 5 folds, stratified by label and source, `fold` tests, another validates, the others train.
+
+    fold : None holds no fold back, so four train
 
     Returns
     -------
@@ -82,7 +84,8 @@ def split_groups(table: pd.DataFrame, fold: int, seed: int, validation_fold: int
     strata = table["source"] + table["label"].astype(str)
     held_out = [test for _, test in StratifiedGroupKFold(N_FOLDS).split(table, strata, groups=place[group])]
     parts = np.full(len(table), "train", dtype="<U10")
-    parts[held_out[fold]] = "test"
+    if fold is not None:
+        parts[held_out[fold]] = "test"
     parts[held_out[validation_fold]] = "validation"
     return parts
 
@@ -111,8 +114,9 @@ def split_published(table: pd.DataFrame, seed: int) -> np.ndarray:
 
 
 def check_parts(table: pd.DataFrame) -> None:
-    """Raise InputError unless train and validation have two images of each class, test one."""
-    for part, least in zip(PARTS, (2, 2, 1), strict=True):
+    """Raise InputError unless train and validation have two images of each class, and test, if there is one, one."""
+    tested = int((table["part"] == "test").any())
+    for part, least in zip(PARTS, (2, 2, tested), strict=True):
         counts = table.loc[table["part"] == part, "label"].value_counts()
         for label, name in ((1, "melanoma"), (0, "benign")):
             if counts.get(label, 0) < least:

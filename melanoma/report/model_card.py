@@ -26,6 +26,10 @@ ETHICS = (
     "melanoma can cost a life, a false positive an operation: the threshold weighs one against the other, and people "
     "must choose it."
 )
+EXPECTED = (
+    "The metrics are what to expect of this model, whose own images leave none to test it on: they are those of runs "
+    "with the same settings, which did not learn from the images that they judged"
+)
 NO_DEVICE = "This is not a medical device. It has not been tested in a clinic and no authority has approved it."
 LICENCE = (
     "The licence of the training images holds for what is made from them. ISIC 2020 and HAM10000 are CC BY-NC 4.0: for "
@@ -54,18 +58,23 @@ unlike anything seen in training: do not trust its probability.
 
 
 def model_card(
-    metrics: Mapping[str, Any] | None, training_data: str, learnt: Sequence[tuple[int, np.ndarray]], model: str
+    metrics: Mapping[str, Any] | None,
+    training_data: str,
+    learnt: Sequence[tuple[str, np.ndarray]],
+    model: str,
+    of_others: bool = False,
 ) -> dict[str, str]:
     """Return the texts of the card by their headings.
 
     Parameters
     ----------
     metrics : contents of metrics.json; None if the model has not been evaluated
+    of_others : they are of other runs with the same settings, as a cross-validation gives them
     training_data : folder and split
-    learnt : fold and labels (N,) of each training part
+    learnt : fold that tests, in words, and labels (N,) of each training part
     model : the method, in words
     """
-    sizes = "; ".join(f"fold {fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
+    sizes = "; ".join(f"{fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
     card = {
         "Model": model,
         "Intended use": INTENDED_USE,
@@ -81,7 +90,9 @@ def model_card(
         tiles = "; ".join("{name} {value} ({detail})".format_map(tile) for tile in tables.headline(metrics))
         what = tables.describe_set(metrics)
         card["Evaluation data"] = f"{what}. {describe_evaluations(metrics)}{notes}".rstrip()
-        card["Metrics"] = f"On {what}: {tiles}."
+        card["Metrics"] = "\n\n".join([f"On {what}: {tiles}.", *tables.by_source(metrics)])
+        if of_others:
+            card["Metrics"] = f"{EXPECTED} ({metrics['origin']}).\n\n{card['Metrics']}"
     return card
 
 

@@ -115,6 +115,17 @@ def headline(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     return tiles
 
 
+def by_source(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of each source of lesions, a line each; none if there is one source alone."""
+    rows = [row for row in metrics.get("subgroups", []) if row["attribute"] == "source"]
+    names = ("images", "melanomas", "AUC", "sensitivity", "specificity")
+    return [
+        f"{printable(row['group'])}: "
+        + ", ".join(f"{name} {cell}" for name, cell in zip(names, _group_cells(row)[:5], strict=True))
+        for row in rows
+    ]
+
+
 def all_tables(metrics: Mapping[str, Any]) -> list[Table]:
     """Return the tables of the page; there may be no folds or controls."""
     tables = [metric_table(metrics)]

@@ -78,9 +78,10 @@ class Run:
     pictures: Mapping[int, bytes] = field(default_factory=dict)  # JPEG files of references, by row
 
     @property
-    def fold(self) -> int:
-        """The fold that tests."""
-        return int(self.settings["fold"])
+    def fold(self) -> int | None:
+        """The fold that tests, if one does."""
+        fold: int | None = self.settings["fold"]
+        return fold
 
     @property
     def image_size(self) -> int:
@@ -103,13 +104,24 @@ class Run:
         return next(self.network.parameters()).device
 
     def part(self, name: str) -> pd.DataFrame:
-        """Return the lesions of a split part; refuse a slim model, which has none."""
+        """Return the lesions of a split part.
+
+        Raises
+        ------
+        InputError : a slim model, which has none; no fold tests
+        """
         if self.lesions is None:
             raise InputError(
                 f"{self.name} is a slim model, which does not know its {name} part: pass --evaluate-image and "
                 "--evaluate-labels, or photos"
             )
-        return self.lesions[self.lesions["part"] == name]
+        own = self.lesions[self.lesions["part"] == name]
+        if own.empty:
+            raise InputError(
+                f"{self.name} was trained with --fold none and has no {name} part: pass --split-part validation, "
+                "--evaluate-image and --evaluate-labels, or photos"
+            )
+        return own
 
     @property
     def sources(self) -> list[str]:
@@ -154,6 +166,12 @@ class Ensemble:
             return None
         learnt = np.logical_or.reduce([table["part"] == "train" for table in tables])
         return tables[0].assign(part=tables[0]["part"].mask(learnt, "train"))
+
+    @property
+    def tested(self) -> str:
+        """The fold that tests, in words."""
+        fold = self.runs[0].fold
+        return "no fold tested" if fold is None else f"fold {fold}"
 
     @property
     def learnt(self) -> np.ndarray:
@@ -264,8 +282,8 @@ def ensemble_notes(ensembles: Sequence[Ensemble]) -> list[str]:
         lesions = ensemble.lesions
         if lesions is None:
             continue
-        groups = lesions.groupby("part")["group"]
-        sides = len(set(groups.get_group("train")) & set(groups.get_group("test")))
+        train, test = (set(lesions.loc[lesions["part"] == part, "group"]) for part in ("train", "test"))
+        sides = len(train & test)
         if sides:
             notes.append(f"{sides:,} patients (groups) have images in training and in test: figures are too good")
     return notes
@@ -532,4 +550,4 @@ def describe_run(run: Run) -> str:
 def describe_ensemble(ensemble: Ensemble) -> str:
     """Return what was chosen on validation as a line."""
     runs = ", ".join(f"{run.name} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True))
-    return f"fold {ensemble.runs[0].fold}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"
+    return f"{ensemble.tested}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"

@@ -27,11 +27,12 @@ OTHERWISE = "export it again or name another"
 def write_model(path: Path, runs: Sequence[Run], slim: bool = False) -> None:
     """Write runs to a file, atomically.
 
-    slim : without pictures, names, labels and groups of the lesions, and the command lines; the file then judges as
-        well, but cannot evaluate its own test part
+    slim : without pictures, names, labels and groups of the lesions, and the command lines, and with matrices and
+        kernels in float16; the file then judges as well, but cannot evaluate its own test part
     """
     kept = [run if run is runs[0] else replace(run, pictures={}) for run in runs]  # cards are by the first
-    save_tensors(path, FORMAT, {"runs": [_packed(_slim(run) if slim else run) for run in kept]})
+    packed = [_halved(_packed(_slim(run))) if slim else _packed(run) for run in kept]
+    save_tensors(path, FORMAT, {"runs": packed})
 
 
 def read_model(path: Path, build: Callable[[Mapping[str, Any]], Any], device: torch.device) -> list[Run]:
@@ -62,6 +63,12 @@ def _slim(run: Run) -> Run:
     return replace(run, starts=starts, lesions=None, pictures={})
 
 
+def _halved(packed: dict[str, Any]) -> dict[str, Any]:
+    """Return a packed run with matrices and kernels in float16; vectors, among them variances, stay as they are."""
+    network = {name: value.half() if value.ndim > 1 else value for name, value in packed["network"].items()}
+    return {**packed, "network": network, "references": packed["references"].half()}
+
+
 def _packed(run: Run) -> dict[str, Any]:
     """Return a run as tensors, numbers and texts, without the folders of this machine."""
     weights = Path(run.settings["backbone_weights"]).name
@@ -90,7 +97,7 @@ def _unpacked(stored: Mapping[str, Any], build: Callable[[Mapping[str, Any]], An
     network = build(stored["settings"])
     network.load_state_dict(stored["network"])
     validation = _table(stored["validation"]).set_index("row")
-    labels, references = stored["reference_labels"].numpy(), stored["references"].numpy()
+    labels, references = stored["reference_labels"].numpy(), stored["references"].float().numpy()
     curves = {name: Platt(*line) for name, line in stored["curves"].items()}
     pictures = stored["pictures"]
     jpegs = np.split(pictures["jpeg"].numpy(), pictures["end"])[:-1]

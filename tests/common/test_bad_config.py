@@ -51,7 +51,6 @@ FLOATS = {
     "epoch_share": SHARE,
     "margin": POSITIVE,
     "positive_margin": ZERO_OR_MORE,
-    "melanoma_weight": POSITIVE,
     "pair_weight": ([TINY, HUGE], [-TINY]),  # 0 needs a head
     "hardest": SHARE,
     "learning_rate": POSITIVE,
@@ -69,7 +68,7 @@ CHOICES = {
     "schedule": ["constant", "cosine"],
     "precision": ["auto", "float32", "bfloat16"],
 }
-SWITCHES = ["deterministic", "skip_unreadable", "normalize", "pairs_within_source"]
+SWITCHES = ["deterministic", "skip_unreadable", "normalize", "pairs_within_source", "colour_constancy"]
 PATHS = ["test_image", "test_labels", "duplicates", "cache_dir", "run_dir", "graph_dir"]
 TEXTS = ["device", "backbone", "backbone_weights", "image_column", "label_column"]
 PATH_LISTS = ["train_image", "train_labels", "train_metadata"]
@@ -102,7 +101,7 @@ def values_of(name: str) -> tuple[list[Any], list[Any]]:
         good, bad = [low, high], [low - 1, high + 1, float(low), str(low), *(v for v in ODD if v is not True)]
         if name == "workers":
             bad = [value for value in bad if value is not False]
-        if name == "validation_fold":
+        if name in ("fold", "validation_fold"):
             good, bad = [*good, None], [value for value in bad if value is not None]
         return good, [*bad, True, False]
     if name == "test_views":
@@ -303,7 +302,7 @@ def test_a_flag_is_understood_or_stops_the_program(flag, capsys):
                 "--margin": lambda text: {"margin": float(text)},
                 "--seed": lambda text: {"seed": int(text)},
                 "--split": lambda text: {"split": text},
-                "--fold": lambda text: {"fold": int(text)},
+                "--fold": lambda text: {"fold": int(text) if text else None},
                 "--workers": lambda text: {"workers": int(text)},
                 "--run-dir": lambda text: {"run_dir": path_of(text)},
             }

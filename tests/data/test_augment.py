@@ -505,6 +505,33 @@ def test_images_are_shown_normalised_in_the_networks_type(ranges):
     assert rounded.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_light_of_an_image_is_its_minkowski_mean_and_becomes_grey():
+    pixels = np.random.default_rng(0).integers(1, 256, (3, 5, 5, 3)).astype(np.uint8)
+    light = (pixels.astype(float) ** 6).mean(axis=(1, 2)) ** (1 / 6)
+    expected = np.sqrt((light**2).mean(axis=1, keepdims=True)) / light
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    factors = augment.shades_of_grey(images)
+    np.testing.assert_allclose(factors[:, :, 0, 0], expected, rtol=1e-5)
+    corrected = images * factors
+    np.testing.assert_allclose(augment.shades_of_grey(corrected).numpy(), 1, rtol=1e-4)
+    torch.testing.assert_close(augment.shades_of_grey(torch.zeros(1, 3, 4, 4)), torch.ones(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("ranges", [None, {}], ids=["none", "default"])
+def test_a_cast_of_colour_is_not_seen_where_colours_are_constant(ranges):
+    rng = np.random.default_rng(1)
+    plain = rng.integers(60, 180, (4, SIZE, SIZE, 3))
+    cast = torch.from_numpy((plain * [1.25, 1.0, 0.8]).round().astype(np.uint8))
+    views = None if ranges is None else drawn(4, **ranges)
+    constant = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), grey=True)
+    seen, seen_cast = (show(own, views, constant) for own in (torch.from_numpy(plain.astype(np.uint8)), cast))
+    ratio = seen_cast.mean(dim=(2, 3)) / seen.mean(dim=(2, 3))
+    assert float((ratio / ratio.mean(dim=1, keepdim=True) - 1).abs().max()) < 0.01  # no channel before another
+    assert float(seen_cast.min()) >= 0 and float(seen_cast.max()) <= 1
+    other = show(cast, views, AS_THEY_ARE).mean(dim=(2, 3)) / show(cast, None, constant).mean(dim=(2, 3))
+    assert float((other / other.mean(dim=1, keepdim=True) - 1).abs().max()) > 0.1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("ranges", [{}, EXTRAS], ids=["default", "extras"])

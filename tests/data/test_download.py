@@ -294,8 +294,10 @@ def test_killed_while_unpacking(site, server, tmp_path):
     for enough in (2, 8, 18):
         process = start(tmp_path / "data", STOP_HALFWAY.format(enough=enough) + DRIVER)
         wait_for(
-            lambda n=enough: len(list(train.glob("ISIC*.jpg"))) >= n
-            and any(half.stat().st_size for half in train.glob(".ISIC*.tmp"))
+            lambda n=enough: (
+                len(list(train.glob("ISIC*.jpg"))) >= n
+                and any(half.stat().st_size for half in train.glob(".ISIC*.tmp"))
+            )
         )
         process.kill()
         process.communicate()

@@ -9,6 +9,7 @@ import pytest
 from melanoma.common.errors import InputError
 from melanoma.data.split import (
     PARTS,
+    check_parts,
     check_sources,
     group_images,
     large_patients,
@@ -174,6 +175,13 @@ def test_another_fold_can_validate_for_the_same_test_part(all_folds, validation)
     np.testing.assert_array_equal(parts == "test", all_folds[1] == "test")
     np.testing.assert_array_equal(parts == "validation", all_folds[validation] == "test")
     assert set(parts) == set(PARTS)
+
+
+def test_where_no_fold_tests_four_train(all_folds):
+    parts = split_groups(TABLE, None, 0, 3)
+    np.testing.assert_array_equal(parts == "validation", all_folds[3] == "test")
+    assert (parts[parts != "validation"] == "train").all()
+    check_parts(TABLE.assign(part=parts))
 
 
 def test_a_split_does_not_depend_on_the_version_of_scikit_learn(all_folds):

@@ -445,7 +445,27 @@ def test_a_photo_among_the_runs_is_told_from_one(monkeypatch, capsys, folder):
     assert "a.jpg is a file: name photos before the flags" in capsys.readouterr().err
 
 
-def test_flags_reach_what_they_are_for(monkeypatch):
+def test_without_a_run_the_first_model_judges_what_is_new(monkeypatch, tmp_path, capsys):
+    calls = []
+    for name in ("judge_photos", "write_submission", "serve_page", "main", "export"):
+        monkeypatch.setattr(predict, name, lambda machine, run_dirs, *others, name=name: calls.append((name, run_dirs)))
+    new = (["a.jpg"], ["--submission"], ["--serve"], ["--evaluate-image", "i", "--evaluate-labels", "l.csv"])
+    run_dir = ["--run-dir", str(tmp_path / "siamese")]
+    monkeypatch.chdir(tmp_path)
+    for arguments in (*new, [], ["--export", "m.pt"]):
+        assert call(monkeypatch, *arguments) == 0
+    told = f"is not there: judging with {predict.FIRST_MODEL}"
+    assert capsys.readouterr().out.count(told) == 4
+    assert [places for _, places in calls] == [[predict.FIRST_MODEL]] * 4 + [[]] * 2
+    calls.clear()
+    for arguments in new:
+        assert call(monkeypatch, *arguments, *run_dir) == 0
+    assert [places for _, places in calls] == [[tmp_path / "siamese"]] * 4
+
+
+def test_flags_reach_what_they_are_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "siamese").mkdir(parents=True)
     calls = []
 
     def spy(name: str) -> Callable:

@@ -154,7 +154,9 @@ SETTINGS = {
     "versions": {"torch": "2.13.0"},
     "started": [{"device": "cpu"}, {"device": "cuda"}],
 }
-CARD = model_card.model_card({**METRICS, "notes": []}, f"4,809 images {EVIL}", [(0, np.array([0, 1]))], "a network")
+CARD = model_card.model_card(
+    {**METRICS, "notes": []}, f"4,809 images {EVIL}", [("fold 0", np.array([0, 1]))], "a network"
+)
 
 
 def png(width: int, height: int) -> bytes:

@@ -179,9 +179,10 @@ def train_run(
         if ranks.first:
             ranks.say("writing model.pt: embedding the references")
             best = write_run(config, learner.kept, data, origin, log, dtype)
+            part = " --split-part validation" if config.fold is None else ""
             ranks.say(
                 f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}, "
-                f"learning curves in {config.graph_dir}\nnext: python predict.py --run-dir {config.run_dir}"
+                f"learning curves in {config.graph_dir}\nnext: python predict.py --run-dir {config.run_dir}{part}"
             )
 
 

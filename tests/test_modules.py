@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from config import Config
 from melanoma.backbones import TimmBackbone, field_means
 from melanoma.common.errors import InputError
-from modules import Conv3, SiameseNetwork, network_of
+from modules import Conv3, SiameseNetwork, network_of, stored_network
 
 
 def images(n: int = 4, side: int = 32) -> Tensor:
@@ -268,3 +268,10 @@ def test_embedding_and_logit_are_float32_where_the_backbone_computes_in_bfloat16
     for values in found:
         assert values.dtype == torch.float32
         assert (values.bfloat16().float() != values).float().mean() > 0.9  # bfloat16 would hold but a few of them
+
+
+def test_a_model_of_an_earlier_version_may_name_settings_that_are_gone():
+    settings = {"image_size": 32, "backbone": "conv3", "melanoma_weight": 1.0}
+    assert stored_network(settings).backbone.fc1.in_features == 64 * 4 * 4
+    with pytest.raises(InputError, match="unknown settings colour"):
+        stored_network(settings | {"colour": 1})

@@ -25,18 +25,15 @@ TITLE_LENGTH, ORIGIN_LENGTH = 70, 100
 VERDICT_WIDTH = 36  # characters of a line of the verdict
 ERRORS = 6  # of either kind in the gallery
 NEIGHBOURS = 5  # of each class on a card, in a row
-WIDTH, HEIGHT = 10.0, 9.4  # inches
+WIDTH, HEIGHT, ROWS = 10.0, 3.9, 5.5  # inches; the rows of neighbours stand below the height
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training lesion close to the judged one: pixels uint8 (S, S, 3), and the distance of their embeddings.
-
-    A model may come without the pictures and names of its training lesions: then pixels is None, and name may be "".
-    """
+    """A training lesion close to the judged one: pixels uint8 (S, S, 3), and the distance of their embeddings."""
 
     name: str
-    pixels: np.ndarray | None
+    pixels: np.ndarray
     distance: float
 
 
@@ -58,42 +55,48 @@ def lesion_card(
     origin : what judged it, one line
     heat : float array of shape (H, H) over the same square, > 0 where evidence is for melanoma, < 0 for benign
     verdict : sentences, each begins a line; the first leads in bold, the others are grey
-    melanomas, benign : the nearest first, at most `NEIGHBOURS` each
+    melanomas, benign : the nearest first, at most `NEIGHBOURS` each; without any the card has no rows of them
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT))
+    rows = ROWS if melanomas or benign else 0.0
+    height = HEIGHT + rows
+    figure = Figure(figsize=(WIDTH, height))
     title, subtitle = one_line(name, TITLE_LENGTH), one_line(origin, ORIGIN_LENGTH)
-    figure.text(0.015, 0.985, title, va="top", fontsize=13, fontweight="bold", parse_math=False)
-    figure.text(0.015, 0.96, subtitle, va="top", fontsize=10, color=GREY, parse_math=False)
-    _picture(_axes(figure, 0.15, 5.65, 2.95, 2.95), pixels, "lesion", "black")
-    _heat_map(_axes(figure, 3.3, 5.65, 2.95, 2.95), _axes(figure, 6.35, 5.65, 0.14, 2.95), pixels, heat)
+    figure.text(0.015, 1 - 0.14 / height, title, va="top", fontsize=13, fontweight="bold", parse_math=False)
+    figure.text(0.015, 1 - 0.38 / height, subtitle, va="top", fontsize=10, color=GREY, parse_math=False)
+    _picture(_axes(figure, 0.15, rows + 0.15, 2.95, 2.95), pixels, "lesion", "black")
+    heated, bar = _axes(figure, 3.3, rows + 0.15, 2.95, 2.95), _axes(figure, 6.35, rows + 0.15, 0.14, 2.95)
+    _heat_map(heated, bar, pixels, heat)
     headline = textwrap.fill(verdict[0], VERDICT_WIDTH - 8)
     body = "\n".join(textwrap.fill(sentence, VERDICT_WIDTH) for sentence in verdict[1:])
-    figure.text(6.9 / WIDTH, 8.6 / HEIGHT, headline, va="top", fontsize=12, fontweight="bold", linespacing=1.3)
-    top = 8.5 - 0.24 * len(headline.splitlines())
-    figure.text(6.9 / WIDTH, top / HEIGHT, body, va="top", fontsize=11, color=GREY, linespacing=1.3)
-    for bottom, kind, colour, row in ((2.9, "melanoma", MELANOMA, melanomas), (0.15, "benign", BENIGN, benign)):
-        heading = f"nearest {'melanomas' if kind == 'melanoma' else 'benign lesions'} of the training part"
+    figure.text(6.9 / WIDTH, (rows + 3.1) / height, headline, va="top", fontsize=12, fontweight="bold", linespacing=1.3)
+    top = rows + 3.0 - 0.24 * len(headline.splitlines())
+    figure.text(6.9 / WIDTH, top / height, body, va="top", fontsize=11, color=GREY, linespacing=1.3)
+    for bottom, kind, colour, row in (
+        (2.9, "melanomas", MELANOMA, melanomas),
+        (0.15, "benign lesions", BENIGN, benign),
+    ):
+        if not row:
+            continue
+        heading = f"nearest {kind} of the training part"
         explained = "by distance in the embedding: small = alike"
-        y = (bottom + 2.37) / HEIGHT
+        y = (bottom + 2.37) / height
         figure.text(0.015, y, heading, color=colour, fontsize=12, fontweight="bold")
         figure.text(0.985, y, explained, color=GREY, fontsize=11, ha="right")
         for i, neighbour in enumerate(row):
             axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / NEIGHBOURS, bottom, 1.84, 1.84)
-            label = f"{one_line(neighbour.name or kind, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
+            label = f"{one_line(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
             _picture(axes, neighbour.pixels, label, colour)
     return figure
 
 
 def _axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """Add axes at a place given in inches."""
-    return figure.add_axes((left / WIDTH, bottom / HEIGHT, width / WIDTH, height / HEIGHT))
+    x, y = figure.get_size_inches()
+    return figure.add_axes((left / x, bottom / y, width / x, height / y))
 
 
-def _picture(axes: Axes, pixels: np.ndarray | None, title: str, colour: str) -> None:
-    if pixels is None:
-        axes.text(0.5, 0.5, "the model holds\nno picture", color=GREY, ha="center", va="center")
-    else:
-        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
+def _picture(axes: Axes, pixels: np.ndarray, title: str, colour: str) -> None:
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
     axes.set_title(title, fontsize=10 if "\n" in title else 11, parse_math=False)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

@@ -139,20 +139,21 @@ def describe_verdict(row: Mapping[str, Any], alone: bool) -> list[str]:
     The first is the call; of a lesion unlike anything seen no call is made: a warning stands in its place.
     """
     probability = f"probability of melanoma {probability_text(row['probability'])}"
+    kind = "a melanoma" if row["nearest_label"] else "benign"
     if row["familiarity"] < UNFAMILIAR:
         lines = ["unlike anything seen: do not trust it", probability]
     else:
         lines = [f"called {row['decision']}: {probability}", f"called melanoma from {row['threshold']:.3f} on"]
     lines += [
         "",
-        f"nearest training lesion {row['nearest_distance']:.3f} away in the embedding",
+        f"nearest training lesion, {kind}, {row['nearest_distance']:.3f} away in the embedding",
         f"familiarity {100 * row['familiarity']:.1f} %: share of validation images as far from theirs",
         "",
     ]
     if row["known"]:
         lines.append("a picture that a run was trained on: no test of it")
     if not alone:
-        lines.append("map and neighbours: by the first run")
+        lines.append("map and distances: by the first run")
     return [*lines, "research software, not a medical device"]
 
 

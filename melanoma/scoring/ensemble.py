@@ -135,10 +135,8 @@ class Run:
             return np.full(len(self.references), "", object)
         return self.part("train")["image_name"].to_numpy(object)
 
-    def picture(self, row: int) -> np.ndarray | None:
-        """Return the picture of a reference, uint8 (S, S, 3), or None if the run has none of it."""
-        if row not in self.pictures:
-            return None
+    def picture(self, row: int) -> np.ndarray:
+        """Return the picture of a reference that has one, uint8 (S, S, 3)."""
         return np.asarray(Image.open(BytesIO(self.pictures[row]), formats=["JPEG"]).convert("RGB"))
 
 

@@ -145,10 +145,10 @@ class Model:
         cache = feeds[first.image_size].cache
         return table.reset_index(drop=True), embeddings, cache.gather(cache.rows(names))
 
-    def neighbours(self, embedding: np.ndarray, count: int) -> list[list[tuple[str, np.ndarray | None, float]]]:
-        """Return the nearest melanomas and the nearest benign lesions among the references, the nearest first.
+    def neighbours(self, embedding: np.ndarray, count: int) -> list[list[tuple[str, np.ndarray, float]]]:
+        """Return the nearest melanomas and the nearest benign lesions among the references with pictures.
 
-        They are the nearest of the references that the model has pictures of; without any, of all.
+        A slim model has none.
 
         Parameters
         ----------
@@ -157,14 +157,13 @@ class Model:
 
         Returns
         -------
-        of both classes the name, picture, uint8 (S, S, 3), and distance of each; name or picture are "" and None where
-        the model has none
+        of both classes the name, picture, uint8 (S, S, 3), and distance of each, the nearest first
         """
         first = self.first
-        pictured = np.isin(np.arange(len(first.references)), list(first.pictures)) | (not first.pictures)
+        pictured = np.array(list(first.pictures), int)
         found = []
         for label in (1, 0):
-            own = np.flatnonzero(pictured & (first.reference_labels == label))
+            own = pictured[first.reference_labels[pictured] == label]
             distances, places = nearest_references(embedding[None], first.references[own], count)
             rows = own[places[0]].tolist()
             named = zip(first.reference_names[rows], map(first.picture, rows), distances[0].tolist(), strict=True)

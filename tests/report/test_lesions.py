@@ -93,12 +93,17 @@ def test_only_the_first_sentence_of_the_verdict_is_bold_and_black():
     assert (body.get_fontweight(), body.get_color()) == ("normal", GREY)
 
 
-def test_a_neighbour_without_a_picture_or_a_name_has_its_class_and_distance():
-    bare = [Neighbour("", None, 0.5)]
-    figure = lesion_card("photo.jpg", ORIGIN, grey(200), np.eye(4), VERDICT, bare, bare)
-    for axes, kind in zip(figure.axes[3:], ("melanoma", "benign"), strict=True):
-        assert axes.get_title() == f"{kind}\ndistance 0.500"
-        assert not axes.images and [text.get_text() for text in axes.texts] == ["the model holds\nno picture"]
+def test_a_card_without_neighbours_is_its_upper_part_alone():
+    whole = card()
+    alone = lesion_card("photo.jpg", ORIGIN, grey(200), np.eye(4), VERDICT, [], [])
+    assert len(alone.axes) == 3  # lesion, heat map, colour bar
+    assert [text.get_text() for text in alone.texts] == [text.get_text() for text in whole.texts[:4]]
+    heights = [figure.get_size_inches()[1] for figure in (whole, alone)]
+    for ours, theirs in zip(alone.axes, whole.axes, strict=False):  # as far from the upper edge, and as large
+        for edge in ("y0", "y1"):
+            places = [(1 - getattr(axes.get_position(True), edge)) for axes in (theirs, ours)]
+            assert places[1] * heights[1] == pytest.approx(places[0] * heights[0])
+    assert heights[1] < heights[0] / 2
 
 
 def test_a_class_with_few_references_has_a_shorter_row():
@@ -131,10 +136,11 @@ def test_texts_are_shortened_in_their_middle_and_odd_characters_replaced():
 
 
 @pytest.mark.parametrize("familiarity", [0.0, 1.0])
-def test_no_text_of_a_card_covers_another_or_leaves_it(familiarity):
-    row = {"decision": "melanoma", "probability": 0.3, "threshold": 0.1, "known": True}
+@pytest.mark.parametrize("count", [5, 0])
+def test_no_text_of_a_card_covers_another_or_leaves_it(familiarity, count):
+    row = {"decision": "melanoma", "probability": 0.3, "threshold": 0.1, "known": True, "nearest_label": 1}
     long = describe_verdict({**row, "nearest_distance": 12.345, "familiarity": familiarity}, alone=False)
-    neighbours = [Neighbour("ISIC_0000000_downsampled_more", grey(1), 12.345)] * 5
+    neighbours = [Neighbour("ISIC_0000000_downsampled_more", grey(1), 12.345)] * count
     figure = lesion_card("name" * 40, "runs/" * 40, grey(0), np.eye(4), long, neighbours, neighbours)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)

@@ -315,10 +315,11 @@ def test_a_card_of_several_runs_says_what_the_first_one_alone_shows(machine, sec
     seen = shown_cards(monkeypatch)
     for run_dirs in ([machine.run_dir], [machine.run_dir, second]):
         judge_photos(machine, run_dirs, [folder / "a.jpg"])
-    assert ["map and neighbours: by the first run" in card["verdict"] for card in seen] == [False, True]
+    assert ["map and distances: by the first run" in card["verdict"] for card in seen] == [False, True]
 
 
-ROW = {"decision": "melanoma", "probability": 0.31, "threshold": 0.25, "nearest_distance": 0.125, "known": False}
+ROW = {"decision": "melanoma", "probability": 0.31, "threshold": 0.25, "familiarity": 0.5, "known": False}
+ROW |= {"nearest_distance": 0.125, "nearest_label": 0}
 
 
 def test_a_verdict_leads_with_the_call_and_explains_its_numbers():
@@ -326,7 +327,7 @@ def test_a_verdict_leads_with_the_call_and_explains_its_numbers():
         "called melanoma: probability of melanoma 0.310",
         "called melanoma from 0.250 on",
         "",
-        "nearest training lesion 0.125 away in the embedding",
+        "nearest training lesion, benign, 0.125 away in the embedding",
         "familiarity 50.0 %: share of validation images as far from theirs",
         "",
         "research software, not a medical device",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -61,11 +62,11 @@ def test_each_photo_has_its_verdict_or_its_error_in_order(model, photos):
 
 
 def test_names_are_escaped(model, photos, monkeypatch):
-    monkeypatch.setattr(model, "neighbours", lambda *_: [[("<i>M", None, 0.5)], [("<i>B", None, 0.5)]])
+    monkeypatch.setattr(model, "neighbours", lambda *_: [[("<i>M", np.zeros((4, 4, 3), np.uint8), 0.5)], []])
     html = judge_uploads(model, photos)
     assert "<b>" not in html and "<i>" not in html
     assert "&lt;b&gt;&amp;&#39;x&#39;" in html
-    assert html.count("the model holds no picture") == 4
+    assert html.count("nearest melanomas") == 2 and "nearest benign lesions" not in html  # of whom there are none
 
 
 def test_the_warning_leads_on_a_photo_unlike_anything_seen_and_no_call_is_made(model, photos, monkeypatch):

@@ -368,12 +368,13 @@ def test_pictures_are_few_and_small(headed: Config, tmp_path: Path, monkeypatch:
     [read] = read_model(tmp_path / "few.pt", stored_network, CPU)
     assert read.pictures == run.pictures
     rows = list(read.pictures)
-    assert {own.shape for own in map(read.picture, rows) if own is not None} == {(20, 20, 3)}
-    assert read.picture(next(row for row in range(36) if row not in rows)) is None
+    assert {own.shape for own in map(read.picture, rows)} == {(20, 20, 3)}
     model = predict.Model(predict.load_ensembles(headed, [tmp_path / "few.pt"]))
     names = set(read.reference_names[rows])
     shown = model.neighbours(model.embed(next(headed.train_image[0].iterdir()))[0], 5)
     assert {name for own in shown for name, _, _ in own} <= names and [len(own) for own in shown] == [5, 3]
+    bare = predict.Model([dataclasses.replace(model.ensembles[0], runs=[dataclasses.replace(run, pictures={})])])
+    assert bare.neighbours(read.references[0], 5) == [[], []]
 
 
 # --- what must not happen ---

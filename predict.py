@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from config import RECIPES, Config
@@ -63,14 +62,14 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("how it is judged").add_argument
     add(
         "--min-sensitivity",
-        type=partial(_share, most=1.0),
+        type=float,
         metavar="SHARE",
         help="threshold: the most specific one with this sensitivity on validation (default: the one whose smaller of "
         "sensitivity and specificity is largest)",
     )
     add(
         "--prevalence",
-        type=_share,
+        type=float,
         metavar="SHARE",
         help="share of melanomas that the probabilities are for, 0.0176 in ISIC 2020 (default: that of validation)",
     )
@@ -93,13 +92,6 @@ def _formats(text: str) -> tuple[str, ...]:
     if not set(values) <= set(FIGURE_FORMATS):
         raise argparse.ArgumentTypeError(f"{text}: it must be of {', '.join(FIGURE_FORMATS)}, with commas between them")
     return values
-
-
-def _share(text: str, most: float = 0.999) -> float:
-    value = float(text)
-    if not 0 < value <= most:
-        raise argparse.ArgumentTypeError(f"{text}: it must be above 0, at most {most:g}")
-    return value
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -159,6 +151,7 @@ if __name__ == "__main__":  # --help and misspelt flags are answered before the 
 
 from collections.abc import Set
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np

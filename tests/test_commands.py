@@ -89,7 +89,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ("predict.py", ["--margin", "1"], "unrecognized arguments: --margin"),
         ("predict.py", ["--evaluate-image", "x"], "go together"),
         ("predict.py", ["--min-sensitivity", "1.5"], "1.5: it must be above 0, at most 1"),
-        ("predict.py", ["--prevalence", "0"], "0: it must be above 0, at most 0.999"),
+        ("predict.py", ["--prevalence", "0"], "prevalence is 0.0: it must be above 0, at most 0.999"),
         ("predict.py", ["--scorer", "guess"], "invalid choice: 'guess'"),
         ("predict.py", ["--split-part", "4"], "invalid choice: '4'"),
         ("predict.py", ["--cards"], "--cards goes with photos"),

@@ -272,6 +272,6 @@ def test_embedding_and_logit_are_float32_where_the_backbone_computes_in_bfloat16
 
 def test_a_model_of_an_earlier_version_may_name_settings_that_are_gone():
     settings = {"image_size": 32, "backbone": "conv3", "melanoma_weight": 1.0}
-    assert stored_network(settings).backbone.fc1.in_features == 64 * 4 * 4
+    assert stored_network(settings).fc_embedding.in_features == 512
     with pytest.raises(InputError, match="unknown settings colour"):
         stored_network(settings | {"colour": 1})

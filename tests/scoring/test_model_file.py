@@ -252,13 +252,16 @@ def test_photos_are_judged_from_paths_and_from_pil_images(headed: Config) -> Non
 
 def test_the_example_of_the_readme_runs(headed: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    shutil.copy(model_of(headed), tmp_path / "model.pt")
+    (tmp_path / "models").symlink_to(ROOT / "models")
     shutil.copy(next(headed.train_image[0].iterdir()), tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
     exec(example, found)
     assert {"probability", "decision", "familiarity", "nearest_name"} <= set(found["table"])
-    assert found["table"]["error"].tolist() == [""] and found["embeddings"].shape == (1, headed.embedding_dim)
+    assert found["table"]["error"].tolist() == [""] and found["embeddings"].shape == (
+        1,
+        found["model"].first.references.shape[1],
+    )
 
 
 def test_what_cannot_be_read_is_told_with_its_name(headed: Config, tmp_path: Path) -> None:

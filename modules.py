@@ -24,7 +24,6 @@ FOCUS = 2.0  # gamma of the focal loss: the value that Lin et al. 2017 found bes
 COLLAPSED = 0.01  # unlike pairs nearer than this share of the margin, on average: nothing is told apart any more
 DIVERGED = 1e6  # times the loss of all images on one point: like pairs lie some 1000 margins apart
 SETTLED = 100  # steps after which the running statistics of batch normalisation are the network's own in all layers
-RETIRED = ("melanoma_weight",)  # settings of training that models of earlier versions still name
 MEASURES = ("like_distance", "unlike_distance", "active_share", "spread")
 
 
@@ -169,8 +168,7 @@ def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
 
 def stored_network(settings: Mapping[str, Any]) -> SiameseNetwork:
     """Return the network that settings stored with a model describe; see `network_of`."""
-    kept = {name: value for name, value in settings.items() if name not in RETIRED}
-    return network_of(from_dict(Config, kept, "its settings"))
+    return network_of(from_dict(Config, settings, "its settings"))
 
 
 # --- loss ---

@@ -44,7 +44,8 @@ def make_parser() -> Parser:
         metavar="DIR",
         help="one run, or several: runs of one test part are averaged (ensemble), folds are pooled",
     )
-    add("--model", type=_absolute, metavar="FILE", help="a model file in place of --run-dir")
+    file = "a model file in place of --run-dir; without either and a run, photos are judged by models/strong.pt"
+    add("--model", type=_absolute, metavar="FILE", help=file)
     add("--evaluate-image", type=_absolute, metavar="DIR", help="evaluate another labelled folder")
     add("--evaluate-labels", type=_absolute, metavar="CSV", help="labels of --evaluate-image")
     runs = "compare the AUC of --run-dir with that of these runs"
@@ -249,6 +250,7 @@ def main(
         "set": name,
         "origin": origin.line,
         "settings": dict(first.settings),
+        "data": first.data,
         "notes": [*scored.notes, *ensemble_notes(ensembles), *calibration_notes(choices.prevalence)],
         "choices": asdict(choices),
         "runs": describe_runs(ensembles),
@@ -313,7 +315,7 @@ def card_of(
 ) -> dict[str, str]:
     """Return the model card of runs with their metrics, if there are any, or those of others; see `model_card`."""
     first = ensembles[0].runs[0]
-    learnt = [(ensemble.tested, ensemble.learnt) for ensemble in ensembles]
+    learnt = [(ensemble.fold_name, ensemble.learnt) for ensemble in ensembles]
     data = f"{first.data} (split {first.settings['split']!r})"
     return model_card(metrics, data, learnt, describe_method(ensembles, choices), of_others)
 
@@ -412,10 +414,25 @@ def export(
     metrics = metrics_of_others(runs, card_metrics) if card_metrics else own_metrics(runs, own, choices)
     write_model(file, runs, slim)
     texts = card_of(ensembles, choices, metrics, card_metrics is not None)
-    write_text(card, hub_card(file.name, Model(ensembles).threshold, texts, [describe_run(run) for run in runs]))
+    made = [f"{describe_run(run)}; `{training_command(run)}`, with the folders and tables of the data" for run in runs]
+    write_text(card, hub_card(file.name, Model(ensembles).threshold, texts, made))
     if metrics is None:
-        say("these runs have not been evaluated: run predict.py on them, then export again, and the card has figures")
+        way = "run predict.py on them, then export again" if runs[0].fold is not None else "pass --card-metrics"
+        say(f"these runs have not been evaluated: {way}, and the card has figures")
     print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and {card}")
+
+
+def training_command(run: Run) -> str:
+    """Return the command that trains a run, but for the paths of its data."""
+    recipe = run.settings["recipe"]
+    usual = experiment(Config(recipe=recipe))
+    words = ["python train.py --recipe", recipe]
+    for name, value in run.settings.items():
+        flag = name.replace("_", "-")
+        if value != usual.get(name, value):
+            text = "none" if value is None else value
+            words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {text}")
+    return " ".join(words)
 
 
 def own_metrics(runs: Sequence[Run], path: Path, choices: Choices) -> dict[str, Any] | None:
@@ -426,16 +443,23 @@ def own_metrics(runs: Sequence[Run], path: Path, choices: Choices) -> dict[str, 
 
 
 def metrics_of_others(runs: Sequence[Run], path: Path) -> dict[str, Any]:
-    """Return the metrics in a file, of other runs; refuse those of other settings than the split's."""
-    metrics: dict[str, Any] = read_json(path, str(path), "name a metrics.json of predict.py")
-    settings = metrics.get("settings", {})
-    differ = [
-        name
-        for name, value in runs[0].settings.items()
-        if name not in ("fold", "validation_fold", "seed") and value != settings.get(name)
-    ]
+    """Return the metrics in a file, of other runs.
+
+    Raises
+    ------
+    InputError : they are of no test part, or not judged as a model file judges; other data, or settings other than
+        fold, validation_fold and seed; the runs have a test part of their own
+    """
+    metrics: Any = read_json(path, str(path), "name a metrics.json of predict.py")
+    own = {"set": "test", "choices": asdict(Choices()), "data": runs[0].data, **runs[0].settings, "fold": None}
+    if not isinstance(metrics, dict) or "settings" not in metrics:
+        raise InputError(f"--card-metrics {path} holds no metrics with the settings of their runs: name another")
+    if runs[0].fold is not None:
+        raise InputError(f"--card-metrics is for a model of --fold none: {runs[0].name} has a test part of its own")
+    found = {**metrics, **metrics["settings"], "fold": None}
+    differ = [key for key in own if key not in ("validation_fold", "seed") and own[key] != found.get(key)]
     if differ:
-        raise InputError(f"--card-metrics {path} is of runs with other settings than {runs[0].name}: {listed(differ)}")
+        raise InputError(f"--card-metrics {path} is of other runs than {runs[0].name}: they differ in {listed(differ)}")
     return metrics
 
 
@@ -573,7 +597,7 @@ def run(arguments: argparse.Namespace | None = None) -> None:
     choices = Choices(**{name: vars(arguments)[name] for name in CHOICES})
     machine: Config = from_flags(Config, RECIPES, arguments)
     new = arguments.photos or arguments.serve or arguments.submission or arguments.evaluate_image
-    if new and not run_dirs and not is_folder(machine.run_dir):
+    if new and not run_dirs and not is_folder(machine.run_dir) and is_file(FIRST_MODEL):
         run_dirs = [FIRST_MODEL]
         say(f"{machine.run_dir} is not there: judging with {FIRST_MODEL}")
     if arguments.photos:

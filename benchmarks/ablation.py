@@ -77,7 +77,7 @@ Step = tuple[str, Callable[[], contextlib.AbstractContextManager[None]], dict[st
 def ladder(weights: str | None) -> list[Step]:
     """Return the steps: name, fault, and all settings that differ from the baseline recipe's.
 
-    weights : file of mobilenetv2_100's ImageNet weights, for the last step; None leaves it out
+    weights : file of the ImageNet weights of strong's backbone, for the last step; None leaves it out
     """
     scratch = RECIPES["scratch"]
 
@@ -111,7 +111,7 @@ def ladder(weights: str | None) -> list[Step]:
     ]
     if weights:
         strong = RECIPES["strong"] | {"backbone_weights": weights}
-        steps.append((f"mobilenetv2_100 at {strong['image_size']} px: recipe strong", as_is, strong))
+        steps.append((f"{strong['backbone']} at {strong['image_size']} px: recipe strong", as_is, strong))
     return steps
 
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--fold", type=int, default=1)
-    parser.add_argument("--backbone-weights", metavar="FILE", help="of mobilenetv2_100: adds recipe strong")
+    parser.add_argument("--backbone-weights", metavar="FILE", help="of strong's backbone: adds that recipe")
     parser.add_argument("--steps", type=int, nargs="*", help="numbers of the steps, from 0 (default: all)")
     arguments = parser.parse_args()
     base = Config(

@@ -433,7 +433,7 @@ def settings_in(folder: Path, *flags: str) -> tuple[dict[str, typing.Any], list[
         ("epochs: int = 30", "epochs", 30),
         ("margin = 0.9", "margin", 0.9),
         ("margin = 1  # whole", "margin", 1.0),
-        ('recipe = "strong"', "backbone", "mobilenetv2_100"),
+        ('recipe = "strong"', "backbone", "tf_efficientnet_lite0"),
         ("epochs = None", "epochs", 20),
     ],
     ids=lambda value: str(value)[:24],
@@ -472,7 +472,7 @@ def test_a_wrong_line_of_config_py_is_named_with_file_and_line(line, message, tm
 def test_a_recipe_of_the_command_line_replaces_edits_and_says_which(tmp_path):
     folder = edited(tmp_path, "epochs = 30", "margin = 0.9", 'train_image = "/path"')
     values, replaced = settings_in(folder, "--recipe", "strong", "--margin", "0.7")
-    assert (values["epochs"], values["margin"], values["train_image"]) == (14, 0.7, ["/path"])
+    assert (values["epochs"], values["margin"], values["train_image"]) == (12, 0.7, ["/path"])
     assert replaced == ["epochs = 30"]
 
 

@@ -273,5 +273,6 @@ def test_embedding_and_logit_are_float32_where_the_backbone_computes_in_bfloat16
 def test_a_model_of_an_earlier_version_may_name_settings_that_are_gone():
     settings = {"image_size": 32, "backbone": "conv3", "melanoma_weight": 1.0}
     assert stored_network(settings).fc_embedding.in_features == 512
-    with pytest.raises(InputError, match="unknown settings colour"):
-        stored_network(settings | {"colour": 1})
+    for gone in ({"melanoma_weight": 2.0}, {"colour": 1}):
+        with pytest.raises(InputError, match=f"unknown settings {next(iter(gone))}"):
+            stored_network(settings | gone)

@@ -376,7 +376,7 @@ def test_a_run_that_no_fold_tests_is_evaluated_on_validation_and_other_images_al
     parts = run_folder.read_split(final)["part"]
     assert set(parts) == {"train", "validation"}
     assert (run_folder.read_split(runs["other"].run_dir)["part"] == "train").sum() < (parts == "train").sum()
-    with pytest.raises(InputError, match=r"was trained with --fold none and has no test part: pass --split-part val"):
+    with pytest.raises(InputError, match=r"has no test part \(--fold none leaves none to test\)"):
         predict.main(here, [final])
     assert predict.main(here, [final], part="validation")["n"] == (parts == "validation").sum()
     assert "no fold tested: " in capsys.readouterr().out

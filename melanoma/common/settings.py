@@ -124,10 +124,14 @@ def to_dict(settings: Any) -> dict[str, Any]:
 def from_dict(settings: type, values: Mapping[str, Any], source: str) -> Any:
     """Return the settings that `to_dict` or a JSON file gave; `source` names it in errors.
 
+    Settings that are gone (`RETIRED` of the type) are left out where they had changed nothing.
+
     Raises
     ------
     InputError : a name that is no setting, or a value of the wrong type or range
     """
+    retired = vars(settings).get("RETIRED", {}).items()
+    values = {name: value for name, value in values.items() if (name, value) not in retired}
     unknown = sorted(map(str, set(values) - _names(settings)))
     if unknown:
         raise InputError(f"{source}: unknown settings {listed(unknown)}")
@@ -292,7 +296,8 @@ def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
     """Return what makes a flag's text a value."""
 
     def read(text: str) -> Any:
-        return None if (type(None) in kinds or Path in kinds) and text.lower() in ("", "none") else kinds[0](text)
+        empty = ("none",) if kinds[0] is int else ("", "none")
+        return None if (type(None) in kinds or Path in kinds) and text.lower() in empty else kinds[0](text)
 
     read.__name__ = kinds[0].__name__  # argparse names it in its error
     return read

@@ -251,15 +251,16 @@ class Normalize(nn.Module):
     Parameters
     ----------
     mean, std : of the three channels; they become 0 and 1
-    grey : whether the colour of the light is corrected before, by `shades_of_grey`
+
+    `grey` says whether the colour of the light is corrected before, by `shades_of_grey`.
     """
 
     gain: Tensor
     offset: Tensor
+    grey = False
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], grey: bool = False) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.grey = grey
         gain = 1 / torch.tensor(std).view(3, 1, 1)
         self.register_buffer("gain", gain, persistent=False)
         self.register_buffer("offset", -torch.tensor(mean).view(3, 1, 1) * gain, persistent=False)

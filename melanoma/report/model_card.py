@@ -89,7 +89,8 @@ def model_card(
         notes = "".join(f"{note}. " for note in metrics["notes"])
         tiles = "; ".join("{name} {value} ({detail})".format_map(tile) for tile in tables.headline(metrics))
         what = tables.describe_set(metrics)
-        card["Evaluation data"] = f"{what}. {describe_evaluations(metrics)}{notes}".rstrip()
+        times = "" if of_others else describe_evaluations(metrics)
+        card["Evaluation data"] = f"{what}. {times}{notes}".rstrip()
         card["Metrics"] = "\n\n".join([f"On {what}: {tiles}.", *tables.by_source(metrics)])
         if of_others:
             card["Metrics"] = f"{EXPECTED} ({metrics['origin']}).\n\n{card['Metrics']}"

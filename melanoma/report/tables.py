@@ -122,6 +122,7 @@ def by_source(metrics: Mapping[str, Any]) -> list[str]:
     return [
         f"{printable(row['group'])}: "
         + ", ".join(f"{name} {cell}" for name, cell in zip(names, _group_cells(row)[:5], strict=True))
+        + "."
         for row in rows
     ]
 

@@ -95,7 +95,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """What tells the run from others: a hash of its references, which weights and split decide."""
+        """What tells the run from others: a hash of its references; those of a slim file are rounded."""
         return sha256(self.references.tobytes()).hexdigest()[:16]
 
     @property
@@ -118,8 +118,8 @@ class Run:
         own = self.lesions[self.lesions["part"] == name]
         if own.empty:
             raise InputError(
-                f"{self.name} was trained with --fold none and has no {name} part: pass --split-part validation, "
-                "--evaluate-image and --evaluate-labels, or photos"
+                f"{self.name} has no {name} part (--fold none leaves none to test): evaluate its validation part, "
+                "or other images"
             )
         return own
 
@@ -166,7 +166,7 @@ class Ensemble:
         return tables[0].assign(part=tables[0]["part"].mask(learnt, "train"))
 
     @property
-    def tested(self) -> str:
+    def fold_name(self) -> str:
         """The fold that tests, in words."""
         fold = self.runs[0].fold
         return "no fold tested" if fold is None else f"fold {fold}"
@@ -548,4 +548,4 @@ def describe_run(run: Run) -> str:
 def describe_ensemble(ensemble: Ensemble) -> str:
     """Return what was chosen on validation as a line."""
     runs = ", ".join(f"{run.name} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True))
-    return f"{ensemble.tested}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"
+    return f"{ensemble.fold_name}: {runs}; melanoma from probability {ensemble.judge.threshold:.3f} on"

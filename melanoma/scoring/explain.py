@@ -52,8 +52,8 @@ def heat_map(
         return reference_scores(mean, references, labels)[scorer]
 
     device = next(network.parameters()).device
-    ends = torch.from_numpy(np.stack([bare_skin(pixels), pixels])).to(device)
-    skin, image = show(ends, None, network.backbone.normalize)
+    [image] = show(torch.from_numpy(pixels.copy())[None].to(device), None, network.backbone.normalize)
+    skin = bare_skin(image)
     gradient = torch.zeros_like(image)
     for part in ((torch.arange(steps, device=device) + 0.5) / steps).split(AT_A_TIME // views):
         images = torch.lerp(skin, image, part[:, None, None, None]).requires_grad_()
@@ -62,10 +62,10 @@ def heat_map(
     return gaussian_filter(evidence, SMOOTHING * len(pixels))  # mirrored at the border: the sum stays
 
 
-def bare_skin(pixels: np.ndarray) -> np.ndarray:
-    """Return an image of one colour, uint8 (S, S, 3), each channel brighter than three quarters of the pixels.
+def bare_skin(image: Tensor) -> Tensor:
+    """Return an image of one colour, like an image (3, S, S), each channel brighter than three quarters of the pixels.
 
     Lesion, hair and the shadow of the lens are darker than skin. The median along the border, which such a shadow
     darkens, let a tenth more of the heat fall outside the lesion.
     """
-    return np.full_like(pixels, np.quantile(pixels, 0.75, axis=(0, 1)))
+    return image.flatten(1).quantile(0.75, dim=1)[:, None, None].expand_as(image)

@@ -302,13 +302,13 @@ def test_a_flag_is_understood_or_stops_the_program(flag, capsys):
                 "--margin": lambda text: {"margin": float(text)},
                 "--seed": lambda text: {"seed": int(text)},
                 "--split": lambda text: {"split": text},
-                "--fold": lambda text: {"fold": int(text) if text else None},
+                "--fold": lambda text: {"fold": int(text)},
                 "--workers": lambda text: {"workers": int(text)},
                 "--run-dir": lambda text: {"run_dir": path_of(text)},
             }
             if flag == "--recipe":
                 assert value == "strong"
-                assert config.backbone == "mobilenetv2_100"
+                assert config.backbone == "tf_efficientnet_lite0"
             else:
                 assert config == dataclasses.replace(Config(), **expected[flag](value))
             tally(KIND, "correct")

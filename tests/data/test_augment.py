@@ -523,7 +523,8 @@ def test_a_cast_of_colour_is_not_seen_where_colours_are_constant(ranges):
     plain = rng.integers(60, 180, (4, SIZE, SIZE, 3))
     cast = torch.from_numpy((plain * [1.25, 1.0, 0.8]).round().astype(np.uint8))
     views = None if ranges is None else drawn(4, **ranges)
-    constant = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), grey=True)
+    constant = Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    constant.grey = True
     seen, seen_cast = (show(own, views, constant) for own in (torch.from_numpy(plain.astype(np.uint8)), cast))
     ratio = seen_cast.mean(dim=(2, 3)) / seen.mean(dim=(2, 3))
     assert float((ratio / ratio.mean(dim=1, keepdim=True) - 1).abs().max()) < 0.01  # no channel before another

@@ -64,8 +64,9 @@ def test_bare_skin_is_the_colour_around_the_lesion():
     pixels = lesion(16)
     pixels[:, :, 2] //= 2
     pixels[0, :6] = 0  # a dark corner
-    assert bare_skin(pixels).shape == pixels.shape
-    assert (bare_skin(pixels) == (200, 200, 100)).all()
+    skin = bare_skin(torch.from_numpy(pixels).permute(2, 0, 1).float())
+    assert skin.shape == (3, 16, 16)
+    assert (skin == torch.tensor([200.0, 200.0, 100.0])[:, None, None]).all()
 
 
 def test_what_the_score_owes_to_one_place_is_shown_there_alone_by_hand():
@@ -101,7 +102,8 @@ def test_the_map_adds_up_to_what_the_score_exceeds_that_of_bare_skin(settings, s
     torch.manual_seed(0)
     network = build_network(image_size=32, embedding_dim=4, head=True, **settings).eval()
     pixels = lesion(32)
-    images = show(torch.from_numpy(np.stack([bare_skin(pixels), pixels])), None, network.backbone.normalize)
+    [image] = show(torch.from_numpy(pixels[None]), None, network.backbone.normalize)
+    images = torch.stack([bare_skin(image), image])
     with torch.no_grad():
         embeddings = torch.stack([network.embed(view) for view in flips_and_turns(images, views)]).mean(dim=0)
     if network.unit_length:

@@ -21,8 +21,9 @@ from PIL import Image
 import melanoma
 import predict
 import train
-from config import Config
+from config import RECIPES, Config
 from melanoma.common.errors import InputError
+from melanoma.common.settings import experiment, from_flags
 from melanoma.scoring import ensemble
 from melanoma.scoring.ensemble import Choices
 from melanoma.scoring.model_file import FORMAT, read_model, write_model
@@ -210,29 +211,51 @@ def test_the_card_has_the_figures_of_the_runs_last_evaluation(headed: Config, tm
         assert f"\n## {heading}\n" in body
     labels = predict.load_run(headed).reference_labels
     assert f"fold 1: 36 images, {labels.sum()} melanoma" in body
-    assert f"- headed: recipe scratch, seed 0, epoch {metrics['runs'][0]['epoch']} of 3, started 20" in body
+    [made] = [line for line in body.splitlines() if line.startswith("- headed: recipe scratch, seed 0, epoch ")]
+    assert f"epoch {metrics['runs'][0]['epoch']} of 3, started 20" in made
+    command = made.partition("`")[2].partition("`")[0].split()
+    assert command[:2] == ["python", "train.py"]
+    again = train.make_parser().parse_args([*command[2:], "--run-dir", str(tmp_path / "again")])
+    assert experiment(from_flags(Config, RECIPES, again)) == predict.load_run(headed).settings
 
 
 @pytest.mark.usefixtures("lean_evaluation")
 def test_a_card_can_have_the_metrics_of_other_runs_of_the_same_settings(headed: Config, tmp_path: Path) -> None:
-    found, card = tmp_path / "metrics.json", tmp_path / "MODEL_CARD.md"
+    found, card, out = tmp_path / "metrics.json", tmp_path / "MODEL_CARD.md", tmp_path / "model.pt"
     metrics = predict.main(headed, metrics_file=found)
+    run = predict.load_run(headed)
+    final = tmp_path / "final.pt"
+    write_model(final, [dataclasses.replace(run, settings={**run.settings, "fold": None})])
     rows = [{**metrics["subgroups"][0], "attribute": "source", "group": "clinic"}]
     settings = metrics["settings"] | {"fold": 3, "seed": 7}
-    found.write_text(json.dumps(metrics | {"settings": settings, "subgroups": rows}))
-    predict.export(headed, [], tmp_path / "model.pt", True, found)
+    right = metrics | {"settings": settings, "subgroups": rows}
+    found.write_text(json.dumps(right))
+    predict.export(headed, [final], out, True, found)
     text = card.read_text()
     assert "The metrics are what to expect of this model, whose own images leave none to test it on" in text
     assert (
         metrics["origin"] in text and f"clinic: images {rows[0]['n']}, melanomas {rows[0]['n_melanoma']}, AUC" in text
     )
-    before = (tmp_path / "model.pt").read_bytes()
-    found.write_text(json.dumps(metrics | {"settings": settings | {"epochs": 99, "head": "focal"}}))
-    with pytest.raises(InputError, match=r"runs with other settings than .*: epochs, head"):
-        predict.export(headed, [], tmp_path / "model.pt", True, found)
+    before = out.read_bytes()
+    for change, told in (
+        ({"settings": settings | {"epochs": 99, "head": "focal"}}, "they differ in epochs, head"),
+        ({"set": "validation"}, "they differ in set"),
+        ({"choices": {**metrics["choices"], "min_sensitivity": 0.9}}, "they differ in choices"),
+        ({"data": "elsewhere"}, "they differ in data"),
+    ):
+        found.write_text(json.dumps(right | change))
+        with pytest.raises(InputError, match=told):
+            predict.export(headed, [final], out, True, found)
+    for text in ("[]", "{}"):
+        found.write_text(text)
+        with pytest.raises(InputError, match="holds no metrics with the settings of their runs"):
+            predict.export(headed, [final], out, True, found)
     with pytest.raises(InputError, match=r"name a metrics.json of predict.py"):
-        predict.export(headed, [], tmp_path / "model.pt", True, tmp_path / "none.json")
-    assert (tmp_path / "model.pt").read_bytes() == before
+        predict.export(headed, [final], out, True, tmp_path / "none.json")
+    found.write_text(json.dumps(right))
+    with pytest.raises(InputError, match="has a test part of its own"):
+        predict.export(headed, [], out, True, found)
+    assert out.read_bytes() == before
 
 
 def test_photos_are_judged_from_paths_and_from_pil_images(headed: Config) -> None:

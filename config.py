@@ -34,9 +34,7 @@ validation_fold = None  # the fold that validates (none: the one after fold, or 
 split_seed = 0  # seed of the split
 seed = 0  # seed of weights, pairs and views
 
-backbone = (
-    None  # conv3, or a network of timm: tf_efficientnet_lite0, convnext_tiny, vit_small_patch14_dinov2.lvd142m, ...
-)
+backbone = None  # conv3, or a network of timm: tf_efficientnet_lite0, convnext_tiny, vit_small_patch14_dinov2.lvd142m
 backbone_weights = "imagenet"  # of a timm backbone: imagenet (its pretrained weights), none, or a file of weights
 grid = None  # features are the means of grid × grid fields of the last feature map or patch tokens (not conv3)
 frozen_blocks = None  # first blocks of the backbone, kept as they are; so is then all batch normalisation

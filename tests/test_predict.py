@@ -262,7 +262,7 @@ def best_by_hand(config: Config) -> tuple[str, Platt]:
 
 
 def test_the_runs_are_neither_blind_nor_perfect(runs, here):
-    for name in runs:
+    for name in sorted(set(runs) - {"final"}):
         metrics = predict.main(here, dirs(runs, name))
         assert 0.6 < metrics["auc"] < 0.98, name  # else the tests below would show nothing
 

@@ -149,9 +149,8 @@ FOLD = ("from 0 to 4, or none", lambda value: value is None or 0 <= value <= 4)
 class Config:
     """The settings of one run: types and ranges. Values are edited above, not here."""
 
-    RETIRED: ClassVar = {
-        "melanoma_weight": 1.0
-    }  # settings of earlier versions, and the value at which they change nothing
+    # Settings of earlier versions, and the value at which they changed nothing.
+    RETIRED: ClassVar = {"melanoma_weight": 1.0}
 
     train_image: tuple[Path, ...] = opt(train_image, group="paths", machine=True)
     train_labels: tuple[Path, ...] = opt(train_labels, machine=True)

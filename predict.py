@@ -451,13 +451,14 @@ def metrics_of_others(runs: Sequence[Run], path: Path) -> dict[str, Any]:
         fold, validation_fold and seed; the runs have a test part of their own
     """
     metrics: Any = read_json(path, str(path), "name a metrics.json of predict.py")
-    own = {"set": "test", "choices": asdict(Choices()), "data": runs[0].data, **runs[0].settings, "fold": None}
     if not isinstance(metrics, dict) or "settings" not in metrics:
         raise InputError(f"--card-metrics {path} holds no metrics with the settings of their runs: name another")
     if runs[0].fold is not None:
         raise InputError(f"--card-metrics is for a model of --fold none: {runs[0].name} has a test part of its own")
-    found = {**metrics, **metrics["settings"], "fold": None}
-    differ = [key for key in own if key not in ("validation_fold", "seed") and own[key] != found.get(key)]
+    own = {"set": "test", "choices": asdict(Choices()), "data": runs[0].data, **runs[0].settings}
+    found = {**metrics, **metrics["settings"]}
+    free = ("fold", "validation_fold", "seed")
+    differ = [key for key in own if key not in free and own[key] != found.get(key)]
     if differ:
         raise InputError(f"--card-metrics {path} is of other runs than {runs[0].name}: they differ in {listed(differ)}")
     return metrics

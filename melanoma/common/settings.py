@@ -130,7 +130,7 @@ def from_dict(settings: type, values: Mapping[str, Any], source: str) -> Any:
     ------
     InputError : a name that is no setting, or a value of the wrong type or range
     """
-    retired = vars(settings).get("RETIRED", {}).items()
+    retired = getattr(settings, "RETIRED", {}).items()
     values = {name: value for name, value in values.items() if (name, value) not in retired}
     unknown = sorted(map(str, set(values) - _names(settings)))
     if unknown:

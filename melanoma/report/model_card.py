@@ -69,10 +69,10 @@ def model_card(
     Parameters
     ----------
     metrics : contents of metrics.json; None if the model has not been evaluated
-    of_others : they are of other runs with the same settings, as a cross-validation gives them
     training_data : folder and split
     learnt : fold that tests, in words, and labels (N,) of each training part
     model : the method, in words
+    of_others : the metrics are of other runs with the same settings, as a cross-validation gives them
     """
     sizes = "; ".join(f"{fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
     card = {

@@ -171,7 +171,7 @@ def train_run(
         clear_others(config.graph_dir, origin.mark)
         data = replace(data, origin=origin)
         if log:
-            write_progress(config, log, data, plot=True)  # a kill may have come before these
+            write_progress(config, state, data, plot=True)  # a kill may have come before these
     warn_of_memory(learner, config, device)
     with hold_signals() as held, Aside() as saving:
         train_epochs(config, learner, data, log, partway, held, saving)
@@ -512,17 +512,17 @@ def checkpoint_of(config: Config, learner: Learner, log: list[dict[str, Any]]) -
 
 
 def save_epoch(config: Config, checkpoint: dict[str, Any], data: Data, plot: bool) -> None:
-    """Save the checkpoint of an epoch, if it is the best one so far once more to predict with, and the log."""
+    """Save the checkpoint of an epoch; first what a resume needs, which writes the rest anew after a kill."""
+    run_folder.save_checkpoint(config.run_dir / "last.pt", checkpoint)
+    write_progress(config, checkpoint, data, plot)
+
+
+def write_progress(config: Config, checkpoint: Mapping[str, Any], data: Data, plot: bool) -> None:
+    """Write best.pt if the checkpoint is of the best epoch so far, and the log; plot the learning curves if wanted."""
     log = checkpoint["log"]
-    if run_folder.best_entry(log) is log[-1]:
+    if "partway" not in checkpoint and run_folder.best_entry(log) is log[-1]:
         best = {name: checkpoint[name] for name in ("config", "log", "model")}
         run_folder.save_checkpoint(config.run_dir / "best.pt", best)
-    run_folder.save_checkpoint(config.run_dir / "last.pt", checkpoint)
-    write_progress(config, log, data, plot)
-
-
-def write_progress(config: Config, log: list[dict[str, Any]], data: Data, plot: bool) -> None:
-    """Write the log, and plot the learning curves if wanted."""
     run_folder.write_log(config.run_dir / "log.jsonl", log)
     if plot and data.origin:
         what = f"{data.what}\n{data.origin.line}"

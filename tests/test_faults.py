@@ -155,23 +155,27 @@ def test_train_py_says_how_to_resume_and_exits_with_the_signals_code(
     tally("signal to train.py", "resumed")
 
 
-def test_a_kill_between_checkpoint_and_log_loses_no_line_of_the_log(
-    straight: Config, quick: Config, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("file", "epoch"), [("last.pt", 1), ("best.pt", 1), ("best.pt", 2), ("log.jsonl", 3)])
+def test_a_kill_before_any_file_of_an_epoch_is_written_loses_nothing(
+    straight: Config, quick: Config, monkeypatch: pytest.MonkeyPatch, file: str, epoch: int
 ) -> None:
-    config, real = everything(quick), train.write_progress
+    config, replace_file = everything(quick), os.replace
+    monkeypatch.setattr(run_folder, "best_entry", lambda log: log[-1])  # each epoch writes best.pt
+    saved = 0
 
-    def die(config: Config, log: list, data: train.Data, plot: bool) -> None:
-        if len(log) == config.epochs:
+    def die(source: Path, target: Path) -> None:
+        nonlocal saved
+        saved += Path(target) == config.run_dir / file
+        if saved == epoch:
             raise SystemExit
-        real(config, log, data, plot)
+        replace_file(source, target)
 
-    monkeypatch.setattr(train, "write_progress", die)
-    with pytest.raises(SystemExit):
+    with monkeypatch.context() as until, pytest.raises(SystemExit):
+        until.setattr(os, "replace", die)
         train.main(config)
-    assert len(log_of(config)) == config.epochs - 1
-    monkeypatch.setattr(train, "write_progress", real)
-    train.main(config, resume=True)
+    train.main(config, resume=(config.run_dir / "last.pt").is_file())
     assert_same_run(straight, config)
+    assert run_folder.load_checkpoint(config.run_dir / "best.pt")["log"][-1]["epoch"] == config.epochs
 
 
 # --- a second run ---
@@ -250,7 +254,7 @@ def fill_before(monkeypatch: pytest.MonkeyPatch, disk: Disk, module: object, nam
 
 NO_SPACE = r" cannot be written: No space left"
 WRITES = {
-    "checkpoint, the best": (run_folder, "save_checkpoint", 1, r"run/best\.pt" + NO_SPACE),
+    "checkpoint, the best": (run_folder, "save_checkpoint", 2, r"run/best\.pt" + NO_SPACE),
     "checkpoint, the last": (run_folder, "save_checkpoint", 3, r"run/last\.pt" + NO_SPACE),
     "log": (run_folder, "write_log", 2, r"run/log\.jsonl" + NO_SPACE),
     "graph": (train, "save_figure", 2, r"Train_average_loss\.png" + NO_SPACE),
@@ -263,7 +267,7 @@ def test_a_training_on_a_full_disk_keeps_what_it_has_and_goes_on(
 ) -> None:
     whole = dataclasses.replace(quick, epochs=3)
     train.main(whole)
-    assert run_folder.best_entry(log_of(whole))["epoch"] == 1  # the checkpoints: best, last, last, last
+    assert run_folder.best_entry(log_of(whole))["epoch"] == 1  # the checkpoints: last, best, last, last
     config = dataclasses.replace(whole, run_dir=disk.path / "run", graph_dir=disk.path / "graph")
     module, name, call, message = WRITES[what]
     with monkeypatch.context() as patch:
@@ -273,13 +277,12 @@ def test_a_training_on_a_full_disk_keeps_what_it_has_and_goes_on(
             train.main(config)
     one_line(caught.value)
     assert not list(disk.path.rglob("*.tmp"))
-    kept = {"checkpoint, the best": 0, "checkpoint, the last": 1}.get(what, 2)
-    if kept:
-        assert len(run_folder.load_checkpoint(config.run_dir / "last.pt")["log"]) == kept
+    kept = 1 if what.startswith("checkpoint") else 2
+    assert len(run_folder.load_checkpoint(config.run_dir / "last.pt")["log"]) == kept
     with pytest.raises(InputError, match="cannot be written: No space left"):
-        train.main(config, resume=kept > 0)  # still full
+        train.main(config, resume=True)  # still full
     disk.free()
-    train.main(config, resume=kept > 0)
+    train.main(config, resume=True)
     assert_same_run(whole, config)
     tally(f"disk full: {what.partition(',')[0]}", "resumed")
 

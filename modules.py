@@ -213,13 +213,9 @@ def hardest(terms: Tensor, groups: tuple[Tensor, Tensor], share: float) -> Tenso
     return kept
 
 
-def weighted_mean(terms: Tensor, weights: Tensor, active_only: bool = False) -> Tensor:
-    """Return the mean of terms (T,), weighted by (T,), numbers or bool; `active_only` counts only terms above 0.
-
-    The mean of no terms is 0, with a gradient of 0.
-    """
-    counted = weights * (terms > 0) if active_only else weights
-    return (weights * terms).sum() / counted.sum().clamp(min=torch.finfo(terms.dtype).tiny)
+def masked_mean(terms: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of the terms (T,) that a bool mask (T,) marks; of none it is 0, with a gradient of 0."""
+    return (mask * terms).sum() / mask.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -290,14 +286,16 @@ class SiameseLoss:
         terms = contrastive_terms(distance, same, self.margin, self.positive_margin)
         measures = torch.stack(
             [
-                weighted_mean(distance, like),
-                weighted_mean(distance, unlike),
-                weighted_mean((terms > 0).to(terms.dtype), met),
+                masked_mean(distance, like),
+                masked_mean(distance, unlike),
+                masked_mean((terms > 0).to(terms.dtype), met),
                 embeddings.std(dim=0, correction=0).square().sum().sqrt(),
             ]
         ).detach()
         counted = met & hardest(terms, (like, unlike), mined_share) if mined_share < 1 else met
-        return self.pair_weight * weighted_mean(terms, counted, self.active_only), measures
+        if self.active_only:
+            counted = counted & (terms > 0)
+        return self.pair_weight * masked_mean(terms, counted), measures
 
     @property
     def on_one_point(self) -> float:

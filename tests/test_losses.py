@@ -18,8 +18,8 @@ from modules import (
     SiameseNetwork,
     contrastive_terms,
     hardest,
+    masked_mean,
     pair_distance,
-    weighted_mean,
 )
 
 
@@ -140,25 +140,25 @@ def test_a_group_may_be_empty_and_a_term_in_none():
     assert hardest(torch.zeros(2), (of_none, of_none), 1.0).tolist() == [False, False]
 
 
-def test_weighted_mean_by_hand():
-    terms, weights = torch.tensor([4.0, 0.0, 1.0, 0.0]), torch.tensor([1.0, 3.0, 2.0, 0.0])
-    every = torch.ones(4, dtype=torch.bool)
-    assert float(weighted_mean(terms, every)) == 5 / 4
-    assert float(weighted_mean(terms, weights)) == 6 / 6
-    assert float(weighted_mean(terms, every, active_only=True)) == 5 / 2
-    assert float(weighted_mean(terms, weights, active_only=True)) == 6 / 3
+def test_masked_mean_by_hand():
+    terms = torch.tensor([4.0, 0.0, 1.0, 0.0])
+    assert float(masked_mean(terms, torch.tensor([True, True, True, True]))) == 5 / 4
+    assert float(masked_mean(terms, torch.tensor([False, True, True, False]))) == 1 / 2
 
 
-@pytest.mark.parametrize("active_only", [False, True])
-def test_the_mean_of_nothing_is_0_and_moves_nothing(active_only):
-    none = torch.zeros(3, dtype=torch.bool)
-    for terms, weights in ((torch.zeros(3), ~none), (torch.ones(3), none), (torch.ones(3), none.float())):
-        terms.requires_grad_()
-        mean = weighted_mean(terms.relu(), weights, active_only)
-        mean.backward()
-        assert float(mean.detach()) == 0
-        if active_only or not weights.any():
-            assert torch.equal(grad_of(terms), torch.zeros_like(terms))
+def test_the_mean_over_active_pairs_leaves_out_those_without_loss():
+    embeddings = torch.tensor([[0.0], [0.3], [0.0], [0.1]])  # pairs (0, 2) at distance 0 and (1, 3) at 0.2, both like
+    both = torch.tensor([True, True])
+    means = [float(SiameseLoss(0.5, 0.0, active_only).of_pairs(embeddings, both)[0]) for active_only in (False, True)]
+    assert means == pytest.approx([0.01, 0.02])
+
+
+def test_the_mean_of_nothing_is_0_and_moves_nothing():
+    terms = torch.ones(3, requires_grad=True)
+    mean = masked_mean(terms.relu(), torch.zeros(3, dtype=torch.bool))
+    mean.backward()
+    assert float(mean.detach()) == 0
+    assert torch.equal(grad_of(terms), torch.zeros_like(terms))
 
 
 # --- head ---

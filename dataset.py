@@ -122,7 +122,7 @@ def split_table(table: pd.DataFrame, config: Config) -> pd.DataFrame:
         parts = split_groups(table, config.fold, config.split_seed, validation_fold)
     result = table.assign(part=parts)
     check_parts(result)
-    if config.pairs_within_source and result["source"].nunique() > 1:
+    if config.pairs_within_source:
         check_sources(result)
     return result
 
@@ -423,7 +423,7 @@ def main() -> None:
         data = read_data(config)
         print("\n".join(line for report in data.reports for line in describe_source(report)))
         missing = [name for report in data.reports for name in report["missing"]]
-        check_files(data.paths, missing, config.test_image, config.test_labels)
+        check_files(data.paths, missing, config.test_image, config.test_labels, config.workers)
     elif arguments.find_duplicates:
         data = read_data(config)
         cache = build_cache(data.paths, config.image_size, config.cache_dir, config.workers)

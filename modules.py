@@ -88,7 +88,7 @@ class SiameseNetwork(nn.Module):
             self.head = nn.Linear(embedding_dim, 1)
             nn.init.zeros_(self.head.weight)  # every lesion starts at even odds
             nn.init.zeros_(self.head.bias)
-        self.still: list[nn.Module] = []
+        self.norms_frozen = False
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the embeddings, float32 (B, D), of images, float (B, 3, S, S), normalised: see `show`.
@@ -122,8 +122,7 @@ class SiameseNetwork(nn.Module):
         """
         for parameter in chain.from_iterable(self.backbone.blocks()[:blocks]):
             parameter.requires_grad_(False)
-        norms = [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.still = [*norms] if blocks else []
+        self.norms_frozen = blocks > 0
         self.train(self.training)
 
     @property
@@ -133,16 +132,19 @@ class SiameseNetwork(nn.Module):
         In them the statistics of evaluation mode are not yet those of the network. A deep one without pretrained
         weights then embeds all images alike, or far apart, in evaluation mode alone.
         """
-        norms = [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        steps = [norm.num_batches_tracked for norm in norms if norm not in self.still]
-        return all(int(taken) >= SETTLED for taken in steps if taken is not None)
+        steps = [norm.num_batches_tracked for norm in self._norms()]
+        return self.norms_frozen or all(int(taken) >= SETTLED for taken in steps if taken is not None)
 
     def train(self, mode: bool = True) -> SiameseNetwork:
         """Set training or evaluation mode; batch normalisation that `freeze` keeps stays in evaluation mode."""
         super().train(mode)
-        for part in self.still:
-            part.eval()
+        if self.norms_frozen:
+            for norm in self._norms():
+                norm.eval()
         return self
+
+    def _norms(self) -> list[nn.modules.batchnorm._BatchNorm]:
+        return [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def network_of(config: Config, weights: str = "none") -> SiameseNetwork:
@@ -202,7 +204,7 @@ def hardest(terms: Tensor, groups: tuple[Tensor, Tensor], share: float) -> Tenso
     Parameters
     ----------
     terms : float tensor of shape (P,), the losses, >= 0
-    groups : bool tensors of shape (P,): like pairs and unlike ones, mined apart lest one crowd out the other
+    groups : bool tensors of shape (P,): like pairs and unlike ones, mined apart so that neither crowds out the other
     share : above 0, at most 1
     """
     kept = torch.zeros_like(groups[0])
@@ -259,10 +261,9 @@ class SiameseLoss:
             return logits.new_zeros(())
         truth = labels.to(logits.dtype)
         if self.head == "focal":
-            terms = import_torchvision().ops.sigmoid_focal_loss(logits, truth, alpha=-1, gamma=FOCUS)
-        else:
-            terms = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        return terms.mean()
+            focal = import_torchvision().ops.sigmoid_focal_loss
+            return focal(logits, truth, alpha=-1, gamma=FOCUS, reduction="mean")
+        return F.binary_cross_entropy_with_logits(logits, truth)
 
     def of_pairs(
         self, embeddings: Tensor, same: Tensor, met: Tensor | None = None, mined_share: float = 1.0
@@ -278,7 +279,7 @@ class SiameseLoss:
         if met is None:
             first, second = embeddings.chunk(2)
             met = torch.ones_like(same)
-        else:  # all with all: pairs that do not count weigh nothing, so that shapes never change
+        else:  # all with all: pairs that do not count are masked out, so that shapes never change
             first, second = embeddings[:, None], embeddings
         distance = pair_distance(first, second).flatten()
         same, met = same.flatten(), met.flatten()

@@ -119,7 +119,7 @@ def describe_settings(config: Config, replaced: Sequence[str]) -> str:
 
 
 def train_run(
-    config: Config, device: torch.device, ranks: Ranks, resume: bool, overwrite: bool, compiled: bool = False
+    config: Config, device: torch.device, ranks: Ranks, resume: bool, overwrite: bool, compiled: bool
 ) -> None:
     """Train one run as one of the processes that share it; the first prints and writes."""
     dtype = choose_precision(config.precision, device)
@@ -144,14 +144,14 @@ def train_run(
         network,
         config.epochs * steps,
         config.learning_rate,
-        config.schedule,
-        config.backbone_rate,
-        config.weight_decay,
-        config.ema,
-        ranks,
-        dtype,
-        config.batch_size,
-        compiled,
+        schedule=config.schedule,
+        backbone_rate=config.backbone_rate,
+        weight_decay=config.weight_decay,
+        ema=config.ema,
+        ranks=ranks,
+        dtype=dtype,
+        batch_size=config.batch_size,
+        compiled=compiled,
     )
     if resume:
         last = config.run_dir / "last.pt"
@@ -159,6 +159,7 @@ def train_run(
         learner.resume(state, last)
         log, partway = state["log"], state.get("partway")
         with run_folder.fitting(last):
+            # an IndexError if the epoch has no such step
             learner.taken = len(log) * steps + (range(steps)[partway["steps"]] if partway else 0)
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
@@ -322,7 +323,7 @@ class Images:
     @staticmethod
     def of_part(table: Any, part: str, cache: ImageCache, within_source: bool = False) -> Images:
         own = table[table["part"] == part]
-        source = own["source"].to_numpy(str) if within_source and table["source"].nunique() > 1 else None
+        source = own["source"].to_numpy(str) if within_source else None
         return Images(cache.rows(own["image_name"]), own["label"].to_numpy(copy=True), source)
 
 
@@ -385,8 +386,8 @@ def epoch_batches(config: Config, train: Images, cache: ImageCache, rng: np.rand
         order = sample_balanced(train.labels, rng, config.epoch_share, train.source)
         return in_batch_batches(order, train.labels, train.rows, config.batch_size, train.source)
     pairs, same = sample_pairs(train.labels, rng, train.source)
-    shown = slice(math.ceil(config.epoch_share * len(pairs)))  # their order is random
-    return PairDataset(cache, train.rows, train.labels, pairs[shown], same[shown]).batches(config.batch_size)
+    kept = slice(math.ceil(config.epoch_share * len(pairs)))  # their order is random
+    return PairDataset(cache, train.rows, train.labels, pairs[kept], same[kept]).batches(config.batch_size)
 
 
 @dataclass
@@ -535,7 +536,7 @@ def write_run(
 ) -> Mapping[str, Any]:
     """Write model.pt, all that judging needs, from the weights of the best epoch; return that epoch's log entry.
 
-    network : takes up these weights
+    network : is loaded with these weights
     """
     best, path = run_folder.best_entry(log), config.run_dir / "best.pt"
     state = run_folder.load_checkpoint(path)
@@ -569,9 +570,8 @@ def describe_epoch(entry: dict[str, Any], epochs: int) -> str:
     )
 
 
-def run(arguments: argparse.Namespace | None = None) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Train as the command line asks."""
-    arguments = arguments or make_parser().parse_args()
     config = from_flags(Config, RECIPES, arguments)
     replaced = replaced_lines(config, RECIPES[config.recipe], arguments)
     main(config, arguments.resume, arguments.overwrite, replaced, arguments.compile)

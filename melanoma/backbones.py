@@ -24,7 +24,7 @@ _DECLARED = torch.library.Library("torchvision", "FRAGMENT")  # declares operato
 class Backbone(nn.Module):
     """What every backbone has: images, float (B, 3, S, S), normalised, become features (B, `features`).
 
-    normalize : how it takes images; who calls the network applies it, with the views
+    normalize : its normalisation of images; the caller applies it, with the views
     """
 
     features: int
@@ -40,7 +40,7 @@ def field_means(features: Tensor, grid: int) -> Tensor:
     height, width = features.shape[2:]
     if height % grid == 0 and width % grid == 0:
         return F.avg_pool2d(features, (height // grid, width // grid)).flatten(1)
-    # adaptive pooling, whose own gradient is not deterministic on CUDA and which MPS has not
+    # adaptive pooling, whose own gradient is not deterministic on CUDA and which MPS lacks
     rows = torch.stack([features[:, :, field].mean(dim=2) for field in _fields(height, grid)], dim=2)
     return torch.stack([rows[..., field].mean(dim=3) for field in _fields(width, grid)], dim=3).flatten(1)
 

@@ -321,6 +321,12 @@ def test_precedence_is_defaults_config_recipe_flags(tmp_path):
     assert settings.image_size == 64
 
 
+def test_a_config_file_of_an_earlier_version_may_have_settings_that_are_gone(tmp_path):
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps({"fold": 3, "melanoma_weight": 1.0}))
+    assert parse("--config", str(stored)) == Config(fold=3)
+
+
 BAD_CONFIG_FILES = {
     "epochs: 3": "is no JSON",
     "[3]": "holds no settings",

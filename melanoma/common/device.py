@@ -73,7 +73,7 @@ def keep_freed_memory() -> None:
 
     By default it maps each large block anew, and page faults take half of a training step on the CPU. mallopt(3) must
     come before the first large tensor. One arena for all threads, and blocks of 128 MB and more still mapped each
-    time, keep what is held from crumbling: 2.7 GB instead of 3.1 at conv3, 128 px, 256 pairs, for 2 % of the speed.
+    time, reduce fragmentation: 2.7 GB instead of 3.1 at conv3, 128 px, 256 pairs, for 2 % of the speed.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":  # it reads python.exe, which Windows may refuse
         return

@@ -244,7 +244,7 @@ def from_flags(settings: type, recipes: Mapping[str, Mapping[str, Any]], argumen
         base = read_json(arguments.config, what, advice)
         if not isinstance(base, dict):
             raise InputError(f"{what} holds no settings: {advice}")
-        from_dict(settings, base, str(arguments.config))  # its faults are told as its own
+        base = to_dict(from_dict(settings, base, str(arguments.config)))  # its faults are told as its own
     if "recipe" in flags:
         base |= recipes[flags["recipe"]]
     return settings(**base | flags)

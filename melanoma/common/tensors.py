@@ -50,7 +50,7 @@ def load_tensors(path: Path, form: int | str, what: str, missing: str, otherwise
 
 @contextlib.contextmanager
 def fitting(what: str, path: Path, otherwise: str) -> Iterator[None]:
-    """Say of a file whose contents are taken up here that they do not fit, whatever that raises."""
+    """Turn any error in the block into an InputError that says that the file does not fit."""
     try:
         yield
     except Exception as error:

@@ -28,7 +28,7 @@ class Aside:
             self.join()
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin a piece of work; see to it that the one before is joined."""
+        """Begin a piece of work; call `join` for the one before first."""
         self.work = self.pool.submit(work)
 
     def join(self) -> None:

@@ -128,7 +128,7 @@ def build_cache(paths: Mapping[str, Path], size: int, cache_dir: Path, workers: 
 
 def decode_photos(paths: Mapping[str, Path | Image.Image], size: int, workers: int = 0) -> ImageCache:
     """Return a cache in memory of image files from any folders, or of PIL images; arguments as `build_cache`."""
-    decoded = list(_decode_all(paths, size, workers))
+    decoded = list(decode_each(paths, size, workers))
     pixels = np.stack([block for _, block, _ in decoded])
     errors = {name: found["error"] for name, _, found in decoded if "error" in found}
     row_of = {name: row for row, (name, _, _) in enumerate(decoded) if name not in errors}
@@ -190,7 +190,7 @@ def _append_missing(
         pixels.truncate(row * row_bytes)
         index.truncate(index_bytes)
         _commit(index, b"" if index_bytes else _line({"format": FORMAT, "size": size}))
-        bar = tqdm(_decode_all(missing, size, workers), "decoding", total=len(missing), unit="image", disable=None)
+        bar = tqdm(decode_each(missing, size, workers), "decoding", total=len(missing), unit="image", disable=None)
         decoded = iter(bar)
         while batch := list(islice(decoded, COMMIT_ROWS)):
             lines = []
@@ -205,7 +205,7 @@ def _append_missing(
     print(f"decoded {len(missing):,} images in {seconds:.1f} s ({len(missing) / seconds:,.0f} images/s){told}")
 
 
-def _decode_all(
+def decode_each(
     paths: Mapping[str, Path | Image.Image], size: int, workers: int
 ) -> Iterator[tuple[str, np.ndarray, dict[str, Any]]]:
     """Yield (name, pixels, {width, height, hash} or {error}) in the order of `paths`, few images in memory."""

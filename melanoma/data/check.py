@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from tqdm import tqdm
 
 from melanoma.common.errors import InputError, listed
 from melanoma.common.files import is_folder
-from melanoma.common.threads import map_ahead
-from melanoma.data.decoding import UnreadableImage, count_links, decode_with_size, find_images, hidden_warnings
+from melanoma.data.cache import decode_each
+from melanoma.data.decoding import count_links, find_images
 from melanoma.data.labels import read_test_names
 
 
@@ -30,31 +29,27 @@ class Findings:
     extra: list[str]
 
 
-def check_images(names: Collection[str], paths: Mapping[str, Path]) -> Findings:
-    """Decode every image file of a folder, by name in `paths`, and compare the folder with the names in a CSV."""
-    threads = os.cpu_count() or 1
-    with hidden_warnings():
-        found = map_ahead(is_readable, paths.values(), threads, 4 * threads)
-        bar = tqdm(found, desc="checking", total=len(paths), unit="image", disable=None)
-        unreadable = [name for name, readable in zip(paths, bar, strict=True) if not readable]
+def check_images(names: Collection[str], paths: Mapping[str, Path], workers: int = 0) -> Findings:
+    """Decode every image file of a folder, by name in `paths`, and compare the folder with the names in a CSV.
+
+    All of a file is read, a JPEG at an eighth of its size.
+
+    workers : threads that decode (0: one for each core)
+    """
+    decoded = tqdm(decode_each(paths, 1, workers), desc="checking", total=len(paths), unit="image", disable=None)
+    unreadable = [name for name, _, found in decoded if "error" in found]
     return Findings(sorted(set(names) - paths.keys()), sorted(unreadable), sorted(paths.keys() - set(names)))
 
 
-def is_readable(path: Path) -> bool:
-    """Return whether an image file can be decoded; all of it is read, a JPEG at an eighth of its size."""
-    try:
-        decode_with_size(path, 1)
-    except UnreadableImage:
-        return False
-    return True
-
-
-def check_files(train: Mapping[str, Path], missing: Collection[str], test_image: Path, test_labels: Path) -> None:
+def check_files(
+    train: Mapping[str, Path], missing: Collection[str], test_image: Path, test_labels: Path, workers: int = 0
+) -> None:
     """Check the images of the training set, and of the test set if it is there, and print what is found.
 
     Parameters
     ----------
     train, missing : image files by name, and the names of labels without one
+    workers : see `check_images`
 
     Raises
     ------
@@ -66,12 +61,12 @@ def check_files(train: Mapping[str, Path], missing: Collection[str], test_image:
     problems = []
     for argument, names, paths in parts:
         print(f"{argument}: {len(paths):,} images, {count_links(paths.values()):,} of them links")
-        findings = check_images(names, paths)
+        findings = check_images(names, paths, workers)
         for what, images in (("missing", findings.missing), ("unreadable", findings.unreadable)):
             if images:
                 print(f"  {len(images):,} {what}: {listed(images)}")
                 problems.append(f"{argument}: {len(images):,} {what}")
-        if findings.extra:
+        if findings.extra:  # of the test set: those of the training set are counted with its labels
             print(f"  {len(findings.extra):,} not in {test_labels} and not used: {listed(findings.extra)}")
     if problems:
         raise InputError(f"{'; '.join(problems)}: delete what is unreadable, then get what is missing with --download")

@@ -128,8 +128,9 @@ def decode_image(path: Path, size: int) -> np.ndarray:
 
 
 def decode_with_size(path: Path | Image.Image, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return `decode_image` of a file, and its stored width and height in pixels; for threads: warnings are shown.
+    """Return `decode_image` of a file, and its stored width and height in pixels.
 
+    Threads enter `hidden_warnings` around their pool, since it is not safe within a thread.
     Of a PIL image no smaller scale is decoded, so that its pixels may differ a little from those of its file.
     """
     try:
@@ -152,9 +153,9 @@ def decode_with_size(path: Path | Image.Image, size: int) -> tuple[np.ndarray, t
         reason = f"{type(error).__name__}: it is no image, or not in {', '.join(FORMATS)}"
         raise UnreadableImage(path, reason) from error
     except Exception as error:  # a broken file can raise nearly anything inside the decoder
-        refused = isinstance(error, OSError) and error.errno is not None
-        text = str(error.strerror if refused and isinstance(error, OSError) else error)
-        reason = f"{type(error).__name__}: {brief(text, 200)}"
+        refused = getattr(error, "errno", None) is not None
+        text = getattr(error, "strerror", None) or error
+        reason = f"{type(error).__name__}: {brief(str(text), 200)}"
         raise UnreadableImage(path, reason, refused or isinstance(error, MemoryError)) from error
 
 

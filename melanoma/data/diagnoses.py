@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from melanoma.data.tables import NO_VALUE
 
-MELANOMA, OTHER, LEFT_OUT = 1, 0, None
+MELANOMA, OTHER, LEFT_OUT, UNCLEAR = "melanoma", "other", "left out", "unclear"  # how a diagnosis is read
 
 # No diagnosis: such an image is left out.
 UNKNOWN = (*NO_VALUE, "undetermined")
@@ -38,22 +38,13 @@ OTHER_PARTS = re.compile(
 )
 
 
-class UnknownDiagnosis(ValueError):
-    """A diagnosis that the table does not know."""
+def read_diagnosis(levels: Sequence[str]) -> str:
+    """Return how a diagnosis is read: one of the four words above.
 
+    MELANOMA is melanoma in situ, invasive, metastatic or not otherwise specified, and lentigo maligna; OTHER is any
+    other named lesion, LEFT_OUT an indeterminate or unknown diagnosis, UNCLEAR what the table does not know.
 
-def read_diagnosis(levels: Sequence[str]) -> int | None:
-    """Return 1 for melanoma, 0 for any other named lesion, None for a diagnosis that is indeterminate or unknown.
-
-    Melanoma is melanoma in situ, invasive, metastatic or not otherwise specified, and lentigo maligna.
-
-    Parameters
-    ----------
     levels : of one diagnosis, from the general to the particular, as the ISIC Archive's diagnosis_1 to diagnosis_5
-
-    Raises
-    ------
-    UnknownDiagnosis : the table does not know it
     """
     known = [words for level in levels if (words := _words(level)) not in UNKNOWN]
     found = [_read_level(words) for words in known]
@@ -64,7 +55,7 @@ def read_diagnosis(levels: Sequence[str]) -> int | None:
             return label
     # among several levels a bare "malignant" is an indeterminate diagnosis
     if known and (len(levels) == 1 or set(known) != {"malignant"}):
-        raise UnknownDiagnosis
+        return UNCLEAR
     return LEFT_OUT
 
 
@@ -74,8 +65,8 @@ def _words(text: str) -> str:
     return plain if plain in UNKNOWN else " ".join(re.sub(r"[^a-z0-9?]+", " ", plain).split())
 
 
-def _read_level(words: str) -> int | None:
-    """Return the label of one level; None if it tells nothing."""
+def _read_level(words: str) -> str | None:
+    """Return MELANOMA or OTHER for one level; None if it tells nothing."""
     if words in SHORT:
         return SHORT[words]
     rest = words[BEFORE.match(words).end() :]  # type: ignore[union-attr]  # it matches nothing, too

@@ -61,7 +61,7 @@ def _listed_id(name: str) -> str:
 
 
 def drop_duplicates(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Keep one image, the first by name, of each group that the pairs connect; the table is sorted by image_name."""
+    """Keep the first image, in the order of the table, of each group that the pairs connect."""
     place = {name: i for i, name in enumerate(table["image_name"])}
     known = pd.DataFrame([(place[a], place[b]) for a, b in pairs if a in place and b in place], columns=PAIR, dtype=int)
     group = connected([(known[PAIR[0]].to_numpy(), known[PAIR[1]].to_numpy())], len(table))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from melanoma.common.device import upload
+from melanoma.common.device import spare_memory, upload
 from melanoma.common.threads import map_ahead
 from melanoma.data.cache import ImageCache
 
@@ -47,10 +47,8 @@ class Feed:
 
 
 def _fits(cache: ImageCache, device: torch.device) -> bool:
-    if device.type != "cuda":
-        return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return cache.pixels.nbytes <= DEVICE_SHARE * free
+    spare = spare_memory(device)
+    return spare is not None and cache.pixels.nbytes <= DEVICE_SHARE * spare
 
 
 def _upload(cache: ImageCache, device: torch.device) -> Tensor:

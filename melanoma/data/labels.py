@@ -11,7 +11,7 @@ import pandas as pd
 
 from melanoma.common.errors import InputError, listed, shown
 from melanoma.data.decoding import image_id
-from melanoma.data.diagnoses import UNKNOWN, UnknownDiagnosis, read_diagnosis
+from melanoma.data.diagnoses import LEFT_OUT, MELANOMA, OTHER, UNCLEAR, UNKNOWN, read_diagnosis
 from melanoma.data.tables import column_key, known_values, read_csv, refuse_rows
 
 # Columns by what they hold; of several the first that is there is read.
@@ -38,8 +38,7 @@ TRUE = r"1([.,]0*)?|true"
 BINARY = rf"{TRUE}|0([.,]0*)?|false"
 AGE_YEARS = r"[0-9]{1,3}([.,][0-9]+)?"
 OLDEST = 120.0  # years
-MELANOMA, OTHER, LEFT_OUT, UNCLEAR = "melanoma", "other", "left out", "unclear"  # how a value is read
-READ_AS = {1: MELANOMA, 0: OTHER, None: LEFT_OUT}
+READ_AS = {1: MELANOMA, 0: OTHER}
 
 
 @dataclass(frozen=True)
@@ -119,15 +118,15 @@ def labels_of_folders(files: Mapping[str, Path], columns: Columns = Columns()) -
     return _labels(raw, names, "train_image (class folders)", "file name", Columns(None, FOLDER, columns.melanoma))
 
 
-def read_test_names(path: Path, argument: str = "test_labels") -> list[str]:
+def read_test_names(path: Path) -> list[str]:
     """Read the names of images without labels, in the file's order, from the column that `read_labels` would take.
 
     Raises
     ------
     InputError : no such file, no CSV, no such column, no rows, names that are no file names or come twice
     """
-    _, names, column = _read_named(path, argument, None)
-    refuse_rows(f"{argument} {path}", f"{column} comes twice", names, names.duplicated(keep=False))
+    _, names, column = _read_named(path, "test_labels", None)
+    refuse_rows(f"test_labels {path}", f"{column} comes twice", names, names.duplicated(keep=False))
     return names.tolist()
 
 
@@ -292,16 +291,9 @@ def _read_diagnoses(levels: pd.DataFrame, where: str) -> tuple[pd.Series, pd.Ser
 
 def _diagnoses(levels: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Return each row's diagnosis in one text, and how it is read: melanoma, other, left out or unclear."""
-
-    def read(cells: tuple[str, ...]) -> str:
-        try:
-            return READ_AS[read_diagnosis(cells)]
-        except UnknownDiagnosis:
-            return UNCLEAR
-
     cells = pd.Series(list(levels.itertuples(index=False, name=None)), levels.index)
     shown_as = {distinct: " > ".join(filter(None, distinct)) for distinct in set(cells)}
-    return cells.map(shown_as), cells.map({distinct: read(distinct) for distinct in shown_as})
+    return cells.map(shown_as), cells.map({distinct: read_diagnosis(distinct) for distinct in shown_as})
 
 
 def _binary(raw: pd.DataFrame, column: str, names: pd.Series, where: str) -> pd.Series:

@@ -117,28 +117,24 @@ def check_parts(table: pd.DataFrame) -> None:
     """Raise InputError unless train and validation have two images of each class, and test, if there is one, one."""
     tested = int((table["part"] == "test").any())
     for part, least in zip(PARTS, (2, 2, tested), strict=True):
-        counts = table.loc[table["part"] == part, "label"].value_counts()
-        for label, name in ((1, "melanoma"), (0, "benign")):
-            if counts.get(label, 0) < least:
-                raise InputError(
-                    f"the {part} part has {counts.get(label, 0)} {name} images, it needs {least}: "
-                    "there are too few images or patients to split"
-                )
+        own = table.loc[table["part"] == part, "label"]
+        _check_classes(own, least, f"the {part} part", "there are too few images or patients to split")
 
 
 def check_sources(table: pd.DataFrame) -> None:
     """Raise InputError unless each source has two images of each class in train and in validation, to pair."""
-    parts = table[table["part"] != "test"]
-    counts = parts.groupby(["source", "part", "label"]).size()
-    for source in parts["source"].unique():
+    for source in table.loc[table["part"] != "test", "source"].unique():
         for part in PARTS[:2]:
-            for label, name in ((1, "melanoma"), (0, "benign")):
-                n = int(counts.get((source, part, label), 0))
-                if n < 2:
-                    raise InputError(
-                        f"source {source} has {n} {name} images in the {part} part, pairs within it need 2: pass "
-                        "--no-pairs-within-source or leave the source out"
-                    )
+            own = table.loc[(table["source"] == source) & (table["part"] == part), "label"]
+            advice = "pass --no-pairs-within-source or leave the source out"
+            _check_classes(own, 2, f"the {part} part of source {source}", advice)
+
+
+def _check_classes(labels: pd.Series, least: int, where: str, advice: str) -> None:
+    for label, name in ((1, "melanoma"), (0, "benign")):
+        n = int((labels == label).sum())
+        if n < least:
+            raise InputError(f"{where} has {n} {name} images, it needs {least}: {advice}")
 
 
 def without_images(table: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:

@@ -50,7 +50,7 @@ class Ranks:
     def places(self, size: int) -> np.ndarray:
         """Return the places in a batch of the images that this process embeds: its part, or more to make up two.
 
-        Batch normalisation has no statistics of a single image; who uses the result takes the first `share_size`.
+        Batch normalisation has no statistics of a single image; the caller uses only the first `share_size`.
         """
         least = 1 if self.count == 1 else 2
         return (self.share(size).start + np.arange(max(least, self.share_size(size)))) % size

@@ -1,4 +1,4 @@
-"""The run folder: what train.py leaves behind and predict.py takes up.
+"""The run folder: what train.py writes and predict.py reads.
 
 config.json   every setting            last.pt    checkpoint to resume from
 run.json      commit, versions, ...    best.pt    checkpoint of the best validation AUC
@@ -66,7 +66,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def fitting(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Say of a checkpoint whose contents are taken up here that it does not fit: a context, see `tensors.fitting`."""
+    """Turn any error in the block into an InputError: the checkpoint does not fit; see `tensors.fitting`."""
     return fitting_file("checkpoint", path, OTHERWISE)
 
 
@@ -153,7 +153,7 @@ def resume_run(run_dir: Path, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def read_split(run_dir: Path) -> pd.DataFrame:
-    """Return the split stored with a run: image_name, patient_id, label (int), part.
+    """Return the split stored with a run, with the columns SPLIT_COLUMNS; label is int.
 
     Raises
     ------

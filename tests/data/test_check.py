@@ -17,9 +17,9 @@ from PIL import Image
 
 import dataset
 from melanoma.common.script import Stopped, run_script
-from melanoma.data import check
-from melanoma.data.check import Findings, check_images, is_readable
-from melanoma.data.decoding import find_images
+from melanoma.data import cache, check
+from melanoma.data.check import Findings, check_images
+from melanoma.data.decoding import UnreadableImage, find_images
 from melanoma.data.download import unpack
 
 
@@ -60,7 +60,7 @@ def check_train(folder: Path) -> Findings:
 @pytest.mark.parametrize("kind", KINDS)
 def test_complete_images_are_readable(tmp_path, kind):
     (tmp_path / "a").write_bytes(KINDS[kind])
-    assert is_readable(tmp_path / "a")
+    assert not check_images(["a"], {"a": tmp_path / "a"}).unreadable
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +71,7 @@ def test_images_cut_anywhere_are_found(tmp_path, kind):
         ends += [len(data) - 2, len(data) - 1]
     for end in ends:
         (tmp_path / "a").write_bytes(data[:end])
-        assert not is_readable(tmp_path / "a"), end
+        assert check_images(["a"], {"a": tmp_path / "a"}).unreadable == ["a"], end
 
 
 def test_a_complete_folder_has_no_fault(folder):
@@ -107,12 +107,13 @@ def test_ctrl_c_does_not_wait_for_the_rest(tmp_path, monkeypatch):
         yield next(found)
         raise Stopped(signal.SIGINT)
 
-    def note(path):
+    def note(path, size):
         read.append(path)
         time.sleep(0.001)
+        raise UnreadableImage(path, "cut")
 
     monkeypatch.setattr(check, "tqdm", stop_after_one)
-    monkeypatch.setattr(check, "is_readable", note)
+    monkeypatch.setattr(cache, "decode_with_size", note)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(Stopped):
         check_images([], {str(i): tmp_path / str(i) for i in range(2_000)})

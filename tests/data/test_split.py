@@ -117,7 +117,7 @@ def test_a_source_without_a_class_cannot_pair_within_itself():
     check_sources(table)
     poor = table.assign(label=np.where((table["source"] == "b") & (table["part"] == "validation"), 0, table["label"]))
     with pytest.raises(
-        InputError, match=r"^source b has 0 melanoma images in the validation part, .*--no-pairs-within"
+        InputError, match=r"^the validation part of source b has 0 melanoma images, it needs 2: pass --no-pairs-within"
     ):
         check_sources(poor)
 

@@ -513,7 +513,7 @@ def checkpoint_of(config: Config, learner: Learner, log: list[dict[str, Any]]) -
 
 
 def save_epoch(config: Config, checkpoint: dict[str, Any], data: Data, plot: bool) -> None:
-    """Save the checkpoint of an epoch; first what a resume needs, which writes the rest anew after a kill."""
+    """Save an epoch: last.pt first, from which a resume after a kill writes the rest."""
     run_folder.save_checkpoint(config.run_dir / "last.pt", checkpoint)
     write_progress(config, checkpoint, data, plot)
 

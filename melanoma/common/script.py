@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from melanoma.common.errors import InputError, printable
+from melanoma.common.errors import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TWICE = 1.0  # seconds within which a second signal is taken for the first
@@ -58,8 +58,8 @@ def run_script(main: Callable[[], None]) -> typing.NoReturn:
         except BrokenPipeError:  # the reader, such as head, has all that it wants
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 141  # 128 + SIGPIPE, which Windows has no number for
-        except (InputError, FileNotFoundError) as error:
-            _tell(f"error: {printable(str(error))}", getattr(error, "told", None))
+        except InputError as error:
+            _tell(f"error: {error}", error.told)
             code = 2
         except Stopped as stopped:
             _tell(str(stopped), stopped.told)

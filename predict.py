@@ -360,7 +360,7 @@ def judge_photos(
     photos: Sequence[Path],
     choices: Choices = Choices(),
     cards: bool | None = None,
-) -> Any:
+) -> pd.DataFrame:
     """Judge photos without a label; see `new_lesions.judge_photos`."""
     keep_freed_memory()
     paths = find_photos(photos)
@@ -374,7 +374,7 @@ def serve_page(machine: Config, run_dirs: Sequence[Path], address: str, choices:
     serve(model, origin.line, address)
 
 
-def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> Any:
+def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices = Choices()) -> pd.DataFrame:
     """Judge the challenge's test images; see `new_lesions.write_submission`."""
     keep_freed_memory()
     names, paths = new_lesions.find_test_images(machine.test_image, machine.test_labels)

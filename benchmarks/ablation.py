@@ -35,6 +35,7 @@ import train
 from config import RECIPES, Config
 from melanoma.common.script import run_script
 from melanoma.data.augment import show
+from melanoma.evaluation import evaluate
 from melanoma.scoring import ensemble
 from melanoma.training import learner
 
@@ -122,10 +123,10 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
         train.main(config, overwrite=True)
     minutes = (time.perf_counter() - start) / 60
     shutil.copyfile(config.run_dir / "last.pt", config.run_dir / "best.pt")  # the best would be chosen by validation
-    judges = ensemble.make_ensemble([predict.load_run(config)])
+    judges = ensemble.make_ensemble([predict.load_checkpoint(config)])
     files = partial(predict.find_lesions, config), partial(predict.decode, config)
     table = ensemble.score_part([judges], *files, "validation").table
-    figures = predict.measure(table, np.random.default_rng(0))
+    figures = evaluate.measure(table, np.random.default_rng(0))
     at = figures["sensitivity_at_specificity"]
     return {"auc": figures["auc"], "average_precision": figures["average_precision"], **at, "minutes": minutes}
 

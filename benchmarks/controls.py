@@ -22,24 +22,23 @@ from melanoma.common.script import run_script
 from melanoma.common.settings import Parser, add_flags, from_flags
 from melanoma.data.cache import build_cache, refuse_unreadable
 from melanoma.data.split import N_FOLDS
-from melanoma.evaluation.bootstrap import DRAWS
 from melanoma.evaluation.controls import control_scores, control_table, image_features
 
 
-def run_controls(config: Config, rng: np.random.Generator, draws: int = DRAWS) -> dict[str, Any]:
+def run_controls(config: Config, rng: np.random.Generator) -> dict[str, Any]:
     """Return the controls over the five test folds of the patient split, or the test part of the published one."""
     numbers = range(N_FOLDS) if config.split == "patient" else [config.fold]
     configs = [dataclasses.replace(config, fold=number, validation_fold=None) for number in numbers]
     lesions = [dataset.load_lesions(own, need_images=False) for own in configs]
-    folds, features = [one.table for one in lesions], None
+    folds = [one.table for one in lesions]
     if lesions[0].paths:
         cache = build_cache(lesions[0].paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
         features = image_features(cache, cache.row_of)
-        folds = [fold[fold["image_name"].isin(features.index)] for fold in folds]
-    scores = control_scores(folds, features)
-    table = control_table(scores, rng, draws)
-    return {"images": len(scores), "melanomas": int(scores["label"].sum()), "controls": table}
+        folds = [fold.join(features, on="image_name", how="inner") for fold in folds]
+    scores = control_scores(folds)
+    controls = control_table(scores, rng)
+    return {"images": len(scores), "melanomas": int(scores["label"].sum()), "controls": controls}
 
 
 def make_parser() -> Parser:

@@ -12,6 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
+import timeit
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -39,13 +40,7 @@ def decode_plain(path: Path, size: int) -> np.ndarray:
 
 def seconds(decode: Callable[[Path, int], np.ndarray], paths: list[Path], size: int) -> float:
     """Return the least of a few measurements of the seconds to decode all paths on one core."""
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        for path in paths:
-            decode(path, size)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return min(timeit.repeat(lambda: [decode(path, size) for path in paths], number=1, repeat=REPEATS))
 
 
 def psnr(paths: list[Path], size: int) -> float:

@@ -15,6 +15,7 @@ import argparse
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,13 @@ COMPARED = 20  # steps on the CPU and on the card
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
     """Return the seconds of a piece of work on a device, of three trials the best."""
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
+
+    def finished() -> None:
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+
+    return min(timeit.repeat(finished, number=1, repeat=3))
 
 
 def rates(device: torch.device) -> tuple[float, float]:

@@ -20,8 +20,8 @@ from config import RECIPES, Config
 from melanoma.common.script import run_script
 from melanoma.common.settings import Parser, add_flags, from_flags
 from melanoma.data.synthetic import FAIR, lesion_image, pigment
-from melanoma.scoring.explain import heat_map
-from melanoma.scoring.scores import usual_scorer
+from melanoma.scoring.ensemble import make_ensemble
+from melanoma.scoring.model import Model
 
 SEEDS = range(1000, 1080)  # bare skin and smoothing were chosen on others
 SIZE = (400, 300)  # width, height of the photographs
@@ -41,18 +41,18 @@ def main() -> None:
     parser = Parser("Measure the heat map.", "python benchmarks/heat_map.py [--FLAG VALUE ...]")
     add_flags(parser, Config, RECIPES)
     run = predict.load_run(from_flags(Config, RECIPES, parser.parse_args()))
-    scorer = usual_scorer(run.network.head is not None)
+    model = Model([make_ensemble([run])])
     inside, area, seconds = [], [], []
     for seed in SEEDS:
         pixels, mask = draw_melanoma(seed, run.image_size)
         start = time.perf_counter()
-        heat = heat_map(run.network, pixels, scorer, run.references, run.reference_labels, run.test_views)
+        heat = model.heat_map(pixels)
         seconds.append(time.perf_counter() - start)
         positive = heat.clip(0)
         inside.append(positive[mask].sum() / positive.sum() if positive.any() else np.nan)
         area.append(mask.mean())
     low, high = np.nanquantile(inside, (0.1, 0.9))
-    print(f"{len(SEEDS)} generated melanomas, {run.image_size} px, scored by {scorer}, {run.test_views} views")
+    print(f"{len(SEEDS)} generated melanomas, {run.image_size} px, {run.test_views} views")
     print(
         f"  share of the positive heat inside the lesion {np.nanmean(inside):.3f} (10 to 90 %: {low:.3f} to {high:.3f})"
     )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from melanoma.training.run_folder import load_checkpoint, save_checkpoint
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -46,3 +51,16 @@ def test_the_benchmark_of_a_card_prints_its_table():
     first, epoch, rate, *_ = (float(number.replace(",", "")) for number in row.split()[1:])
     assert 0 < epoch <= first and rate > 1
     assert any(re.fullmatch(r"mean loss of .*; twice with --deterministic: the same bits", line) for line in lines)
+
+
+def test_the_ablation_judges_the_last_epoch(trained, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import ablation
+
+    run_dir = shutil.copytree(trained.run_dir, tmp_path / "run")
+    last = load_checkpoint(run_dir / "last.pt")
+    blank = {name: torch.zeros_like(values) for name, values in last["model"].items()}
+    save_checkpoint(run_dir / "last.pt", {**last, "model": blank})
+    monkeypatch.setattr(ablation.train, "main", lambda *_, **__: None)  # the run is there
+    figures = ablation.measure(dataclasses.replace(trained, run_dir=run_dir), contextlib.nullcontext)
+    assert figures["auc"] == 0.5

@@ -72,15 +72,15 @@ def image_features(cache: ImageCache, names: Iterable[str]) -> pd.DataFrame:
     return sources.join(pd.DataFrame(colours.reshape(-1, 6), columns=COLOURS, index=names))
 
 
-def control_scores(folds: Sequence[pd.DataFrame], features: pd.DataFrame | None = None) -> pd.DataFrame:
+def control_scores(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Let each control judge the test parts of some folds, each after learning on the training part.
 
     Scores of several folds are pooled unchanged: they are log odds at balanced classes.
 
     Parameters
     ----------
-    folds : a table for each split: image_name, group, label, part, and if known source, age, sex, site
-    features : as `image_features`, of all images of the folds; None leaves out the controls that need it
+    folds : a table for each split: image_name, group, label, part, and if known source, age, sex, site and the columns
+        of `image_features`; a control whose columns are missing is left out
 
     Returns
     -------
@@ -88,8 +88,7 @@ def control_scores(folds: Sequence[pd.DataFrame], features: pd.DataFrame | None 
     whose features are available, by its name
     """
     parts = []
-    for fold in folds:
-        table = fold if features is None else fold.join(features, on="image_name")
+    for table in folds:
         train, test = (table[table["part"] == part] for part in ("train", "test"))
         scores = {
             name: fit_and_score(train, test, columns)

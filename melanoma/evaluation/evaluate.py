@@ -12,7 +12,7 @@ from melanoma.data.cache import ImageCache
 from melanoma.data.split import ALONE
 from melanoma.evaluation.bootstrap import brief_metrics, compare, fold_metrics, intervals, too_few
 from melanoma.evaluation.controls import METADATA, beaten, control_scores, control_table, image_features
-from melanoma.evaluation.metrics import count_outcomes, evaluate, rate
+from melanoma.evaluation.metrics import evaluate
 from melanoma.evaluation.subgroups import typology_angles
 
 
@@ -22,7 +22,7 @@ def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
     Parameters
     ----------
     table : columns label, probability, threshold, patient_id and group, `fold` where folds are pooled, and
-        specific_threshold, the one with 90 % specificity on validation, if known
+        specific_threshold, the one with 90 % specificity on validation
     rng : source of the bootstrap samples
 
     Returns
@@ -42,12 +42,8 @@ def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
     few = too_few(labels, groups)
     if few:
         metrics["not_computed"]["intervals"] = few
-    if "specific_threshold" in table:
-        found = count_outcomes(labels, probability, table["specific_threshold"].to_numpy())
-        metrics["at_specific_threshold"] = {
-            "sensitivity": rate(found["tp"], found["tp"] + found["fn"]),
-            "specificity": rate(found["tn"], found["tn"] + found["fp"]),
-        }
+    specific = evaluate(labels, probability, table["specific_threshold"].to_numpy())["rates"]
+    metrics["at_specific_threshold"] = {key: specific[key] for key in ("sensitivity", "specificity")}
     alone = table["group"].str.startswith(ALONE)
     metrics |= {
         "n_patients": table.loc[table["patient_id"] != "", "patient_id"].nunique(),
@@ -117,5 +113,4 @@ def measure_controls(
     """
     scores = control_scores(folds)
     verdicts = beaten(judged, scores, rng)
-    unknown = {"beaten": None, "verdict": None}
-    return [row | verdicts.get(row["name"], unknown) for row in control_table(scores, rng)]
+    return [row | verdicts[row["name"]] for row in control_table(scores, rng)]

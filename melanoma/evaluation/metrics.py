@@ -57,7 +57,9 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
         },
         "counts_at_specificity": _counts_at(metrics["sensitivity_at_specificity"], n_melanoma),
         "counts_at_sensitivity": _counts_at(metrics["specificity_at_sensitivity"], n - n_melanoma),
-        "threshold": float(np.mean(threshold) if np.ptp(threshold) else np.max(threshold)),  # one keeps its last bit
+        "threshold": float(
+            np.mean(threshold) if np.ptp(threshold) else np.max(threshold)
+        ),  # one for all is kept exactly
         "counts": counts,
         "n": n,
         "n_melanoma": n_melanoma,
@@ -82,13 +84,13 @@ def rate(hits: int, of: int) -> dict[str, Any]:
 
 def count_outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> dict[str, int]:
     """Return the numbers of true and false positives and negatives, in this order: {tp, fp, tn, fn}."""
+    return dict(zip(("tp", "fp", "tn", "fn"), _outcomes(labels, scores, threshold).sum(axis=0).tolist(), strict=True))
+
+
+def _outcomes(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
+    """Return whether each lesion is a true or false positive, a true or false negative: bool (N, 4)."""
     melanoma, called = labels == 1, scores >= threshold
-    return {
-        "tp": int((called & melanoma).sum()),
-        "fp": int((called & ~melanoma).sum()),
-        "tn": int((~called & ~melanoma).sum()),
-        "fn": int((~called & melanoma).sum()),
-    }
+    return np.stack([called & melanoma, called & ~melanoma, ~called & ~melanoma, ~called & melanoma], axis=1)
 
 
 def absent_class(n: int, n_melanoma: int) -> str | None:
@@ -114,9 +116,7 @@ def weighted_metrics(
     weights : float array of shape (B, N), >= 0: how often each lesion counts
     """
     tp_curve, fp_curve = roc_counts(labels, scores, weights)
-    melanoma, called = labels == 1, scores >= threshold
-    parts = [called & melanoma, called & ~melanoma, ~called & ~melanoma, ~called & melanoma]
-    tp, fp, tn, fn = (weights @ np.stack(parts, axis=1).astype(float)).T
+    tp, fp, tn, fn = (weights @ _outcomes(labels, scores, threshold).astype(float)).T
     n = tp + fp + tn + fn
     sensitivity, specificity = divide(tp, tp + fn), divide(tn, tn + fp)
     metrics: Metrics = {
@@ -145,7 +145,7 @@ def weighted_metrics(
     metrics["at_prevalence", here, "precision"] = divide(true_positive, true_positive + false_positive)
     metrics["at_prevalence", here, "npv"] = divide(true_negative, true_negative + false_negative)
     metrics["at_prevalence", here, "flag_rate"] = true_positive + false_positive
-    metrics["brier",] = divide(weights @ np.square(scores - melanoma), n)
+    metrics["brier",] = divide(weights @ np.square(scores - labels), n)
     metrics["ece",] = calibration_error(labels, scores, weights)
     metrics["calibration_slope",] = calibration_slope(labels, scores, weights)
     return metrics
@@ -252,7 +252,6 @@ def calibration_slope(labels: np.ndarray, probabilities: np.ndarray, weights: np
         return np.full(len(weights), np.nan)
     x, y = (log_odds - log_odds.mean()) / spread, labels == 1
     intercept, slope = np.zeros((2, len(weights), 1))
-    moved = np.full((2, len(weights), 1), np.inf)
     for _ in range(NEWTON_STEPS):
         p = expit(intercept + slope * x)
         gradient, curvature = weights * (y - p), weights * p * (1 - p)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import rc_context
@@ -27,14 +26,7 @@ ERRORS = 6  # of either kind in the gallery
 NEIGHBOURS = 5  # of each class on a card, in a row
 WIDTH, HEIGHT, ROWS = 10.0, 3.9, 5.5  # inches; the rows of neighbours stand below the height
 
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A training lesion close to the judged one: pixels uint8 (S, S, 3), and the distance of their embeddings."""
-
-    name: str
-    pixels: np.ndarray
-    distance: float
+Neighbour = tuple[str, np.ndarray, float]  # name, pixels and distance, see `model.Model.neighbours`
 
 
 @rc_context(NO_GRID | {"axes.titlesize": 11})
@@ -82,10 +74,10 @@ def lesion_card(
         y = (bottom + 2.37) / height
         figure.text(0.015, y, heading, color=colour, fontsize=12, fontweight="bold")
         figure.text(0.985, y, explained, color=GREY, fontsize=11, ha="right")
-        for i, neighbour in enumerate(row):
+        for i, (own, picture, distance) in enumerate(row):
             axes = _axes(figure, 0.15 + i * (WIDTH - 0.2) / NEIGHBOURS, bottom, 1.84, 1.84)
-            label = f"{one_line(neighbour.name, NAME_LENGTH)}\ndistance {neighbour.distance:.3f}"
-            _picture(axes, neighbour.pixels, label, colour)
+            label = f"{one_line(own, NAME_LENGTH)}\ndistance {distance:.3f}"
+            _picture(axes, picture, label, colour)
     return figure
 
 
@@ -96,7 +88,7 @@ def _axes(figure: Figure, left: float, bottom: float, width: float, height: floa
 
 
 def _picture(axes: Axes, pixels: np.ndarray, title: str, colour: str) -> None:
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, 1, 1, 0))
+    axes.imshow(pixels)
     axes.set_title(title, fontsize=10 if "\n" in title else 11, parse_math=False)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

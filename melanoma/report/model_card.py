@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from melanoma.report import tables
+from melanoma.report.curves import describe_images
 
 INTENDED_USE = (
     "Research and teaching: to compare methods of training and scoring such networks on dermoscopic images. Out of "
@@ -74,7 +75,7 @@ def model_card(
     model : the method, in words
     of_others : the metrics are of other runs with the same settings, as a cross-validation gives them
     """
-    sizes = "; ".join(f"{fold}: {len(labels):,} images, {labels.sum():,} melanoma" for fold, labels in learnt)
+    sizes = "; ".join(f"{fold}: {describe_images(labels)}" for fold, labels in learnt)
     card = {
         "Model": model,
         "Intended use": INTENDED_USE,

@@ -21,7 +21,7 @@ from melanoma.common.files import replace_file
 from melanoma.data.decoding import decode_image, find_images
 from melanoma.data.labels import read_test_names
 from melanoma.report.graph_folder import Origin, clear_others, save_figure
-from melanoma.report.lesions import NEIGHBOURS, Neighbour, lesion_card
+from melanoma.report.lesions import NEIGHBOURS, lesion_card
 from melanoma.report.style import one_line
 from melanoma.scoring.ensemble import Decode, Ensemble, decode_all, score_together
 from melanoma.scoring.model import Model
@@ -128,7 +128,7 @@ def draw_card(
     pixels, embedding : uint8 (S, S, 3), as the run saw it, and float (D,), by the run
     origin : see `Origin.line`
     """
-    nearest = [[Neighbour(*one) for one in own] for own in model.neighbours(embedding, NEIGHBOURS)]
+    nearest = model.neighbours(embedding, NEIGHBOURS)
     verdict = describe_verdict(row, model.alone)
     return lesion_card(Path(row["path"]).name, origin, photo, model.heat_map(pixels), verdict, *nearest)
 

@@ -48,7 +48,7 @@ class Table:
 
 
 def describe_set(metrics: Mapping[str, Any]) -> str:
-    """Return the set's name and its numbers of images, melanomas and patients, and of groups where that is another."""
+    """Return the set's name and its numbers of images, melanomas and patients, and of groups if that number differs."""
     counts = [("n", "image"), ("n_melanoma", "melanoma"), ("n_patients", "patient")]
     if metrics["n_groups"] != metrics["n_patients"]:
         counts.append(("n_groups", "group"))
@@ -66,7 +66,7 @@ def interval_notes(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["n_without_id"]:
         notes.append(
             f"{metrics['n_without_id']:,} images have no patient or lesion id: each counts as a group of its own, so "
-            "intervals may be too narrow and siblings may be in training"
+            "intervals may be too narrow, and other images of the same patient may be in training"
         )
     return notes
 
@@ -76,7 +76,7 @@ def describe_metrics(metrics: Mapping[str, Any]) -> str:
     lines = [f"{tile['name']:<34} {tile['value']}  {tile['detail']}".rstrip() for tile in headline(metrics)]
     keys = ("partial_auc", "balanced_accuracy", "ece", "calibration_slope", "brier")
     lines += [f"{METRICS[key][0]:<34} {_number(metrics[key])}" for key in keys]
-    lines += [row["verdict"] for row in metrics.get("controls", []) if row["verdict"]]
+    lines += [row["verdict"] for row in metrics.get("controls", [])]
     return "\n  ".join(
         [printable(describe_set(metrics)), printable(metrics["origin"]), *lines, *interval_notes(metrics)]
     )
@@ -163,7 +163,7 @@ def metric_table(metrics: Mapping[str, Any]) -> Table:
         value, span = (f"{value}: {reason}", "") if own["auc"] is None else (value, span or f"no interval: {reason}")
         counts = f"{own['n']:,} of {metrics['n']:,}"
         rows.insert(1, ["ROC AUC of the images with a patient or lesion id", value, span, counts, ""])
-    for key, own in metrics.get("at_specific_threshold", {}).items():
+    for key, own in metrics["at_specific_threshold"].items():
         name = f"{key} at the threshold with 90 % specificity on validation"
         rows.append([name, _number(own["value"]), "", f"{own['hits']:,} of {own['of']:,}", _span(own["wilson"])])
     header = ["metric", "value", "95 %, bootstrap over groups", "images", "95 %, Wilson"]
@@ -186,7 +186,7 @@ def subgroup_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def control_table(metrics: Mapping[str, Any]) -> Table:
-    """Return the controls below the network."""
+    """Return a row for the network, then one for each control."""
     rows = []
     for own in [{**metrics, "name": "this network", "note": ""}, *metrics["controls"]]:
         rates = own["sensitivity_at_specificity"].items()

@@ -32,7 +32,7 @@ def embed_images(
     batch_size = batch_size or BATCH.get(feed.device.type, BATCH["cuda"])
     try:
         return _embed(network, feed, rows, dtype, views, batch_size)
-    except RuntimeError as error:  # out of its block, so that it holds no activations any more
+    except RuntimeError as error:  # the retry is outside this block: its traceback keeps the activations alive
         if not is_out_of_memory(error):
             raise
     if batch_size == 1:
@@ -44,7 +44,7 @@ def embed_images(
 def _embed(
     network: Any, feed: Feed, rows: np.ndarray, dtype: torch.dtype, views: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Do what `embed_images` does, without a way out of a small memory."""
+    """Embed images in batches of `batch_size`; out-of-memory errors are raised."""
     network.eval()
     embeddings, logits = [], []
     for images in feed.batches(np.split(rows, range(batch_size, len(rows), batch_size))):

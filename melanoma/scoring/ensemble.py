@@ -145,14 +145,13 @@ class Ensemble:
     """Runs with one test part, which judge a lesion together: by the mean of their log odds.
 
     Each run scores in its usual way (`usual_scorer`), on a logistic curve of its own. Where other folds validate in
-    other runs, the judge is fitted on all of their images, each judged by the runs that it validates: no run speaks of
-    what it has learnt from. Such a score is of one run or a few, that of a new lesion the mean of all (`mixed`): where
-    runs differ by chance its probability comes out too moderate, which the calibration slope tells.
+    other runs, the judge is fitted on all of their images, each judged by the runs that it validates: no run judges
+    images it has learnt from. Such a score is of one run or a few, that of a new lesion the mean of all (`mixed`):
+    where runs differ by chance its probability comes out too moderate, which the calibration slope shows.
     """
 
     runs: list[Run]
     scorers: list[str]
-    curves: list[Platt]
     judge: Judge
     mixed: bool  # some validation images are judged by a part of the runs
 
@@ -251,13 +250,12 @@ def _jpeg(pixels: np.ndarray) -> bytes:
 
 def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
     """Return runs of one test part with a judge, which is fitted on the validation parts of all."""
-    scorers, curves, log_odds = [], [], []
+    scorers, log_odds = [], []
     for run in runs:
         scorer = choices.scorer or usual_scorer(run.network.head is not None)
         if scorer not in run.curves:
             raise InputError(f"--scorer {scorer}: {run.name} has only {', '.join(run.curves)}")
         scorers.append(scorer)
-        curves.append(run.curves[scorer])
         log_odds.append(pd.Series(run.curves[scorer].log_odds(run.validation[scorer].to_numpy()), run.validation.index))
     by_run = pd.concat(log_odds, axis=1).sort_index()
     mean = by_run.mean(axis=1)  # of the runs that an image validates
@@ -265,7 +263,7 @@ def make_ensemble(runs: list[Run], choices: Choices = Choices()) -> Ensemble:
     labels = known[~known.index.duplicated()][mean.index].to_numpy()
     one = len(runs) == 1
     judge = Judge(labels, mean.to_numpy(), choices.prevalence, choices.min_sensitivity, calibrated=one)
-    return Ensemble(runs, scorers, curves, judge, bool(by_run.isna().any(axis=None)))
+    return Ensemble(runs, scorers, judge, bool(by_run.isna().any(axis=None)))
 
 
 def ensemble_notes(ensembles: Sequence[Ensemble]) -> list[str]:
@@ -393,8 +391,8 @@ def new_to_all(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Leave out the lesions that a run has learnt from or been chosen by, and say so.
 
-    They are told by their pixels, by image_name, or by a list of duplicates, pairs of names. Other images of patients
-    that a run knows are kept: two data sets may give one number to two patients.
+    They are recognized by their pixels, by image_name, or by a list of duplicates, pairs of names. Other images of
+    patients that a run knows are kept: two data sets may give one number to two patients.
 
     Returns
     -------
@@ -477,9 +475,9 @@ def ensemble_score(ensemble: Ensemble, names: pd.Series, feeds: Mapping[int, Fee
     feeds : of the named images, by their side in pixels
     """
     log_odds, embeddings = [], []
-    for run, scorer, curve in zip(ensemble.runs, ensemble.scorers, ensemble.curves, strict=True):
+    for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True):
         scores, own = score_images(run, feeds[run.image_size], names)
-        log_odds.append(curve.log_odds(scores[scorer]))
+        log_odds.append(run.curves[scorer].log_odds(scores[scorer]))
         embeddings.append(own)
     return np.mean(log_odds, axis=0), embeddings[0]
 

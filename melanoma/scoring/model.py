@@ -87,10 +87,11 @@ class Model:
         InputError : an image cannot be read
         """
         whole, parts = self.ensembles[0], []
-        first = replace(whole, runs=whole.runs[:1], scorers=whole.scorers[:1], curves=whole.curves[:1])
+        first = replace(whole, runs=whole.runs[:1], scorers=whole.scorers[:1])
         for _, table, embeddings, _ in Model([first], self.workers).judge(_listed(images)):
-            for path, error in table.loc[table["error"] != "", ["path", "error"]].to_numpy():
-                raise InputError(f"image {path} cannot be read: {error}")
+            failed = table[table["error"] != ""]
+            if len(failed):
+                raise InputError("image {path} cannot be read: {error}".format_map(failed.iloc[0]))
             parts.append(embeddings)
         return np.concatenate(parts)
 

@@ -26,7 +26,7 @@ from melanoma.common.errors import InputError, brief, listed, printable, shown
 from melanoma.common.script import run_script
 from melanoma.report import curves
 from melanoma.report import page as report
-from melanoma.report.lesions import Neighbour, error_gallery, lesion_card
+from melanoma.report.lesions import error_gallery, lesion_card
 from melanoma.report.new_lesions import describe_photos
 from melanoma.scoring.model import COLUMNS
 
@@ -149,7 +149,7 @@ def test_a_figure_draws_any_name_without_a_warning(name):
         curves.confusion_matrix({"tp": 1, "fp": 2, "tn": 3, "fn": 4}, name),
         curves.forest([row, {**row, "auc": 0.5, "auc_interval": [0.4, 0.6]}], 0.7, name),
         error_gallery([PICTURE], np.array([1]), np.array([0.1]), [name], {"fn": 1, "fp": 0}, name),
-        lesion_card(name, name, PICTURE, PICTURE[..., 0], ["called benign"], [Neighbour(name, PICTURE, 0.1)], []),
+        lesion_card(name, name, PICTURE, PICTURE[..., 0], ["called benign"], [(name, PICTURE, 0.1)], []),
     ]
     for figure in drawn:
         figure.savefig(io.BytesIO(), dpi=20)

@@ -129,21 +129,21 @@ def alone(name: str) -> str:
     return name if name == "always benign" else f"{name} alone"
 
 
-def split_of_lesions(n: int = 600) -> tuple[list[pd.DataFrame], pd.DataFrame]:
-    """Two folds of lesions, and features of which file size tells much of the label and the others nothing."""
+def split_of_lesions(n: int = 600) -> list[pd.DataFrame]:
+    """Two folds of lesions, with features of which file size tells much of the label and the others nothing."""
     table = lesions(n, 5).assign(image_name=[f"i{i}" for i in range(n)], group=[f"p{i // 2}" for i in range(n)])
     rng = np.random.default_rng(6)
     features = pd.DataFrame(rng.normal(size=(n, 6)), columns=controls.COLOURS, index=table["image_name"])
     features = features.assign(width=640, height=480)
     features["bytes"] = 1000 * (3 * table["label"].to_numpy() + rng.normal(size=n))
+    table = table.join(features, on="image_name")
     half = np.arange(n) < n // 2
-    folds = [table.assign(part=np.where(half == first, "train", "test")) for first in (True, False)]
-    return folds, features
+    return [table.assign(part=np.where(half == first, "train", "test")) for first in (True, False)]
 
 
 def test_the_table_says_what_each_control_reaches_and_why_it_may_not_count():
-    folds, features = split_of_lesions()
-    scores = controls.control_scores(folds, features.sample(frac=1, random_state=0))
+    folds = split_of_lesions()
+    scores = controls.control_scores(folds)
     rows = {row["name"]: row for row in controls.control_table(scores, np.random.default_rng(0), 100)}
     assert list(rows) == ["always benign", "metadata", "image size", "file size", "mean colour"]
     labels = scores["label"].to_numpy()
@@ -165,7 +165,7 @@ def test_the_table_says_what_each_control_reaches_and_why_it_may_not_count():
 
 
 def test_controls_that_lack_their_columns_are_named():
-    folds, _ = split_of_lesions(200)
+    folds = split_of_lesions(200)
     bare = [fold[["image_name", "group", "label", "part"]] for fold in folds]
     scores = controls.control_scores(bare)
     assert list(scores) == ["image_name", "group", "label", "always benign"]
@@ -180,7 +180,7 @@ def test_controls_that_lack_their_columns_are_named():
 
 
 def test_metadata_that_one_class_lacks_is_noted():
-    folds, _ = split_of_lesions(200)
+    folds = split_of_lesions(200)
     for fold in folds:
         melanoma = fold["label"] == 1
         fold["age"] = 50.0
@@ -192,8 +192,8 @@ def test_metadata_that_one_class_lacks_is_noted():
 
 
 def test_a_set_of_one_class_has_no_figures():
-    folds, features = split_of_lesions(200)
-    scores = controls.control_scores(folds, features)
+    folds = split_of_lesions(200)
+    scores = controls.control_scores(folds)
     benign = scores[scores["label"] == 0].reset_index(drop=True)
     for row in controls.control_table(benign, np.random.default_rng(0), 20):
         assert row["auc"] is row["auc_interval"] is row["average_precision"] is None
@@ -204,8 +204,8 @@ def test_a_set_of_one_class_has_no_figures():
 
 
 def test_a_network_beats_what_it_is_surely_better_than_and_nothing_else():
-    folds, features = split_of_lesions()
-    scores = controls.control_scores(folds, features)
+    folds = split_of_lesions()
+    scores = controls.control_scores(folds)
     rng = np.random.default_rng(1)
     judged = scores.assign(probability=1.5 * scores["label"] + rng.normal(size=len(scores)))
     judged = judged[["image_name", "label", "probability"]].sample(frac=0.9, random_state=0)  # another order
@@ -234,9 +234,9 @@ def test_a_network_beats_what_it_is_surely_better_than_and_nothing_else():
 
 @pytest.mark.parametrize(("n", "beaten"), [(1, None), (9, None), (10, True)])
 def test_a_network_is_compared_with_controls_only_over_enough_patients(n, beaten):
-    folds, features = split_of_lesions()
+    folds = split_of_lesions()
     groups = [f"p{i % n}" for i in range(600)]
-    scores = controls.control_scores([fold.assign(group=groups) for fold in folds], features)
+    scores = controls.control_scores([fold.assign(group=groups) for fold in folds])
     judged = scores[["image_name"]].assign(probability=3.0 * scores["label"])  # perfect
     rows = controls.beaten(judged, scores, np.random.default_rng(0), 100)
     table = {row["name"]: row for row in controls.control_table(scores, np.random.default_rng(0), 100)}
@@ -253,13 +253,13 @@ def test_a_network_is_compared_with_controls_only_over_enough_patients(n, beaten
 
 
 def test_several_sources_are_a_control_and_one_is_none():
-    folds, features = split_of_lesions()
-    one = controls.control_scores([fold.assign(source="here") for fold in folds], features)
-    pd.testing.assert_frame_equal(one, controls.control_scores(folds, features))
+    folds = split_of_lesions()
+    one = controls.control_scores([fold.assign(source="here") for fold in folds])
+    pd.testing.assert_frame_equal(one, controls.control_scores(folds))
     assert "source" not in [row["name"] for row in controls.control_table(one, np.random.default_rng(0), 20)]
     rng = np.random.default_rng(8)
     source = np.where(rng.random(600) < 0.2 + 0.6 * folds[0]["label"], "clinic", "archive")
-    scores = controls.control_scores([fold.assign(source=source) for fold in folds], features)
+    scores = controls.control_scores([fold.assign(source=source) for fold in folds])
     rows = controls.control_table(scores, np.random.default_rng(0), 100)
     assert [row["name"] for row in rows][-2:] == ["mean colour", "source"]
     # two scores, one for each source, in each fold

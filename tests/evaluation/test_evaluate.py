@@ -126,6 +126,7 @@ def judged(n: int = 400, without_id: int = 0) -> pd.DataFrame:
             "label": label,
             "probability": 1 / (1 + np.exp(-rng.normal(size=n) - label)),
             "threshold": 0.6,
+            "specific_threshold": 0.7,
         }
     )
     last = np.arange(n) >= n - without_id

@@ -24,7 +24,7 @@ def grey(value: int) -> np.ndarray:
 
 
 def neighbours(prefix: str, count: int) -> list[Neighbour]:
-    return [Neighbour(f"{prefix}{i}", grey(10 * i), 0.25 * i) for i in range(count)]
+    return [(f"{prefix}{i}", grey(10 * i), 0.25 * i) for i in range(count)]
 
 
 def card(heat: np.ndarray = HEAT, benign: int = 5) -> Figure:
@@ -121,7 +121,7 @@ def test_a_class_with_few_references_has_a_shorter_row():
     ],
 )
 def test_a_card_of_any_name_and_heat_is_drawn(tmp_path, name, heat):
-    figure = lesion_card(name, name, grey(0), heat, VERDICT, [Neighbour(name, grey(1), 0.0)], neighbours("B", 5))
+    figure = lesion_card(name, name, grey(0), heat, VERDICT, [(name, grey(1), 0.0)], neighbours("B", 5))
     save_figure(figure, tmp_path / "card.png", "mark")
     with Image.open(tmp_path / "card.png") as image:
         assert image.size == (1500, 1410)
@@ -140,7 +140,7 @@ def test_texts_are_shortened_in_their_middle_and_odd_characters_replaced():
 def test_no_text_of_a_card_covers_another_or_leaves_it(familiarity, count):
     row = {"decision": "melanoma", "probability": 0.3, "threshold": 0.1, "known": True, "nearest_label": 1}
     long = describe_verdict({**row, "nearest_distance": 12.345, "familiarity": familiarity}, alone=False)
-    neighbours = [Neighbour("ISIC_0000000_downsampled_more", grey(1), 12.345)] * count
+    neighbours = [("ISIC_0000000_downsampled_more", grey(1), 12.345)] * count
     figure = lesion_card("name" * 40, "runs/" * 40, grey(0), np.eye(4), long, neighbours, neighbours)
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)

@@ -287,12 +287,13 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
                 for own, name, other in zip(run.references, names, run.reference_labels, strict=True)
                 if other == label
             )[:5]
-            assert [own.name for own in card[label]] == [name for _, name in expected]
-            np.testing.assert_allclose([own.distance for own in card[label]], [own for own, _ in expected], atol=1e-5)
-            for own in card[label]:
-                bright = Image.open(machine.train_image[0] / f"{own.name}.jpg")
-                assert own.pixels.shape == (32, 32, 3)
-                assert own.pixels.mean() == pytest.approx(np.asarray(bright).mean(), abs=2)
+            assert [name for name, _, _ in card[label]] == [name for _, name in expected]
+            distances = [distance for _, _, distance in card[label]]
+            np.testing.assert_allclose(distances, [own for own, _ in expected], atol=1e-5)
+            for name, pixels, _ in card[label]:
+                bright = Image.open(machine.train_image[0] / f"{name}.jpg")
+                assert pixels.shape == (32, 32, 3)
+                assert pixels.mean() == pytest.approx(np.asarray(bright).mean(), abs=2)
     assert {card["verdict"][0].partition(":")[0] for card in seen} == {"called melanoma", "called benign"}
 
 

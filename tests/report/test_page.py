@@ -53,6 +53,10 @@ METRICS = {
         "sensitivity": {"value": 0.8481, "hits": 67, "of": 79, "wilson": [0.7532, 0.9111]},
         "specificity": {"value": 0.6871, "hits": 606, "of": 882, "wilson": [0.6557, 0.7168]},
     },
+    "at_specific_threshold": {
+        "sensitivity": {"value": 0.519, "hits": 41, "of": 79, "wilson": [0.411, 0.626]},
+        "specificity": {"value": 0.907, "hits": 800, "of": 882, "wilson": [0.886, 0.924]},
+    },
     "at_prevalence": {"1.76%": {"precision": 0.0464, "npv": 0.996, "flag_rate": 0.32}},
     "intervals": {
         "auc": [0.7701, 0.8502],
@@ -395,8 +399,8 @@ def test_images_without_an_id_are_told_beside_the_intervals():
         "auc_with_id": {"auc": 0.79, "auc_interval": [0.74, 0.84], "n": 663, "n_melanoma": 50},
     }
     note = (
-        "298 images have no patient or lesion id: each counts as a group of its own, so intervals may be too narrow "
-        "and siblings may be in training"
+        "298 images have no patient or lesion id: each counts as a group of its own, so intervals may be too narrow, "
+        "and other images of the same patient may be in training"
     )
     first, *lines = tables.describe_metrics(metrics).splitlines()
     assert first == (
@@ -439,7 +443,7 @@ def test_all_metrics_have_value_intervals_and_counts(page):
     header, *rows = page.tables["All metrics"]
     assert header == ["metric", "value", "95 %, bootstrap over groups", "images", "95 %, Wilson"]
     by_name = {name: cells for name, *cells in rows}
-    assert len(by_name) == len(rows) == 17 + 3 + 3 + 3
+    assert len(by_name) == len(rows) == 17 + 3 + 3 + 3 + 2
     assert by_name["ROC AUC"] == ["0.812", "0.770 to 0.850", "", ""]
     assert by_name["sensitivity (recall)"] == ["0.848", "0.760 to 0.920", "67 of 79", "0.753 to 0.911"]
     assert by_name["Brier score"][0] == "0.0661"
@@ -449,6 +453,9 @@ def test_all_metrics_have_value_intervals_and_counts(page):
     assert by_name[f"sensitivity at 95 % specificity, {off}"][0] == "not computed: no threshold reaches it"
     assert by_name[f"specificity at 95 % sensitivity, {off}"][0] == "0.410"
     assert by_name["precision (PPV) at 1.76 % prevalence"][:2] == ["0.046", "0.041 to 0.053"]
+    chosen = "at the threshold with 90 % specificity on validation"
+    assert by_name[f"sensitivity {chosen}"] == ["0.519", "", "41 of 79", "0.411 to 0.626"]
+    assert by_name[f"specificity {chosen}"] == ["0.907", "", "800 of 882", "0.886 to 0.924"]
 
 
 def test_folds_stand_above_the_pooled_set(page):

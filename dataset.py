@@ -69,9 +69,14 @@ def columns_of(config: Config) -> Columns:
 
 def read_data(config: Config, need_images: bool = True) -> Sources:
     """Read the labels of all sources and match them with the image files; see `sources.read_sources`."""
-    columns = columns_of(config)
     return read_sources(
-        config.train_image, config.train_labels, config.train_metadata, columns, config.duplicates, need_images
+        config.train_image,
+        config.train_labels,
+        config.train_metadata,
+        columns_of(config),
+        config.duplicates,
+        need_images,
+        isic_duplicates=config.split != "published",  # the published counts are with all images
     )
 
 

@@ -35,6 +35,7 @@ from dataset import (
 from melanoma.common.errors import InputError
 from melanoma.common.script import run_script
 from melanoma.data.cache import build_cache
+from melanoma.data.duplicates import LIST_NAME
 from melanoma.data.split import split_groups
 
 ROOT = Path(__file__).parents[1]
@@ -349,6 +350,11 @@ def test_the_summary_gives_the_published_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     table = isic_like_table().rename(columns={"label": "target"})
     table.to_csv("labels.csv", index=False)
+    pairs = {
+        "image_name_1": table["image_name"][:400:2].tolist(),
+        "image_name_2": table["image_name"][1:400:2].tolist(),
+    }
+    pd.DataFrame(pairs).to_csv(LIST_NAME, index=False)  # all images count in the published split
     assert published_counts(monkeypatch, capsys, Path("labels.csv")) == PUBLISHED
 
 

@@ -42,6 +42,7 @@ def read_sources(
     columns: Columns = Columns(),
     duplicates: Path | None = None,
     need_images: bool = True,
+    isic_duplicates: bool = True,
 ) -> Sources:
     """Read sources, match labels with image files, and drop duplicates.
 
@@ -52,6 +53,7 @@ def read_sources(
     metadata, columns : see `read_labels`
     duplicates : list of duplicates; None takes the one of ISIC 2020 if it lies beside the labels
     need_images : False works from the CSVs alone where the folders are not there
+    isic_duplicates : False leaves that of ISIC 2020 unused
 
     Raises
     ------
@@ -76,11 +78,14 @@ def read_sources(
             table, own, counts = _match(table, files[name], name, path)
             paths |= own
             report |= counts
-        report["duplicates"] = next(map(str, lists_in_use(duplicates, [path] if path else [])), None)
+        report["duplicates"] = next(
+            map(str, lists_in_use(duplicates, [path] if path and isic_duplicates else [])), None
+        )
         reports.append(report)
         kept.append(table)
     every = pd.concat(kept, ignore_index=True)
-    pairs = [pair for listed in lists_in_use(duplicates, labels) for pair in read_duplicates(listed)]
+    lists = lists_in_use(duplicates, labels if isic_duplicates else [])
+    pairs = [pair for path in lists for pair in read_duplicates(path)]
     table = drop_duplicates(every, pairs)
     dropped = every["source"].value_counts() - table["source"].value_counts().reindex(names, fill_value=0)
     for report in reports:

@@ -39,7 +39,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def describe_device(device: torch.device, dtype: torch.dtype) -> str:
-    """Return the device in words, for the first line of a run."""
+    """Return the device in words, for the first lines of a run."""
     arithmetic = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda}), {arithmetic}"

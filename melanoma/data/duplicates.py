@@ -97,7 +97,7 @@ def list_duplicates(cache: ImageCache, table: pd.DataFrame, known: Iterable[Path
     print(f"near-duplicate pairs among {len(table):,} images: {len(found):,}; {told}")
     if len(in_use):
         print(f"pairs copied from the list of duplicates in use: {len(in_use):,}")
-    print(f"look at the pairs in {path}, delete those that are none, then pass --duplicates {path} or edit config.py")
+    print(f"look at the pairs in {path}, delete those that are not duplicates, then pass --duplicates {path} or edit config.py")
 
 
 def find_duplicates(cache: ImageCache, names: Sequence[str], least: float = ALIKE) -> pd.DataFrame:

@@ -48,7 +48,7 @@ tags: [dermoscopy, melanoma, siamese-network, contrastive-loss]
 {title}: {file}
 
 ```bash
-python predict.py photo.jpg --model {file}
+python predict.py photo.jpg --model path/to/{file}
 ```
 
 A lesion is called melanoma from a probability of {threshold:.4g} on. Where the familiarity is below 1 %, the photo is

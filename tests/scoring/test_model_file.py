@@ -134,7 +134,7 @@ def test_an_ensemble_is_one_file_that_judges_as_its_runs(
     python = melanoma.load(file, "cpu", prevalence=0.02, min_sensitivity=0.9)
     pd.testing.assert_frame_equal(python.predict(photos), expected)
     card = (tmp_path / "MODEL_CARD.md").read_text()
-    assert "has not been evaluated" in card and "python predict.py photo.jpg --model both.pt" in card
+    assert "has not been evaluated" in card and "python predict.py photo.jpg --model path/to/both.pt" in card
     sizes = [len(run.pictures) for run in read_model(file, stored_network, CPU)]
     assert sizes[0] > 0 and sizes[1:] == [0]  # cards are by the first
 

@@ -12,20 +12,20 @@ image_size = None  # side in pixels to which every image is resized
 batch_size = None  # pairs in a training step (pairs batch: images)
 epochs = None  # passes over the training part
 learning_rate = None  # step size of AdamW
-device = "auto"  # cuda, cuda:1, mps or cpu; auto takes the first one that is there
+device = "auto"  # cuda, cuda:1, mps or cpu; auto takes the first one available
 
 # The other settings, in the same form.
 test_image = "data/test"  # folder of the challenge's test images (no labels)
 test_labels = "data/ISIC_2020_Test_Metadata.csv"  # CSV naming the test images
-duplicates = None  # list of duplicates, one of each is kept (none: ISIC 2020's where it is beside the labels)
+duplicates = None  # list of duplicates, of which one is kept (none: ISIC 2020's, if it is beside the labels)
 train_metadata = None  # CSV with further columns of the images, such as lesion_id and age; several: a list
-image_column = None  # column of the image names, if it is not found by itself
-label_column = None  # column of the labels or diagnoses, if it is not found by itself
+image_column = None  # column of the image names, if it is not detected
+label_column = None  # column of the labels or diagnoses, if it is not detected
 melanoma_values = None  # values of the label column that mean melanoma (none: by the table of diagnoses)
 group_columns = None  # columns whose equal values are not split (none: patient_id and lesion_id)
 cache_dir = "cache"  # folder of the decoded images
 workers = 0  # threads that decode images (0: one for each core)
-deterministic = False  # on CUDA, compute the same bits each time, more slowly
+deterministic = False  # on CUDA, give bitwise equal results each time, more slowly
 skip_unreadable = False  # leave out images that cannot be decoded
 
 split = "patient"  # patient: 5 folds, no patient in two parts; published: by image, as published figures
@@ -37,21 +37,21 @@ seed = 0  # seed of weights, pairs and views
 backbone = None  # conv3, or a network of timm: tf_efficientnet_lite0, convnext_tiny, vit_small_patch14_dinov2.lvd142m
 backbone_weights = "imagenet"  # of a timm backbone: imagenet (its pretrained weights), none, or a file of weights
 grid = None  # features are the means of grid × grid fields of the last feature map or patch tokens (not conv3)
-frozen_blocks = None  # first blocks of the backbone, kept as they are; so is then all batch normalisation
+frozen_blocks = None  # number of first blocks of the backbone that are not trained; nor are then batch norms
 embedding_dim = None  # length of the embedding
 normalize = None  # scale every embedding to length 1
-dropout = None  # share of the backbone's features hidden in a step
+dropout = None  # dropout probability of the backbone's features
 head = None  # classification head on the embedding, trained jointly: none, bce, or focal
 
 pairs = None  # independent: each image meets one other; batch: all images of a batch meet
-epoch_share = None  # share of the larger class shown in an epoch, drawn anew
-pairs_within_source = True  # both images of a pair from one source: telling cameras apart earns nothing
+epoch_share = None  # share of the larger class shown in an epoch, drawn again for each epoch
+pairs_within_source = True  # both images of a pair from one source: recognising the camera does not lower the loss
 colour_constancy = None  # correct the colour of an image's light (shades of grey), for photos of other cameras
 views = None  # random views (augmentation) of both classes: none, mild, wide or wider
 margin = None  # distance past which unlike pairs add no loss
 positive_margin = None  # distance below which like pairs add no loss
 average = None  # the loss is the mean over all pairs, or over the active ones, those with a loss
-hardest = None  # hard-pair mining after the first epoch: share of the pairs, the costliest, that count
+hardest = None  # hard-pair mining after the first epoch: share of the pairs, of largest loss, that count
 pair_weight = None  # weight of the pair loss beside the head's
 
 backbone_rate = None  # learning rate of the backbone, as a share of learning_rate
@@ -225,7 +225,7 @@ class Config:
         if not self.train_image:
             problems.append("train_image is none: it must name a folder")
         if self.pairs == "batch" and self.batch_size == 1:
-            problems.append("batch_size is 1: with pairs batch it must be 2 or more, whose images meet")
+            problems.append("batch_size is 1: with pairs batch it must be 2 or more, to make a pair")
         if self.head == "none" and self.pair_weight == 0:
             problems.append("pair_weight is 0 and head is 'none': nothing would be trained, change one")
         if problems:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,67 +46,53 @@ def validating_fold(config: Config) -> int | None:
     return 0 if config.fold is None else (config.fold + 1) % N_FOLDS
 
 
-@dataclass(frozen=True)
-class Lesions:
-    """The label table of a run, grouped and split, and what was found on the way to it.
-
-    table : as `sources.Sources.table`, with columns group and part
-    keys : columns of the table by which images are grouped
-    paths : image file of each name; empty when only the CSV was looked at
-    reports : how each source was read, see `sources.describe_source`
-    """
-
-    table: pd.DataFrame
-    keys: tuple[str, ...]
-    paths: dict[str, Path]
-    reports: list[dict[str, Any]]
-
-
 def columns_of(config: Config) -> Columns:
     """Return how the settings say that a label table of an unknown layout is read."""
     return Columns(config.image_column, config.label_column, config.melanoma_values, config.group_columns)
 
 
+def duplicate_lists(config: Config) -> list[Path]:
+    """Return the lists of duplicates in use; the counts of the published split are with those of ISIC 2020's list."""
+    return lists_in_use(config.duplicates, () if config.split == "published" else config.train_labels)
+
+
 def read_data(config: Config, need_images: bool = True) -> Sources:
     """Read the labels of all sources and match them with the image files; see `sources.read_sources`."""
+    columns, duplicates = columns_of(config), duplicate_lists(config)
     return read_sources(
-        config.train_image,
-        config.train_labels,
-        config.train_metadata,
-        columns_of(config),
-        config.duplicates,
-        need_images,
-        isic_duplicates=config.split != "published",  # the published counts are with all images
+        config.train_image, config.train_labels, config.train_metadata, columns, duplicates, need_images
     )
 
 
-def load_lesions(config: Config, need_images: bool = True) -> Lesions:
-    """Read the labels, match them with the image files, drop duplicates, group, split.
+def load_lesions(config: Config, need_images: bool = True) -> Sources:
+    """Read the labels, match them with the image files, drop duplicates, group and split: columns group and part.
 
     need_images : False works from the CSVs alone where the image folder is not there
     """
-    sources = read_data(config, need_images)
-    table = sources.table.assign(group=group_images(sources.table, sources.groups))
-    return Lesions(split_table(table, config), sources.groups, sources.paths, sources.reports)
+    lesions = read_data(config, need_images)
+    table = lesions.table.assign(group=group_images(lesions.table, lesions.groups))
+    return replace(lesions, table=split_table(table, config))
 
 
-def join_equal_pictures(lesions: Lesions, cache: ImageCache, config: Config) -> tuple[pd.DataFrame, str]:
-    """Split anew if some images of different groups have equal pixels.
+def join_equal_pictures(lesions: Sources, cache: ImageCache, config: Config) -> tuple[pd.DataFrame, str]:
+    """Split again if some images of different groups have equal pixels.
 
     Returns
     -------
     the table of the lesions that could be decoded; what was joined, as a sentence, or ""
     """
     table = without_images(lesions.table, cache.errors)
+    if config.pairs_within_source:
+        check_sources(table)
     pictures = cache.hashes(table["image_name"])
-    group = group_images(table, lesions.keys, pictures)
+    group = group_images(table, lesions.groups, pictures)
     joined = int(table.groupby(group)["group"].nunique().sub(1).sum())
     if not joined or config.split == "published":  # a split by image knows no groups
         return table.assign(group=group), ""
     labels = table.groupby(pictures)["label"].nunique()
     odd = f"; {(labels > 1).sum():,} pictures have two labels" if (labels > 1).any() else ""
     return split_table(table.assign(group=group), config), (
-        f"equal pictures under different names joined {joined:,} groups to others, and the split was made anew{odd}"
+        f"images with equal pixels joined {joined:,} groups to others, and the split was made again{odd}"
     )
 
 
@@ -145,7 +131,7 @@ def count_images(table: pd.DataFrame) -> dict[str, int]:
     }
 
 
-def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
+def summarise(lesions: Sources, config: Config) -> dict[str, Any]:
     """Return the counts of a run's lesions as JSON values."""
     table = lesions.table
     train = table[table["part"] == "train"]
@@ -156,7 +142,7 @@ def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
         "sources": lesions.reports,
         "large_patients": large_patients(table),
         "split": config.split,
-        "grouped_by": [key for key in lesions.keys if (table[key] != "").any()],
+        "grouped_by": [key for key in lesions.groups if (table[key] != "").any()],
         "fold": config.fold,
         "splits": parts,
         "groups_in_two_parts": int((sides > 1).sum()),
@@ -167,8 +153,8 @@ def summarise(lesions: Lesions, config: Config) -> dict[str, Any]:
 
 def _per_epoch(train: pd.DataFrame, config: Config) -> dict[str, int | None]:
     """Return how many images an epoch shows, and in how many independent pairs; None if they meet in batches."""
-    groups = [train["source"]] if config.pairs_within_source else [np.zeros(len(train))]
-    larger = [int(labels.value_counts().max()) for _, labels in train["label"].groupby(groups)]
+    source = train["source"].to_numpy(str) if config.pairs_within_source else None
+    larger = [max(map(len, members)) for members in _members(train["label"].to_numpy(), source)]
     if config.pairs == "batch":
         return {"images_per_epoch": sum(2 * math.ceil(config.epoch_share * n) for n in larger), "pairs_per_epoch": None}
     pairs = math.ceil(config.epoch_share * 2 * sum(larger))
@@ -203,7 +189,7 @@ def describe(summary: dict[str, Any]) -> str:
         lines.append(f"  {summary['groups_in_two_parts']:,} groups have images in two parts or more")
     pairs = summary["pairs_per_epoch"]
     epoch = (
-        f"{summary['images_per_epoch']:,} images an epoch, which meet in batches"
+        f"{summary['images_per_epoch']:,} images an epoch, paired within their batches"
         if pairs is None
         else f"{pairs:,} pairs an epoch"
     )
@@ -355,7 +341,7 @@ def in_batch_batches(
 ) -> list[Batch]:
     """Return the batches of an epoch of in-batch pairs: each image is compared with all others of its batch.
 
-    Two views of one picture are no pair. A last batch of a single image is left out. With a `source` of each image,
+    Two views of one picture are not a pair. A last batch of a single image is left out. With a `source` of each image,
     (N,), only images of one source are compared.
 
     Parameters
@@ -434,8 +420,7 @@ def main() -> None:
         cache = build_cache(data.paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
         table = data.table.assign(group=group_images(data.table, data.groups))
-        known = lists_in_use(config.duplicates, config.train_labels)
-        list_duplicates(cache, table, known, arguments.find_duplicates)
+        list_duplicates(cache, table, duplicate_lists(config), arguments.find_duplicates)
     elif arguments.cache:
         cache = build_cache(read_data(config).paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)

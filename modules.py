@@ -1,4 +1,4 @@
-"""The networks and losses: one embedding network sees both images of a pair, and a pair costs by its distance."""
+"""The networks and losses: one embedding network for both images of a pair, and losses of their distance."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from melanoma.data.augment import Normalize
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of its colour channels
 HEAD_SCALE = 16.0  # of a unit-length embedding before the head: else its logit could hardly leave -1..1
 FOCUS = 2.0  # gamma of the focal loss: the value that Lin et al. 2017 found best
-COLLAPSED = 0.01  # unlike pairs nearer than this share of the margin, on average: nothing is told apart any more
+COLLAPSED = 0.01  # mean distance of unlike pairs, as a share of the margin, below which the embedding has collapsed
 DIVERGED = 1e6  # times the loss of all images on one point: like pairs lie some 1000 margins apart
-SETTLED = 100  # steps after which the running statistics of batch normalisation are the network's own in all layers
+SETTLED = 100  # training steps before the running statistics of batch normalisation are reliable
 MEASURES = ("like_distance", "unlike_distance", "active_share", "spread")
 
 
@@ -118,7 +118,7 @@ class SiameseNetwork(nn.Module):
     def freeze(self, blocks: int) -> None:
         """Keep the first blocks of the backbone from being trained; 0 trains all.
 
-        Above 0 all batch normalisation of the backbone stays in evaluation mode, as its weights brought it.
+        Above 0 all batch normalisation of the backbone stays in evaluation mode, with its present statistics.
         """
         for parameter in chain.from_iterable(self.backbone.blocks()[:blocks]):
             parameter.requires_grad_(False)
@@ -127,9 +127,9 @@ class SiameseNetwork(nn.Module):
 
     @property
     def settled(self) -> bool:
-        """Whether trained batch normalisation, if there is any, has left its first steps behind.
+        """Whether trained batch normalisation, if there is any, has been trained for SETTLED steps.
 
-        In them the statistics of evaluation mode are not yet those of the network. A deep one without pretrained
+        Before that the statistics of evaluation mode are not yet those of the network. A deep one without pretrained
         weights then embeds all images alike, or far apart, in evaluation mode alone.
         """
         steps = [norm.num_batches_tracked for norm in self._norms()]
@@ -290,10 +290,10 @@ class SiameseLoss:
                 masked_mean(distance, like),
                 masked_mean(distance, unlike),
                 masked_mean((terms > 0).to(terms.dtype), met),
-                embeddings.std(dim=0, correction=0).square().sum().sqrt(),
+                embeddings.var(dim=0, correction=0).sum().sqrt(),
             ]
         ).detach()
-        counted = met & hardest(terms, (like, unlike), mined_share) if mined_share < 1 else met
+        counted = hardest(terms, (like, unlike), mined_share) if mined_share < 1 else met
         if self.active_only:
             counted = counted & (terms > 0)
         return self.pair_weight * masked_mean(terms, counted), measures

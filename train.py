@@ -61,7 +61,7 @@ from melanoma.common.threads import Aside
 from melanoma.data.augment import VIEWS, Views, draw_views
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.feed import Feed
-from melanoma.data.sources import describe_folders
+from melanoma.data.sources import Sources, describe_folders
 from melanoma.data.synthetic import is_generated
 from melanoma.evaluation.controls import METADATA
 from melanoma.evaluation.evaluate import with_features
@@ -91,7 +91,7 @@ def main(
 
     Parameters
     ----------
-    replaced : lines of config.py that the command line replaces, to be said
+    replaced : lines of config.py that the command line replaces, to be printed
     compiled : see `Learner`
     """
     keep_freed_memory()
@@ -124,12 +124,13 @@ def train_run(
     """Train one run as one of the processes that share it; the first prints and writes."""
     dtype = choose_precision(config.precision, device)
     processes = f", {ranks.count} processes" if ranks.count > 1 else ""
-    ranks.say(f"training on {describe_device(device, dtype)}{processes}")
+    where = describe_device(device, dtype)
+    ranks.say(f"training on {where}{processes}")
     run_folder.check_run_dir(config.run_dir, experiment(config), resume, overwrite)
 
     lesions = dataset.load_lesions(config)
     ranks.say(dataset.describe(dataset.summarise(lesions, config)))
-    # before the images are decoded: what is wrong with the weights is said at once
+    # before the images are decoded, so that an error in the weights is reported at once
     torch.manual_seed(config.seed)
     network = network_of(config, weights="none" if resume else config.backbone_weights).to(device)
     network.freeze(config.frozen_blocks)
@@ -163,7 +164,6 @@ def train_run(
             learner.taken = len(log) * steps + (range(steps)[partway["steps"]] if partway else 0)
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
-        where = describe_device(device, dtype)
         run_folder.write_start(config.run_dir, to_dict(config), data.table, where, resume)
         started = run_folder.read_starts(config.run_dir)[0]["started"]
         folders, synthetic = describe_folders(config.train_image), any(map(is_generated, config.train_image))
@@ -172,7 +172,7 @@ def train_run(
         clear_others(config.graph_dir, origin.mark)
         data = replace(data, origin=origin)
         if log:
-            write_progress(config, state, data, plot=True)  # a kill may have come before these
+            write_progress(config, state, data, plot=True)  # the run may have been killed before these were written
     warn_of_memory(learner, config, device)
     with hold_signals() as held, Aside() as saving:
         train_epochs(config, learner, data, log, partway, held, saving)
@@ -276,7 +276,7 @@ def warn_of_memory(learner: Learner, config: Config, device: torch.device) -> No
     if need > NEARLY_FULL * spare:
         learner.ranks.say(
             f"a step needs about {need / 1e9:.1f} GB, {device} has {spare / 1e9:.1f} GB free: if it is too small, try "
-            f"--batch-size {config.batch_size // 2}"
+            f"{learner.smaller}"
         )
 
 
@@ -360,7 +360,7 @@ class Data:
     origin: Origin | None = None  # of the figures, once the run has started
 
     @staticmethod
-    def of(lesions: dataset.Lesions, config: Config, device: torch.device) -> Data:
+    def of(lesions: Sources, config: Config, device: torch.device) -> Data:
         cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
         refuse_unreadable(cache.errors, config.skip_unreadable)
         table, joined = dataset.join_equal_pictures(lesions, cache, config)
@@ -464,8 +464,7 @@ def train_epoch(
         progress.steps += 1
         progress.images += size
         regular = progress.steps % LOG_STEPS == 0 or progress.steps == len(batches)
-        reading = regular or meter.due
-        means = progress.means() if reading else {}
+        means = progress.means() if regular or meter.due else {}
         if regular and not all(map(math.isfinite, means.values())):  # where all processes read it
             raise InputError(
                 f"the loss is not finite in {meter.name}, step {progress.steps}, learning rate {rate:.3g}: "

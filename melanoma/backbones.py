@@ -142,7 +142,7 @@ def import_torchvision() -> ModuleType:
 
 
 def _without_pooling(model: Any, grid: int) -> Any:
-    """Return a network that gives its last map or tokens where a grid is laid over them."""
+    """Return the network; if grid is above 1 without its pooling, so that it gives its last map or tokens."""
     if grid > 1:
         model.reset_classifier(0, "")
     return model
@@ -166,7 +166,7 @@ def _load_file(model: nn.Module, path: Path, name: str) -> None:
     try:
         state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise InputError(f"backbone_weights {path} is damaged or no state dict: pass another") from error
+        raise InputError(f"backbone_weights {path} is damaged or not a state dict: pass another") from error
     # the function by which timm takes up other names and image sizes, where a family of networks has one
     fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", lambda state, model: state)
     if name.startswith("mobilenetv2") and "features.0.0.weight" in state:  # torchvision's: other names, the same order

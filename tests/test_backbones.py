@@ -166,11 +166,11 @@ def truncated(path: Path, state: dict) -> None:
         (lambda path, state: torch.save({**state, "bn1.bias": torch.zeros(1)}, path), "size mismatch for bn1.bias"),
         (lambda path, state: torch.save({}, path), "lacks conv1.0.weight ("),
         (lambda path, state: torch.save({"net": state}, path), "lacks conv1.0.weight ("),
-        (lambda path, state: torch.save({"model": [1]}, path), "is damaged or no state dict: pass another"),
-        (lambda path, state: torch.save([1], path), "is damaged or no state dict: pass another"),
-        (truncated, "is damaged or no state dict: pass another"),
-        (lambda path, state: path.write_text("hello"), "is damaged or no state dict: pass another"),
-        (lambda path, state: path.write_bytes(b""), "is damaged or no state dict: pass another"),
+        (lambda path, state: torch.save({"model": [1]}, path), "is damaged or not a state dict: pass another"),
+        (lambda path, state: torch.save([1], path), "is damaged or not a state dict: pass another"),
+        (truncated, "is damaged or not a state dict: pass another"),
+        (lambda path, state: path.write_text("hello"), "is damaged or not a state dict: pass another"),
+        (lambda path, state: path.write_bytes(b""), "is damaged or not a state dict: pass another"),
         (lambda path, state: None, "does not exist: pass imagenet, none, or a file of weights"),
         (lambda path, state: path.mkdir(), "does not exist: pass imagenet, none, or a file of weights"),
     ],
@@ -182,7 +182,7 @@ def test_weights_that_do_not_fit_or_are_none_are_refused(write, what, suffix, tm
     message = refusal(build_network, RESNET, 64, 6, weights=str(path))
     assert message.startswith(f"backbone_weights {path} ")
     if suffix == "safetensors" and path.is_file():  # torch's files are none
-        what = "is damaged or no state dict: pass another"
+        what = "is damaged or not a state dict: pass another"
     assert what in message
 
 
@@ -190,7 +190,7 @@ def test_weights_that_would_run_code_are_refused_unrun(tmp_path):
     torch.save({"conv1.0.weight": Command(tmp_path / "ran")}, tmp_path / "evil.pt")
     message = refusal(build_network, RESNET, 64, 6, weights=str(tmp_path / "evil.pt"))
     assert not (tmp_path / "ran").exists()
-    assert message == f"backbone_weights {tmp_path / 'evil.pt'} is damaged or no state dict: pass another"
+    assert message == f"backbone_weights {tmp_path / 'evil.pt'} is damaged or not a state dict: pass another"
 
 
 # --- weights of the hub ---

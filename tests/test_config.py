@@ -215,7 +215,7 @@ def test_the_fold_that_validates_can_be_chosen_and_given_back_by_a_flag(tmp_path
 
 def test_an_image_needs_another_to_meet_in_a_batch():
     message = refusal(pairs="batch", batch_size=1)
-    assert message == "batch_size is 1: with pairs batch it must be 2 or more, whose images meet"
+    assert message == "batch_size is 1: with pairs batch it must be 2 or more, to make a pair"
     assert Config(pairs="independent", batch_size=1).batch_size == 1  # pair
 
 
@@ -328,7 +328,7 @@ def test_a_config_file_of_an_earlier_version_may_have_settings_that_are_gone(tmp
 
 
 BAD_CONFIG_FILES = {
-    "epochs: 3": "is no JSON",
+    "epochs: 3": "is not valid JSON",
     "[3]": "holds no settings",
     '{"epocs": 3}': "unknown settings epocs",
     '{"epochs": "3"}': "epochs is '3': it must be of type int",

@@ -34,8 +34,9 @@ from dataset import (
 )
 from melanoma.common.errors import InputError
 from melanoma.common.script import run_script
-from melanoma.data.cache import build_cache
+from melanoma.data.cache import ImageCache, build_cache
 from melanoma.data.duplicates import LIST_NAME
+from melanoma.data.sources import Sources
 from melanoma.data.split import split_groups
 
 ROOT = Path(__file__).parents[1]
@@ -245,7 +246,7 @@ def test_the_summary_says_what_an_epoch_shows(quick, pairs, share):
     assert summary["images_per_epoch"] == sum(len(batch.rows) for batch in batches)
     independent = sum(len(batch.same) for batch in batches) if pairs == "independent" else None
     assert summary["pairs_per_epoch"] == independent
-    what = f"{independent} pairs an epoch" if independent else "images an epoch, which meet in batches"
+    what = f"{independent} pairs an epoch" if independent else "images an epoch, paired within their batches"
     assert describe(summary).endswith(what)
 
 
@@ -289,7 +290,7 @@ def test_equal_pictures_under_two_names_are_one_group(quick, tmp_path):
     found = table.set_index("image_name")
     assert found.loc[first, "group"] == found.loc[second, "group"]
     assert (table.groupby("group")["part"].nunique() == 1).all()
-    assert said.startswith("equal pictures under different names joined 1 groups to others")
+    assert said.startswith("images with equal pixels joined 1 groups to others")
     assert table["group"].nunique() == lesions.table["group"].nunique() - 1
 
 
@@ -503,6 +504,16 @@ def test_within_sources_each_is_balanced_as_if_alone(n_sources):
     among_all = in_batch_batches(order, labels, np.arange(len(labels)), 16)
     compared, all_pairs = (sum(len(places_of(batch)[0]) for batch in drawn) for drawn in (batches, among_all))
     assert (compared < all_pairs) == (n_sources > 1)
+
+
+def test_a_source_that_unreadable_images_leave_too_few_of_is_refused():
+    rows = [(part, label, i) for part in ("train", "validation", "test") for label in (0, 1) for i in range(3)]
+    table = pd.DataFrame(rows, columns=["part", "label", "number"])
+    table = pd.concat([table.assign(source=source) for source in ("one", "two")], ignore_index=True)
+    table["image_name"] = table["source"] + table["part"] + table["label"].astype(str) + table["number"].astype(str)
+    broken = dict.fromkeys(["twovalidation10", "twovalidation11"], "cut")
+    with pytest.raises(InputError, match="the validation part of source two has 1 melanoma images, it needs 2"):
+        dataset.join_equal_pictures(Sources(table, (), {}, []), ImageCache(np.empty(0), {}, broken), Config())
 
 
 def test_one_source_draws_what_none_does():

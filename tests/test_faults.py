@@ -291,7 +291,7 @@ def test_a_cache_on_a_full_disk_keeps_its_rows_and_goes_on(
     lesion_folder: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = find_images(lesion_folder / "train")
-    with pytest.raises(InputError, match=r"GB free, .* GB are needed: free some or pass --cache-dir"):
+    with pytest.raises(InputError, match=r"GB free, .* GB are needed: free some space or pass --cache-dir"):
         build_cache(paths, 64, disk.path)  # looked at before anything is decoded
     tally("disk full: cache", "refused beforehand")
     monkeypatch.setattr(images, "SPARE_BYTES", -(2**40))

@@ -110,7 +110,7 @@ def upload(part: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def free_memory(device: torch.device) -> None:
-    """Hand memory that is kept for reuse back, so that blocks of another size fit."""
+    """Return cached memory to the device, so that blocks of another size fit."""
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
 

@@ -1,4 +1,4 @@
-"""What is told to the user when the input is wrong: one line that quotes anything safely."""
+"""Errors in the user's input: one line, in which any text is escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class InputError(ValueError):
 
     Scripts show it as one line, without a traceback. Any other exception is a bug and keeps its traceback.
 
-    told : of several processes, whether another one says it; None: not known, the first one does
+    told : whether another process has printed it already; None: unknown, the first process prints it
     """
 
     told: bool | None = None

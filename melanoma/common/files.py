@@ -52,7 +52,7 @@ def read_text(path: Path, what: str, advice: str) -> str:
     try:
         return read_bytes(path, what, advice).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{what} is no UTF-8 text, see byte {error.start:,}: {advice}") from None
+        raise InputError(f"{what} is not UTF-8 text: byte {error.start:,} is invalid: {advice}") from None
 
 
 def read_json(path: Path, what: str, advice: str) -> Any:
@@ -61,7 +61,7 @@ def read_json(path: Path, what: str, advice: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is no JSON: {error}: {advice}") from None
+        raise InputError(f"{what} is not valid JSON: {error}: {advice}") from None
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -108,11 +108,13 @@ def remove_file(path: Path) -> None:
 def need_room(folder: Path, need: int, what: str, advice: str) -> None:
     """Raise InputError unless so many bytes are free on the disk of a folder.
 
-    what, advice : begin and end of the message: what is full, and what to do but to free some room
+    what, advice : begin and end of the message: what is full, and what to do but to free some space
     """
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise InputError(f"{what} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: free some or {advice}")
+        raise InputError(
+            f"{what} has {free / 1e9:.2f} GB free, {need / 1e9:.2f} GB are needed: free some space or {advice}"
+        )
 
 
 def make_folder(folder: Path) -> None:
@@ -134,12 +136,12 @@ def cannot_write(path: Path, error: OSError | NotImplementedError) -> InputError
 
 def _advice(error: OSError) -> str:
     """Return what to do if a file cannot be written or removed."""
-    first = "close what has it open" if isinstance(error, PermissionError) else "free some room"
+    first = "close the program that has it open" if isinstance(error, PermissionError) else "free some space"
     return f"{first} or choose another folder"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as UTF-8, atomically; what is no text, such as a stray byte of a file's name, is escaped."""
+    """Write text as UTF-8, atomically; characters that cannot be encoded, as of a file name, are escaped."""
     data = text.encode("utf-8", "backslashreplace")
     replace_file(path, lambda temporary: temporary.write_bytes(data))
 

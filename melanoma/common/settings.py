@@ -75,7 +75,7 @@ def complete(settings: Any, recipe: Mapping[str, Any]) -> list[str]:
 
     Returns
     -------
-    what is wrong, a sentence for each field, which names file and line where the value stands in one
+    a sentence for each invalid field, with file and line if the value comes from a line of a file
     """
     problems = []
     own: type = type(settings)
@@ -244,7 +244,7 @@ def from_flags(settings: type, recipes: Mapping[str, Mapping[str, Any]], argumen
         base = read_json(arguments.config, what, advice)
         if not isinstance(base, dict):
             raise InputError(f"{what} holds no settings: {advice}")
-        base = to_dict(from_dict(settings, base, str(arguments.config)))  # its faults are told as its own
+        base = to_dict(from_dict(settings, base, str(arguments.config)))  # errors then name this file
     if "recipe" in flags:
         base |= recipes[flags["recipe"]]
     return settings(**base | flags)

@@ -42,9 +42,9 @@ def load_tensors(path: Path, form: int | str, what: str, missing: str, otherwise
                 raise zipfile.BadZipFile
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is not its own
-        raise InputError(f"{what} {path} is damaged or not of train.py: {otherwise}") from error
+        raise InputError(f"{what} {path} is damaged or was not written by train.py: {otherwise}") from error
     if not isinstance(contents, dict) or contents.get("format") != form:
-        raise InputError(f"{path} is no {what} of this version (format {form}): {otherwise}")
+        raise InputError(f"{path} is not a {what} of this version (format {form}): {otherwise}")
     return contents
 
 

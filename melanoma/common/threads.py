@@ -1,4 +1,4 @@
-"""Work in threads beside the caller's: results a few ahead of their use, and what the caller need not wait for."""
+"""Background threads: compute results a few items ahead, or do one piece of work while the caller goes on."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def check_images(names: Collection[str], paths: Mapping[str, Path], workers: int
 
 
 def check_files(
-    train: Mapping[str, Path], missing: Collection[str], test_image: Path, test_labels: Path, workers: int = 0
+    train: Mapping[str, Path], missing: Collection[str], test_image: Path, test_labels: Path, workers: int
 ) -> None:
     """Check the images of the training set, and of the test set if it is there, and print what is found.
 

@@ -150,7 +150,7 @@ def decode_with_size(path: Path | Image.Image, size: int) -> tuple[np.ndarray, t
         reason = f"{type(error).__name__}: it is too large, at most {MAX_PIXELS:,} pixels are decoded: {error}"
         raise UnreadableImage(path, reason) from error
     except UnidentifiedImageError as error:
-        reason = f"{type(error).__name__}: it is no image, or not in {', '.join(FORMATS)}"
+        reason = f"{type(error).__name__}: it is not an image in one of the formats {', '.join(FORMATS)}"
         raise UnreadableImage(path, reason) from error
     except Exception as error:  # a broken file can raise nearly anything inside the decoder
         refused = getattr(error, "errno", None) is not None

@@ -31,8 +31,8 @@ DENIED = re.compile(r"\b(no|non|not)\b|\?|melanoma|lentigo maligna|\bmel\b")  # 
 # A diagnosis with one of these parts, and without melanoma, is of another lesion.
 OTHER_PARTS = re.compile(
     r"acanthoma|acrochordon|adenoma|angioma|\bbenign|\bbowen|carcinoma|\bcysts?\b|dermatitis|dermatos[ei]s|eczema|fibroma|"
-    r"granuloma|h(a?)ematoma|h(a?)emorrhage|hyperplasia|infection|inflammat|keratos[ei]s|keratoma|lentig(o|ines)\b|"
-    r"leuka?emia|lichen|lipoma|lymphoma|macule|melanosis|miscellaneous|\bmoles?\b|molluscum|n(a?)ev(us|i)\b|neoplasm|"
+    r"granuloma|ha?ematoma|ha?emorrhage|hyperplasia|infection|inflammat|keratos[ei]s|keratoma|lentig(o|ines)\b|"
+    r"leuka?emia|lichen|lipoma|lymphoma|macule|melanosis|miscellaneous|\bmoles?\b|molluscum|na?ev(us|i)\b|neoplasm|"
     r"\bother\b|papilloma|papule|pigmentation|poroma|proliferation|prurigo|psoriasis|sarcoma|\bscar|\bspitz|"
     r"epithelioma|tumou?r|ulcer|vascular|verruca|wart"
 )
@@ -69,7 +69,7 @@ def _read_level(words: str) -> str | None:
     """Return MELANOMA or OTHER for one level; None if it tells nothing."""
     if words in SHORT:
         return SHORT[words]
-    rest = words[BEFORE.match(words).end() :]  # type: ignore[union-attr]  # it matches nothing, too
+    rest = BEFORE.sub("", words, count=1)
     if re.match(r"(melanomas?|lentigo maligna)\b", rest):
         return None if DOUBT.search(rest) else MELANOMA
     return OTHER if OTHER_PARTS.search(words) and not DENIED.search(words) else None

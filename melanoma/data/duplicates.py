@@ -63,8 +63,8 @@ def _listed_id(name: str) -> str:
 def drop_duplicates(table: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Keep the first image, in the order of the table, of each group that the pairs connect."""
     place = {name: i for i, name in enumerate(table["image_name"])}
-    known = pd.DataFrame([(place[a], place[b]) for a, b in pairs if a in place and b in place], columns=PAIR, dtype=int)
-    group = connected([(known[PAIR[0]].to_numpy(), known[PAIR[1]].to_numpy())], len(table))
+    linked = np.array([(place[a], place[b]) for a, b in pairs if a in place and b in place], int).reshape(-1, 2)
+    group = connected([(linked[:, 0], linked[:, 1])], len(table))
     return table[~pd.Series(group, table.index).duplicated()].reset_index(drop=True)
 
 
@@ -97,7 +97,7 @@ def list_duplicates(cache: ImageCache, table: pd.DataFrame, known: Iterable[Path
     print(f"near-duplicate pairs among {len(table):,} images: {len(found):,}; {told}")
     if len(in_use):
         print(f"pairs copied from the list of duplicates in use: {len(in_use):,}")
-    print(f"look at the pairs in {path}, delete those that are not duplicates, then pass --duplicates {path} or edit config.py")
+    print(f"delete the pairs in {path} that are not duplicates, then pass --duplicates {path} or edit config.py")
 
 
 def find_duplicates(cache: ImageCache, names: Sequence[str], least: float = ALIKE) -> pd.DataFrame:

@@ -114,7 +114,7 @@ def labels_of_folders(files: Mapping[str, Path], columns: Columns = Columns()) -
     InputError : a folder's name is no known diagnosis
     """
     names = pd.Series(list(files), dtype=str)
-    raw = pd.DataFrame({FOLDER: [path.parent.name for path in files.values()]})
+    raw = pd.DataFrame({FOLDER: [path.parent.name for path in files.values()]}, dtype=str)
     return _labels(raw, names, "train_image (class folders)", "file name", Columns(None, FOLDER, columns.melanoma))
 
 

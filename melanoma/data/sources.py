@@ -13,7 +13,7 @@ import pandas as pd
 from melanoma.common.errors import InputError, shown
 from melanoma.common.files import is_folder
 from melanoma.data.decoding import find_images
-from melanoma.data.duplicates import drop_duplicates, lists_in_use, read_duplicates
+from melanoma.data.duplicates import drop_duplicates, read_duplicates
 from melanoma.data.labels import Columns, Labels, labels_of_folders, read_labels, read_metadata
 
 MISSING_SHARE = 0.01  # of the labels without an image, above which a warning says so
@@ -40,9 +40,8 @@ def read_sources(
     labels: Sequence[Path],
     metadata: Sequence[Path] = (),
     columns: Columns = Columns(),
-    duplicates: Path | None = None,
+    duplicates: Sequence[Path] = (),
     need_images: bool = True,
-    isic_duplicates: bool = True,
 ) -> Sources:
     """Read sources, match labels with image files, and drop duplicates.
 
@@ -51,15 +50,15 @@ def read_sources(
     images, labels : a folder and a label CSV for each source, or several folders for one CSV; without a CSV each folder
         is a source whose folders are the classes
     metadata, columns : see `read_labels`
-    duplicates : list of duplicates; None takes the one of ISIC 2020 if it lies beside the labels
+    duplicates : lists of duplicates, see `duplicates.lists_in_use`
     need_images : False works from the CSVs alone where the folders are not there
-    isic_duplicates : False leaves that of ISIC 2020 unused
 
     Raises
     ------
     InputError : other numbers of folders and CSVs, or a source none of whose images is there
     """
-    names, there = source_names(labels or images), need_images or all(is_folder(folder) for folder in images)
+    names = source_names(labels or images)
+    there = need_images or not labels or all(map(is_folder, images))
     if labels and len(labels) not in (1, len(images)):
         raise InputError(
             f"train_labels names {len(labels)} files and train_image {len(images)} folders: name a file for each "
@@ -68,26 +67,25 @@ def read_sources(
     tables = read_tables(labels, metadata, columns) if labels else []
     files = _files_by_source(images, names) if there else {}
     if not labels:
-        tables = _unique_names([labels_of_folders(files.get(name, {}), columns) for name in names], names)
+        tables = _unique_names([labels_of_folders(files[name], columns) for name in names], names)
     kept, reports, paths = [], [], dict[str, Path]()
     for i, (name, found) in enumerate(zip(names, tables, strict=True)):
         path, table = labels[i] if labels else None, found.table
+        if table.empty:
+            raise InputError(f"{path or name} has no image with a known diagnosis")
         report = {"source": name, "layout": found.layout, "values": found.values, "left_out": found.left_out}
         report["labels"] = len(table)
         if there:
             table, own, counts = _match(table, files[name], name, path)
             paths |= own
             report |= counts
-        report["duplicates"] = next(
-            map(str, lists_in_use(duplicates, [path] if path and isic_duplicates else [])), None
-        )
+        report["duplicates"] = ", ".join(map(str, duplicates))
         reports.append(report)
         kept.append(table)
     every = pd.concat(kept, ignore_index=True)
-    lists = lists_in_use(duplicates, labels if isic_duplicates else [])
-    pairs = [pair for path in lists for pair in read_duplicates(path)]
+    pairs = [pair for path in duplicates for pair in read_duplicates(path)]
     table = drop_duplicates(every, pairs)
-    dropped = every["source"].value_counts() - table["source"].value_counts().reindex(names, fill_value=0)
+    dropped = every["source"].value_counts().sub(table["source"].value_counts(), fill_value=0)
     for report in reports:
         report["duplicates_dropped"] = int(dropped.get(report["source"], 0))
     paths = {name: paths[name] for name in sorted(table["image_name"]) if there}
@@ -172,7 +170,7 @@ def _match(
     if not has_image.any():
         raise InputError(
             f"train_image has none of the {len(table):,} images that {labels or source} names: "
-            f"{example or 'it is empty'}: check both in config.py"
+            f"{example}: check both in config.py"
         )
     counts = {"labels_without_image": len(absent), "images_without_label": len(rest), "example": example}
     paths = {name: files[own] for name, own in zip(table["image_name"], plain, strict=True) if own in files}

@@ -42,7 +42,7 @@ def read_csv(path: Path, what: str, advice: str) -> pd.DataFrame:
     """
     text = _decode(read_bytes(path, what, advice))
     if text is None or "\0" in text:
-        raise InputError(f"{what} is not a CSV, but no text: {AS_CSV}")
+        raise InputError(f"{what} is not a CSV: it is not text: {AS_CSV}")
     rows: dict[int, list[str]] = {}
     begins = 1
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=_separator(text))

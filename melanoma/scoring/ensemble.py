@@ -491,7 +491,7 @@ def score_images(run: Run, feed: Feed, names: pd.Series) -> tuple[dict[str, np.n
     """
     embeddings, logits = embed_images(run.network, feed, feed.cache.rows(names), run.dtype, run.test_views)
     if not np.isfinite(embeddings).all():
-        raise InputError(f"scores of {run.name} are not finite: the run is broken, train anew")
+        raise InputError(f"scores of {run.name} are not finite: the run is broken, train again")
     head = None if run.network.head is None else logits
     return score_all(embeddings, head, run.references, run.reference_labels), embeddings
 

@@ -49,7 +49,7 @@ class Learner:
         backbone_rate: float = 1.0,
         weight_decay: float = 0.0,
         ema: float = 0.0,
-        ranks: Ranks | None = None,
+        ranks: Ranks = Ranks(),
         dtype: torch.dtype = torch.float32,
         batch_size: int = 1,
         compiled: bool = False,
@@ -60,7 +60,7 @@ class Learner:
         self.learning_rate = learning_rate
         self.schedule = schedule
         self.ema = ema
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks
         self.dtype = dtype
         self.taken = 0
         groups = []
@@ -75,7 +75,7 @@ class Learner:
         if self.ranks.count > 1:  # the buffers are statistics, of which the first process's are kept
             self.shared = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
         self.show_part = show_part
-        if compiled:  # for each size of batch anew: an epoch has two
+        if compiled:  # once for each batch size: an epoch has two
             self.show_part, self.shared = (torch.compile(part, dynamic=False) for part in (show_part, self.shared))
         self.average: nn.Module | None = copy.deepcopy(network) if ema else None
 
@@ -125,17 +125,21 @@ class Learner:
         except RuntimeError as error:
             if "does not have a deterministic implementation" in str(error):
                 raise InputError(
-                    f"--deterministic: {str(error).split()[0]} computes other bits each time on {images.device}: leave "
+                    f"--deterministic: {str(error).split()[0]} is not deterministic on {images.device}: leave "
                     "--deterministic out, or choose another backbone or --image-size"
                 ) from error
             if not is_out_of_memory(error):
                 raise
-            smaller = f"--batch-size {self.batch_size // 2}" if self.batch_size > 1 else "a smaller --image-size"
             raise InputError(
                 f"the memory of {images.device} is too small for {len(images)} images of {images.shape[1]} px in step "
-                f"{self.taken + 1}: try {smaller}; the last checkpoint is kept"
+                f"{self.taken + 1}: try {self.smaller}; the last checkpoint is kept"
             ) from error
         return torch.cat([loss.detach().view(1), measures])
+
+    @property
+    def smaller(self) -> str:
+        """What to try if the device's memory is too small."""
+        return f"--batch-size {self.batch_size // 2}" if self.batch_size > 3 else "a smaller --image-size"
 
     def _update(self, loss: Tensor) -> None:
         """Move the weights down the gradient of a loss, and the moving average after them."""

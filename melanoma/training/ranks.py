@@ -37,10 +37,9 @@ class Ranks:
         if self.first:
             print(text, flush=True)
 
-    def share(self, size: int, rank: int | None = None) -> slice:
-        """Return a process's part, this one's by default, of a batch: sizes differ by one at most."""
-        rank = self.rank if rank is None else rank
-        return slice(size * rank // self.count, size * (rank + 1) // self.count)
+    def share(self, size: int) -> slice:
+        """Return this process's part of a batch: sizes differ by one at most."""
+        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
 
     def share_size(self, size: int) -> int:
         """Return how many images of a batch are this process's part."""
@@ -63,7 +62,7 @@ class Ranks:
         """
         if self.count == 1:
             return part
-        shares = [self.share(size, rank) for rank in range(self.count)]
+        shares = [Ranks(rank, self.count).share(size) for rank in range(self.count)]
         longest = -(-size // self.count)
         padded = part.new_zeros(longest, part.shape[1])
         padded[: len(part)] = part.detach()
@@ -105,7 +104,7 @@ def join_ranks(device_name: str) -> Iterator[tuple[torch.device, Ranks]]:
     """Join the processes that torchrun started (read from its environment); yield this one's device and rank.
 
     With CUDA each process of a machine takes a GPU of its own. Without torchrun there is one process. If one of several
-    ends early, the others end at once without a word: what they wait for will not come.
+    ends early, the others end at once without a message, as they would wait for ever.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -141,8 +140,8 @@ def join_ranks(device_name: str) -> Iterator[tuple[torch.device, Ranks]]:
 class Others:
     """Watches over the other processes of a training, and ends this one if one of them goes before the end.
 
-    Each waits in a thread for a word from the next one, which it sends at its end. A process that goes before closes
-    its connections, and gloo then raises an error where it is awaited; NCCL would wait for its timeout.
+    Each process waits in a thread for a message that the next one sends when it finishes. A process that ends earlier
+    closes its connections, and gloo then raises an error in that thread; NCCL would wait for its timeout.
     """
 
     def __init__(self, rank: int, count: int) -> None:

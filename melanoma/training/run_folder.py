@@ -47,7 +47,7 @@ EVALUATED, VALIDATED = "evaluate_", "validation_"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pillow", "scikit-learn")
 SPLIT_COLUMNS = ["image_name", "source", "patient_id", "group", "label", "part"]
 ADVICE = "run train.py first or pass --run-dir"
-OTHERWISE = "train anew or pass another --run-dir"
+OTHERWISE = "train again or pass another --run-dir"
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -140,7 +140,7 @@ def check_run_dir(run_dir: Path, wanted: Mapping[str, Any], resume: bool, overwr
 
 
 def resume_run(run_dir: Path, table: pd.DataFrame) -> dict[str, Any]:
-    """Return the last checkpoint of a run, once the images and their split are seen to be the run's own.
+    """Return the last checkpoint of a run, after checking that the images and their split are those of the run.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def read_split(run_dir: Path) -> pd.DataFrame:
     table = read_csv(path, str(path), ADVICE)
     known = list(table.columns) == SPLIT_COLUMNS
     if not known or not table["label"].isin(["0", "1"]).all() or not table["part"].isin(PARTS).all():
-        raise InputError(f"{path} is damaged or not of train.py: {OTHERWISE}")
+        raise InputError(f"{path} is damaged or was not written by train.py: {OTHERWISE}")
     return table.assign(label=table["label"].astype(int)).reset_index(drop=True)
 
 
@@ -174,7 +174,7 @@ def read_starts(run_dir: Path) -> list[Any]:
 
 
 def write_log(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Write the log, a JSON object a line."""
+    """Write entries of a log, a JSON object a line."""
     write_text(path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries))
 
 
@@ -185,10 +185,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     ------
     InputError : not there, or no log
     """
-    try:
-        log = [json.loads(line) for line in read_text(path, str(path), ADVICE).splitlines()]
-    except json.JSONDecodeError:
-        log = []
+    log = _read_lines(path)
     if not log:
         raise InputError(f"{path} holds no log of a training: {OTHERWISE}")
     return log
@@ -197,10 +194,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def count_evaluation(run_dir: Path, choices: Mapping[str, Any]) -> list[Any]:
     """Note an evaluation of a run's test part with these choices; return the choices of all evaluations so far."""
     path = run_dir / TESTED
-    lines = read_text(path, str(path), ADVICE).splitlines() if is_file(path) else []
-    lines.append(json.dumps(choices))
-    write_text(path, "\n".join(lines) + "\n")
-    return [json.loads(line) for line in lines]
+    entries = [*(_read_lines(path) if is_file(path) else []), dict(choices)]
+    write_log(path, entries)
+    return entries
+
+
+def _read_lines(path: Path) -> list[Any]:
+    """Return the values of a file that has one JSON value a line."""
+    try:
+        return [json.loads(line) for line in read_text(path, str(path), ADVICE).splitlines()]
+    except json.JSONDecodeError:
+        raise InputError(f"{path} is damaged: {OTHERWISE}") from None
 
 
 def best_entry(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -82,7 +82,11 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
 
 def test_what_is_no_text_file_is_said_once(tmp_path):
     (tmp_path / "odd").write_bytes(b"\xff")
-    for name, problem in (("", "is not a file"), ("no", "does not exist"), ("odd", "is no UTF-8 text, see byte 0")):
+    for name, problem in (
+        ("", "is not a file"),
+        ("no", "does not exist"),
+        ("odd", "is not UTF-8 text: byte 0 is invalid"),
+    ):
         with pytest.raises(InputError) as caught:
             read_text(tmp_path / name, "the log", "train anew")
         assert str(caught.value) == f"the log {problem}: train anew"
@@ -135,9 +139,13 @@ def test_a_file_that_a_program_has_open_is_named_with_what_to_do(tmp_path, windo
     path = tmp_path / "predictions.csv"
     path.write_text("old")
     windows.add(path)
-    with pytest.raises(InputError, match=r"csv cannot be written: Permission denied; .*: close what has it open or "):
+    with pytest.raises(
+        InputError, match=r"csv cannot be written: Permission denied; .*: close the program that has it open or "
+    ):
         replace_file(path, lambda temporary: temporary.write_text("new"))
-    with pytest.raises(InputError, match=r"csv cannot be removed: Permission denied: close what has it open or choose"):
+    with pytest.raises(
+        InputError, match=r"csv cannot be removed: Permission denied: close the program that has it open or choose"
+    ):
         remove_file(path)
     windows.clear()
     assert path.read_text() == "old" and names(tmp_path) == ["predictions.csv"]

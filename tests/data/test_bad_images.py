@@ -160,7 +160,9 @@ def test_of_several_pictures_the_first_counts_and_a_gif_is_refused(tmp_path, kin
     path = tmp_path / f"a{ANIMATED[kind]}"
     path.write_bytes(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
     if kind == "GIF":
-        assert "it is no image, or not in JPEG, PNG, WEBP, BMP" in refusal(KIND, [path], decode_image, path, SIZE)
+        assert "it is not an image in one of the formats JPEG, PNG, WEBP, BMP" in refusal(
+            KIND, [path], decode_image, path, SIZE
+        )
         return
     assert np.abs(decode_image(path, SIZE).astype(int) - RED).max() <= 6
     tally(KIND, "correct")

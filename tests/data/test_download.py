@@ -155,7 +155,7 @@ def test_two_downloads_into_one_folder(site, server, tmp_path):
 def test_too_little_room_is_said_before_anything_is_fetched(site, server, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000))
-    with pytest.raises(InputError, match=r"has 0\.00 GB free, 0\.\d\d GB are needed: free some or choose"):
+    with pytest.raises(InputError, match=r"has 0\.00 GB free, 0\.\d\d GB are needed: free some space or choose"):
         download_isic(tmp_path / "data")
     assert server.requests == []
 

@@ -485,5 +485,5 @@ def test_a_disk_that_fills_up_leaves_whole_images(tmp_path, monkeypatch):
 
 def test_room(tmp_path):
     need_room(tmp_path, 1, "the disk", "choose another folder")
-    with pytest.raises(InputError, match="free some or choose another folder"):
+    with pytest.raises(InputError, match="free some space or choose another folder"):
         need_room(tmp_path, 10**18, "the disk", "choose another folder")

@@ -294,7 +294,7 @@ def test_a_bad_table_is_refused_with_its_problem(tmp_path, text, message):
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xff\xd8\xff\xe0" + bytes(100))
-    with pytest.raises(InputError, match=r"train_labels .*a\.csv is not a CSV, but no text"):
+    with pytest.raises(InputError, match=r"train_labels .*a\.csv is not a CSV: it is not text"):
         read_labels(tmp_path / "a.csv")
 
 

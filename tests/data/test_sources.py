@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from melanoma.common.errors import InputError
+from melanoma.data.duplicates import lists_in_use
 from melanoma.data.labels import Columns
 from melanoma.data.sources import Sources, describe_source, find_source_images, read_sources, read_tables, source_names
 
@@ -117,9 +118,21 @@ def test_class_folders_need_no_table(tmp_path):
 def test_the_list_of_duplicates_beside_the_labels_is_used(tmp_path):
     labels = study(tmp_path / "set", "dbca")
     (tmp_path / "set" / "ISIC_2020_Training_Duplicates.csv").write_text("image_name_1,image_name_2\nb.jpg,a\n")
-    found = read_sources([tmp_path / "set" / "images"], [labels])
+    found = read_sources([tmp_path / "set" / "images"], [labels], duplicates=lists_in_use(None, [labels]))
     assert found.table["image_name"].tolist() == ["a", "c", "d"]  # the first by name, whatever the order of rows
     assert "duplicates dropped, by " in said(found)
+
+
+def test_a_source_without_a_known_diagnosis_or_an_image_is_one_line(tmp_path):
+    labels = study(tmp_path / "set", "abc")
+    labels.write_text("image_name,diagnosis\na,unknown\nb,unknown\nc,\n")
+    for need_images in (True, False):
+        with pytest.raises(InputError, match=r"labels\.csv has no image with a known diagnosis"):
+            read_sources([tmp_path / "set" / "images"], [labels], need_images=need_images)
+    (tmp_path / "empty").mkdir()
+    for name, message in (("empty", "empty has no image with a known diagnosis"), ("gone", "gone is not a folder")):
+        with pytest.raises(InputError, match=message):
+            read_sources([tmp_path / name], [], need_images=False)
 
 
 def test_counts_need_no_images(tmp_path):

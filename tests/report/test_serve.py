@@ -57,7 +57,7 @@ def test_each_photo_has_its_verdict_or_its_error_in_order(model, photos):
         assert "not a medical device" in part
         assert part.count("<img") == 2 + 10  # the photo, its heat map, five neighbours of either class
         assert table["nearest_name"][row] in part
-    assert "cannot be read: UnidentifiedImageError: it is no image" in broken
+    assert "cannot be read: UnidentifiedImageError: it is not an image" in broken
     assert "<img" not in broken
 
 

@@ -377,7 +377,7 @@ def test_export_replaces_a_model_and_nothing_else(headed: Config, tmp_path: Path
         predict.export(headed, [], file)
     shutil.copy(headed.run_dir / "best.pt", file)
     before = file.read_bytes()
-    with pytest.raises(InputError, match="is no model of this version"):
+    with pytest.raises(InputError, match="is not a model of this version"):
         predict.export(headed, [], file)
     assert file.read_bytes() == before
 

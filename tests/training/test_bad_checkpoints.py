@@ -189,7 +189,7 @@ def test_what_is_no_checkpoint_of_this_version_is_refused(tmp_path, write):
     path = tmp_path / "best.pt"
     write(path)
     message = refusal(KIND, [path], load_checkpoint, path)
-    assert "train anew" in message
+    assert "train again" in message
 
 
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
@@ -298,7 +298,7 @@ def test_weights_that_are_not_finite_stop_the_prediction(run, value):
     stored = load_checkpoint(path)
     stored["model"]["fc_embedding.weight"].fill_(value)
     save_checkpoint(path, stored)
-    refusal(KIND, ["train anew"], predict.main, run)
+    refusal(KIND, ["train again"], predict.main, run)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

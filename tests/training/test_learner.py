@@ -121,10 +121,7 @@ class Unordered(torch.nn.Module):
 
 def test_what_has_no_deterministic_algorithm_is_one_line() -> None:
     learner = Learner(Unordered(small().backbone), 1, 0.01)
-    with (
-        deterministic(True),
-        pytest.raises(InputError, match=r"^--deterministic: put_ computes other bits .* on cpu: "),
-    ):
+    with deterministic(True), pytest.raises(InputError, match=r"^--deterministic: put_ is not deterministic on cpu: "):
         walk(learner, 1)
     walk(learner, 1)
 
@@ -161,3 +158,10 @@ def test_compiled_steps_have_the_same_losses(ranges: ViewRanges | None) -> None:
             losses[compiled].append(float(cost[0]))
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     assert len(set(losses[True])) == 4
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "advice"), [(16, "--batch-size 8"), (4, "--batch-size 2"), (3, "a smaller --image-size")]
+)
+def test_what_to_try_if_memory_is_too_small_is_a_setting_that_is_allowed(batch_size, advice):
+    assert Learner(small(), 1, 0.01, batch_size=batch_size).smaller == advice

@@ -14,7 +14,6 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("size", [256, 7, 1])
 def test_shares_make_up_the_batch_and_are_nearly_equal(size, count):
     shares = [Ranks(rank, count).share(size) for rank in range(count)]
-    assert shares == [Ranks(0, count).share(size, rank) for rank in range(count)]
     assert [i for share in shares for i in range(share.start, share.stop)] == list(range(size))
     sizes = [share.stop - share.start for share in shares]
     assert max(sizes) - min(sizes) <= 1

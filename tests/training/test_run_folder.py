@@ -183,7 +183,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_what_to_do(change):
     learner = stepped()
     contents = {"model": learner.kept.state_dict(), **learner.state(), **change}
     message = refusal(learner.resume, contents, Path("runs/last.pt"))
-    assert message == "checkpoint runs/last.pt does not fit its own settings: train anew or pass another --run-dir"
+    assert message == "checkpoint runs/last.pt does not fit its own settings: train again or pass another --run-dir"
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -379,3 +379,10 @@ def test_a_lock_that_cannot_be_held_is_one_line(config):
     (config.run_dir / "lock").mkdir(parents=True)
     with pytest.raises(InputError, match=r"runs/one cannot be written: Is a directory"), lock_run(config.run_dir):
         pytest.fail("it was held")
+
+
+def test_a_damaged_list_of_evaluations_is_kept_and_named(tmp_path):
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text('{"scorer": null}\n{"sco')
+    assert refusal(checkpoint.count_evaluation, tmp_path, {}).startswith(f"{path} is damaged: ")
+    assert path.read_text() == '{"scorer": null}\n{"sco'

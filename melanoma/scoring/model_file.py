@@ -27,8 +27,8 @@ OTHERWISE = "export it again or name another"
 def write_model(path: Path, runs: Sequence[Run], slim: bool = False) -> None:
     """Write runs to a file, atomically.
 
-    slim : without pictures, names, labels and groups of the lesions, and the command lines, and with matrices and
-        kernels in float16; such a file still judges photos, but cannot evaluate the test part of its run
+    slim : without pictures, the table of the lesions and the command lines, and with matrices and kernels in float16;
+        such a file still judges photos, but cannot evaluate the test part of its run
     """
     kept = [run if run is runs[0] else replace(run, pictures={}) for run in runs]  # cards are by the first
     packed = [_halved(_packed(_slim(run))) if slim else _packed(run) for run in kept]

@@ -140,8 +140,7 @@ def commands(document: Path) -> list[str]:
 
 
 README = ROOT / "README.md"
-# results.md names commands of earlier commits
-DOCUMENTS = [README, *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "results.md")]
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = [(path.name, line) for path in DOCUMENTS for line in commands(path)]
 
 

@@ -52,7 +52,7 @@ def columns_of(config: Config) -> Columns:
 
 
 def duplicate_lists(config: Config) -> list[Path]:
-    """Return the lists of duplicates in use; the counts of the published split are with those of ISIC 2020's list."""
+    """Return the lists of duplicates in use; the published split keeps what ISIC 2020's own list would drop."""
     return lists_in_use(config.duplicates, () if config.split == "published" else config.train_labels)
 
 

@@ -275,8 +275,8 @@ def warn_of_memory(learner: Learner, config: Config, device: torch.device) -> No
     need = learner.step_memory(images, config.image_size)
     if need > NEARLY_FULL * spare:
         learner.ranks.say(
-            f"a step needs about {need / 1e9:.1f} GB, {device} has {spare / 1e9:.1f} GB free: if it is too small, try "
-            f"{learner.smaller}"
+            f"a step needs about {need / 1e9:.1f} GB, {device} has {spare / 1e9:.1f} GB free: if it is too small, "
+            f"try {learner.smaller}"
         )
 
 

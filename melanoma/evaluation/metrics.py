@@ -57,9 +57,7 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
         },
         "counts_at_specificity": _counts_at(metrics["sensitivity_at_specificity"], n_melanoma),
         "counts_at_sensitivity": _counts_at(metrics["specificity_at_sensitivity"], n - n_melanoma),
-        "threshold": float(
-            np.mean(threshold) if np.ptp(threshold) else np.max(threshold)
-        ),  # one for all is kept exactly
+        "threshold": float(np.mean(threshold) if np.ptp(threshold) else np.max(threshold)),  # one is kept exactly
         "counts": counts,
         "n": n,
         "n_melanoma": n_melanoma,

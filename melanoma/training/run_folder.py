@@ -185,7 +185,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     ------
     InputError : not there, or no log
     """
-    log = _read_lines(path)
+    log = _read_lines(path, OTHERWISE)
     if not log:
         raise InputError(f"{path} holds no log of a training: {OTHERWISE}")
     return log
@@ -194,17 +194,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def count_evaluation(run_dir: Path, choices: Mapping[str, Any]) -> list[Any]:
     """Note an evaluation of a run's test part with these choices; return the choices of all evaluations so far."""
     path = run_dir / TESTED
-    entries = [*(_read_lines(path) if is_file(path) else []), dict(choices)]
+    entries = [*(_read_lines(path, "restore or remove it") if is_file(path) else []), dict(choices)]
     write_log(path, entries)
     return entries
 
 
-def _read_lines(path: Path) -> list[Any]:
+def _read_lines(path: Path, advice: str) -> list[Any]:
     """Return the values of a file that has one JSON value a line."""
     try:
         return [json.loads(line) for line in read_text(path, str(path), ADVICE).splitlines()]
     except json.JSONDecodeError:
-        raise InputError(f"{path} is damaged: {OTHERWISE}") from None
+        raise InputError(f"{path} is damaged: {advice}") from None
 
 
 def best_entry(log: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -384,5 +384,5 @@ def test_a_lock_that_cannot_be_held_is_one_line(config):
 def test_a_damaged_list_of_evaluations_is_kept_and_named(tmp_path):
     path = tmp_path / "evaluations.jsonl"
     path.write_text('{"scorer": null}\n{"sco')
-    assert refusal(checkpoint.count_evaluation, tmp_path, {}).startswith(f"{path} is damaged: ")
+    assert refusal(checkpoint.count_evaluation, tmp_path, {}) == f"{path} is damaged: restore or remove it"
     assert path.read_text() == '{"scorer": null}\n{"sco'

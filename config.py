@@ -17,7 +17,7 @@ device = "auto"  # cuda, cuda:1, mps or cpu; auto takes the first one available
 # The other settings, in the same form.
 test_image = "data/test"  # folder of the challenge's test images (no labels)
 test_labels = "data/ISIC_2020_Test_Metadata.csv"  # CSV naming the test images
-duplicates = None  # list of duplicates, of which one is kept (none: ISIC 2020's, if it is beside the labels)
+duplicates = None  # list of duplicates, one image of each set is kept (none: ISIC 2020's, if beside the labels)
 train_metadata = None  # CSV with further columns of the images, such as lesion_id and age; several: a list
 image_column = None  # column of the image names, if it is not detected
 label_column = None  # column of the labels or diagnoses, if it is not detected
@@ -37,7 +37,7 @@ seed = 0  # seed of weights, pairs and views
 backbone = None  # conv3, or a network of timm: tf_efficientnet_lite0, convnext_tiny, vit_small_patch14_dinov2.lvd142m
 backbone_weights = "imagenet"  # of a timm backbone: imagenet (its pretrained weights), none, or a file of weights
 grid = None  # features are the means of grid × grid fields of the last feature map or patch tokens (not conv3)
-frozen_blocks = None  # number of first blocks of the backbone that are not trained; nor are then batch norms
+frozen_blocks = None  # number of first blocks of the backbone that stay fixed; above 0 all batch normalisation does too
 embedding_dim = None  # length of the embedding
 normalize = None  # scale every embedding to length 1
 dropout = None  # dropout probability of the backbone's features
@@ -51,7 +51,7 @@ views = None  # random views (augmentation) of both classes: none, mild, wide or
 margin = None  # distance past which unlike pairs add no loss
 positive_margin = None  # distance below which like pairs add no loss
 average = None  # the loss is the mean over all pairs, or over the active ones, those with a loss
-hardest = None  # hard-pair mining after the first epoch: share of the pairs, of largest loss, that count
+hardest = None  # hard-pair mining after the first epoch: share of the pairs, those of largest loss, that count
 pair_weight = None  # weight of the pair loss beside the head's
 
 backbone_rate = None  # learning rate of the backbone, as a share of learning_rate

@@ -55,7 +55,7 @@ def read_sources(
 
     Raises
     ------
-    InputError : other numbers of folders and CSVs, or a source none of whose images is there
+    InputError : other numbers of folders and CSVs, or a source without a known diagnosis or without any of its images
     """
     names = source_names(labels or images)
     there = need_images or not labels or all(map(is_folder, images))
@@ -72,7 +72,7 @@ def read_sources(
     for i, (name, found) in enumerate(zip(names, tables, strict=True)):
         path, table = labels[i] if labels else None, found.table
         if table.empty:
-            raise InputError(f"{path or name} has no image with a known diagnosis")
+            raise InputError(f"{path or name} has no image with a known diagnosis: check train_labels and train_image")
         report = {"source": name, "layout": found.layout, "values": found.values, "left_out": found.left_out}
         report["labels"] = len(table)
         if there:

@@ -12,7 +12,7 @@ from melanoma.data.cache import ImageCache
 from melanoma.data.split import ALONE
 from melanoma.evaluation.bootstrap import brief_metrics, compare, fold_metrics, intervals, too_few
 from melanoma.evaluation.controls import METADATA, beaten, control_scores, control_table, image_features
-from melanoma.evaluation.metrics import evaluate
+from melanoma.evaluation.metrics import count_outcomes, evaluate, rates
 from melanoma.evaluation.subgroups import typology_angles
 
 
@@ -42,7 +42,7 @@ def measure(table: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
     few = too_few(labels, groups)
     if few:
         metrics["not_computed"]["intervals"] = few
-    specific = evaluate(labels, probability, table["specific_threshold"].to_numpy())["rates"]
+    specific = rates(count_outcomes(labels, probability, table["specific_threshold"].to_numpy()))
     metrics["at_specific_threshold"] = {key: specific[key] for key in ("sensitivity", "specificity")}
     alone = table["group"].str.startswith(ALONE)
     metrics |= {

@@ -43,18 +43,10 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
     values = {name: None if np.isnan(value[0]) else float(value[0]) for name, value in weighted.items()}
     metrics = nested(values)
     counts = count_outcomes(labels, scores, threshold)
-    tp, fp, tn, fn = counts.values()
-    n, n_melanoma = len(labels), tp + fn
+    n, n_melanoma = len(labels), counts["tp"] + counts["fn"]
     return {
         **metrics,
-        "rates": {
-            "sensitivity": rate(tp, n_melanoma),
-            "specificity": rate(tn, n - n_melanoma),
-            "precision": rate(tp, tp + fp),
-            "npv": rate(tn, tn + fn),
-            "accuracy": rate(tp + tn, n),
-            "flag_rate": rate(tp + fp, n),
-        },
+        "rates": rates(counts),
         "counts_at_specificity": _counts_at(metrics["sensitivity_at_specificity"], n_melanoma),
         "counts_at_sensitivity": _counts_at(metrics["specificity_at_sensitivity"], n - n_melanoma),
         "threshold": float(np.mean(threshold) if np.ptp(threshold) else np.max(threshold)),  # one is kept exactly
@@ -62,6 +54,20 @@ def evaluate(labels: np.ndarray, scores: np.ndarray, threshold: float | np.ndarr
         "n": n,
         "n_melanoma": n_melanoma,
         "not_computed": {name[0]: _reason(name[0], counts) for name, value in values.items() if value is None},
+    }
+
+
+def rates(counts: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Return the rates of `count_outcomes` by name, each as `rate`."""
+    tp, fp, tn, fn = counts.values()
+    n = tp + fp + tn + fn
+    return {
+        "sensitivity": rate(tp, tp + fn),
+        "specificity": rate(tn, tn + fp),
+        "precision": rate(tp, tp + fp),
+        "npv": rate(tn, tn + fn),
+        "accuracy": rate(tp + tn, n),
+        "flag_rate": rate(tp + fp, n),
     }
 
 

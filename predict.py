@@ -232,7 +232,7 @@ def main(
     say("scoring the lesions")
     if evaluate_image and labels:
         name, prefix = f"folder {Path(*evaluate_image.absolute().parts[-2:])}", run_folder.EVALUATED
-        lists = filter(is_file, lists_in_use(machine.duplicates, machine.train_labels))
+        lists = lists_in_use(machine.duplicates, machine.train_labels)
         twins = [pair for path in lists for pair in read_duplicates(path)]
         scored = score_folder(ensembles, evaluate_image, labels, partial(decode, machine), twins)
     else:
@@ -423,13 +423,12 @@ def export(
 
 
 def training_command(run: Run) -> str:
-    """Return the command that trains a run, but for the paths of its data."""
+    """Return the command that trains a run whatever config.py says, but for the paths of its data."""
     recipe = run.settings["recipe"]
-    usual = experiment(Config(recipe=recipe))
-    words = ["python train.py --recipe", recipe]
+    usual, words = RECIPES[recipe], ["python train.py --recipe", recipe]
     for name, value in run.settings.items():
         flag = name.replace("_", "-")
-        if value != usual.get(name, value):
+        if name != "recipe" and (name not in usual or value != usual[name]):
             text = "none" if value is None else value
             words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {text}")
     return " ".join(words)
@@ -556,7 +555,7 @@ def load_checkpoint(machine: Config) -> Run:
 
 def read_metadata(machine: Config) -> pd.DataFrame:
     """Return age, sex and site of the labelled images by name; an empty table where the labels are not there."""
-    there = all(map(is_file, machine.train_labels))
+    there = bool(machine.train_labels) and all(map(is_file, machine.train_labels))
     tables = read_tables(machine.train_labels, machine.train_metadata, columns_of(machine)) if there else []
     named = [found.table.set_index("image_name")[METADATA] for found in tables]
     return pd.concat(named) if named else pd.DataFrame(columns=METADATA)

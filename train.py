@@ -31,6 +31,7 @@ if __name__ == "__main__":  # --help and misspelt flags are answered before the 
 import contextlib
 import copy
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -180,10 +181,9 @@ def train_run(
         if ranks.first:
             ranks.say("writing model.pt: embedding the references")
             best = write_run(config, learner.kept, data, origin, log, dtype)
-            part = " --split-part validation" if config.fold is None else ""
             ranks.say(
                 f"best validation AUC {best['val_auc']:.3f} (epoch {best['epoch']}); run folder {config.run_dir}, "
-                f"learning curves in {config.graph_dir}\nnext: python predict.py --run-dir {config.run_dir}{part}"
+                f"learning curves in {config.graph_dir}\nnext: {next_command(config)}"
             )
 
 
@@ -262,8 +262,8 @@ def train_epochs(
         if stopping():
             with ranks.together(device):
                 saving.join()
-            rest = "--resume goes on from there" if epoch < config.epochs else "it was the last one"
-            raise stopped(f"saved after {name}; {rest}")
+            rest = "goes on from there" if epoch < config.epochs else "writes model.pt"
+            raise stopped(f"saved after {name}; --resume {rest}")
 
 
 def warn_of_memory(learner: Learner, config: Config, device: torch.device) -> None:
@@ -558,6 +558,16 @@ def write_run(
     )
     write_model(config.run_dir / run_folder.MODEL, [run])
     return best
+
+
+def next_command(config: Config) -> str:
+    """Return the command that evaluates the run, with the folders of its images where config.py has others."""
+    words = ["python", "predict.py", "--run-dir", str(config.run_dir)]
+    if config.fold is None:
+        words += ["--split-part", "validation"]
+    if config.train_image != replace(config, train_image=Config.train_image).train_image:
+        words += ["--train-image", *map(str, config.train_image)]
+    return shlex.join(words)
 
 
 def describe_epoch(entry: dict[str, Any], epochs: int) -> str:

@@ -250,6 +250,14 @@ def test_duplicates_can_be_switched_off_by_a_flag(tmp_path):
     assert parse("--config", str(stored), "--duplicates", "none").duplicates is None
 
 
+@pytest.mark.parametrize("name", ["train_metadata", "melanoma_values", "group_columns"])
+def test_a_list_can_be_emptied_by_a_flag(name, tmp_path):
+    stored = tmp_path / "config.json"
+    stored.write_text(json.dumps({name: ["/a", "/b"]}))
+    assert len(getattr(parse("--config", str(stored)), name)) == 2
+    assert getattr(parse("--config", str(stored), f"--{name.replace('_', '-')}", "none"), name) == ()
+
+
 @pytest.mark.parametrize(
     "flags",
     [

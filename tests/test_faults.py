@@ -109,7 +109,7 @@ def test_a_signal_while_validating_waits_for_the_end_of_the_epoch(
     monkeypatch.setattr(train, "validate", validate)
     with pytest.raises(Stopped, match=r"saved after epoch 1/3; --resume goes on"):
         train.main(config)
-    with pytest.raises(Stopped, match=r"saved after epoch 3/3; it was the last one"):
+    with pytest.raises(Stopped, match=r"saved after epoch 3/3; --resume writes model.pt"):
         train.main(config, resume=True)
     assert_same_run(straight, config)
 

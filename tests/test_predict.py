@@ -167,6 +167,25 @@ def test_another_labelled_folder_is_judged_with_the_runs_threshold(
     assert (machine.run_dir / "predictions.csv").read_bytes() == before
 
 
+def test_a_list_of_duplicates_that_is_not_there_is_told(machine: Config, lesion_folder: Path, tmp_path: Path) -> None:
+    other = another_folder(lesion_folder / "train", lesion_folder / "train.csv", tmp_path / "other")
+    with pytest.raises(InputError, match=r"duplicates .*pairs\.csv does not exist: .* --duplicates"):
+        predict.main(dataclasses.replace(machine, duplicates=tmp_path / "pairs.csv"), (), *other)
+
+
+@pytest.mark.usefixtures("lean_evaluation")
+def test_a_checkpoint_of_class_folders_is_evaluated(quick: Config, lesion_folder: Path, tmp_path: Path) -> None:
+    found = read_labels(lesion_folder / "train.csv").table
+    for name, label in zip(found["image_name"], found["label"], strict=True):
+        place = tmp_path / "classes" / ("nevus", "melanoma")[label] / f"{name}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(lesion_folder / "train" / place.name, place)
+    config = dataclasses.replace(quick, train_image=(tmp_path / "classes",), train_labels=(), epochs=1)
+    train.main(config)
+    (config.run_dir / "model.pt").unlink()
+    assert predict.main(config)["n"] == len(predictions_of(config))
+
+
 def test_a_run_whose_scores_are_not_finite_is_named(machine: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     real = ensemble.embed_images
 

@@ -519,7 +519,8 @@ def test_the_last_line_names_the_next_command_and_a_failed_start_leaves_nothing(
     train.main(quick)
     lines = capsys.readouterr().out.splitlines()
     assert str(quick.graph_dir) in lines[-2]
-    assert lines[-1] == f"next: python predict.py --run-dir {quick.run_dir}"
+    [folder] = quick.train_image
+    assert lines[-1] == f"next: python predict.py --run-dir {quick.run_dir} --train-image {folder}"
     assert not (quick.run_dir / "lock").exists()
 
 

@@ -44,6 +44,12 @@ def listed(names: Iterable[object], most: int = 5) -> str:
     return ", ".join(brief(printable(str(name)), 40) for name in names[:most]) + more
 
 
+def settable(argument: str) -> str:
+    """Return what to do about a path: which flag names it, and that config.py does, unless it is predict.py's alone."""
+    flag = f"--{argument.replace('_', '-')}"
+    return f"check {flag}" if argument.startswith("evaluate_") else f"edit config.py or pass {flag}"
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 melanoma`, `1,200 images`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

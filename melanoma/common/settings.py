@@ -220,7 +220,7 @@ def add_flags(
         options: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
         if bool not in kinds:
             metavar = "NAME" if own["choices"] else _name(kinds).upper()
-            options = {"type": _reader(kinds), "choices": own["choices"], "metavar": metavar}
+            options = {"type": _reader(item), "choices": own["choices"], "metavar": metavar}
             options |= {"nargs": "+"} if _is_list(item) else {}
         action = group.add_argument(
             f"--{item.name.replace('_', '-')}",
@@ -292,12 +292,14 @@ def _name(kinds: tuple[Any, ...]) -> str:
     return " or ".join(kind.__name__.replace("NoneType", "none") for kind in kinds).lower()
 
 
-def _reader(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
+def _reader(item: dataclasses.Field[Any]) -> Callable[[str], Any]:
     """Return what makes a flag's text a value."""
+    kinds = _kinds(item)
+    nullable = type(None) in kinds or Path in kinds or _is_list(item)
 
     def read(text: str) -> Any:
         empty = ("none",) if kinds[0] is int else ("", "none")
-        return None if (type(None) in kinds or Path in kinds) and text.lower() in empty else kinds[0](text)
+        return None if nullable and text.lower() in empty else kinds[0](text)
 
     read.__name__ = kinds[0].__name__  # argparse names it in its error
     return read

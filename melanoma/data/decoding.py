@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from melanoma.common.errors import InputError, brief, printable
+from melanoma.common.errors import InputError, brief, printable, settable
 from melanoma.common.files import is_folder
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -21,11 +21,11 @@ MAX_PIXELS = 100_000_000  # four times ISIC's largest image; 400 MB once decoded
 
 
 def image_id(name: str) -> str:
-    """Return the id of an image's name: without folders, an image's extension, and ISIC 2019's `_downsampled`."""
+    """Return the id of an image's name: without folders, extension, outer spaces, and ISIC 2019's `_downsampled`."""
     name = name.replace("\\", "/").rpartition("/")[2]
     stem, dot, extension = name.rpartition(".")
     name = stem if dot + extension.lower() in EXTENSIONS else name
-    return name.removesuffix("_downsampled")
+    return name.strip().removesuffix("_downsampled")
 
 
 def find_images(folders: Path | Sequence[Path], argument: str = "train_image") -> dict[str, Path]:
@@ -40,8 +40,7 @@ def find_images(folders: Path | Sequence[Path], argument: str = "train_image") -
     found: dict[str, Path] = {}
     for folder in [folders] if isinstance(folders, Path) else folders:
         if not is_folder(folder):
-            flag = argument.replace("_", "-")
-            raise InputError(f"{argument} {folder} is not a folder: edit config.py or pass --{flag}")
+            raise InputError(f"{argument} {folder} is not a folder: {settable(argument)}")
         for path in _image_files(folder):
             name = image_id(path.name)
             if name in found:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from melanoma.common.errors import InputError, listed
+from melanoma.common.errors import InputError, listed, settable
 from melanoma.common.files import is_file, write_text
 from melanoma.data.cache import ImageCache
 from melanoma.data.decoding import image_id
@@ -36,7 +36,7 @@ def read_duplicates(path: Path) -> list[tuple[str, str]]:
     ------
     InputError : no such file, no CSV, no such columns
     """
-    table = read_csv(path, f"duplicates {path}", "edit config.py or pass --duplicates")
+    table = read_csv(path, f"duplicates {path}", settable("duplicates"))
     table.columns = pd.Index([column_key(name) for name in table.columns])
     missing = [name for name in PAIR if name not in table]
     if missing:

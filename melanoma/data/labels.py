@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from melanoma.common.errors import InputError, listed, shown
+from melanoma.common.errors import InputError, listed, settable, shown
 from melanoma.data.decoding import image_id
 from melanoma.data.diagnoses import LEFT_OUT, MELANOMA, OTHER, UNCLEAR, UNKNOWN, read_diagnosis
 from melanoma.data.tables import column_key, known_values, read_csv, refuse_rows
@@ -33,6 +33,9 @@ LEVELS_2024 = tuple(f"iddx_{level}" for level in range(1, 6))  # of ISIC 2024, w
 ONE_HOT = ("mel", "nv", "bcc", "ak", "akiec", "bkl", "df", "vasc", "scc", "unk")  # of ISIC 2018 and 2019
 ONE_HOT_2017 = ("melanoma", "seborrheic_keratosis")  # neither: a nevus
 FOLDER = "folder"
+
+NAMED = ("train_labels", "evaluate_labels")  # tables whose columns the settings name
+RESERVED = ("label", "age", "source", "part", "group")  # columns of a table of lesions that cannot group them
 
 TRUE = r"1([.,]0*)?|true"
 BINARY = rf"{TRUE}|0([.,]0*)?|false"
@@ -111,8 +114,11 @@ def labels_of_folders(files: Mapping[str, Path], columns: Columns = Columns()) -
 
     Raises
     ------
-    InputError : a folder's name is no known diagnosis
+    InputError : a folder's name is no known diagnosis, a file's name no text
     """
+    for name in files:
+        if name.encode(errors="ignore").decode() != name:  # it could not be written to a table
+            raise InputError(f"train_image (class folders): the file name {shown(name)} is no text in UTF-8: rename it")
     names = pd.Series(list(files), dtype=str)
     raw = pd.DataFrame({FOLDER: [path.parent.name for path in files.values()]}, dtype=str)
     return _labels(raw, names, "train_image (class folders)", "file name", Columns(None, FOLDER, columns.melanoma))
@@ -133,14 +139,15 @@ def read_test_names(path: Path) -> list[str]:
 def _read_named(path: Path, argument: str, image_column: str | None) -> tuple[pd.DataFrame, pd.Series, str]:
     """Return a CSV's table with its columns' names as keys, its images' ids, and the column that they come from."""
     where = f"{argument} {path}"
-    raw = read_csv(path, where, f"edit config.py or pass --{argument.replace('_', '-')}")
+    raw = read_csv(path, where, settable(argument))
     raw.columns = pd.Index([column_key(name) for name in raw.columns])
     raw = raw.loc[:, ~raw.columns.duplicated()]
     column = _column(raw, image_column, "image_column", where) or _first(raw, IMAGE)
     if column is None:
+        advice = "name it with --image-column" if argument in NAMED else "rename one to image_name"
         raise InputError(
             f"{where} has no column of image names ({', '.join(IMAGE[:4])}): its columns are "
-            f"{listed(raw.columns, 12)}: name it with --image-column"
+            f"{listed(raw.columns, 12)}: {advice}"
         )
     if raw.empty:
         raise InputError(f"{where} has no rows below its header")
@@ -164,6 +171,9 @@ def _labels(raw: pd.DataFrame, names: pd.Series, where: str, image_column: str, 
     if columns.groups:
         groups = [str(_column(raw, name, "group_columns", where)) for name in columns.groups]
         groups = ["patient_id" if name in PATIENT else "lesion_id" if name in LESION else name for name in groups]
+        reserved = [name for name in groups if name in RESERVED]
+        if reserved:
+            raise InputError(f"{where}: group_columns names {reserved[0]}, which has a meaning here: rename the column")
         table = table.assign(**{name: known_values(raw[name]) for name in groups if name not in table})
     for name, cells in (("label", read_as), *((name, table[name]) for name in groups)):
         differ = cells.groupby(names).transform("nunique") > 1

@@ -70,7 +70,7 @@ def split_groups(table: pd.DataFrame, fold: int | None, seed: int, validation_fo
 
     Raises
     ------
-    InputError : a class with fewer than 5 groups
+    InputError : a class with fewer than 5 groups; no source with 5 images of a class
     """
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import
 
@@ -78,10 +78,12 @@ def split_groups(table: pd.DataFrame, fold: int | None, seed: int, validation_fo
         groups = table.loc[table["label"] == label, "group"].nunique()
         if groups < N_FOLDS:
             raise InputError(f"{groups} patients (groups) have {name} images: a split by patient needs {N_FOLDS}")
+    strata = table["source"] + table["label"].astype(str)
+    if strata.value_counts().max() < N_FOLDS:
+        raise InputError(f"no source has {N_FOLDS} images of one class: a split by patient needs {N_FOLDS}")
     # StratifiedGroupKFold(shuffle=True), done here: before scikit-learn 1.8 it shuffled without stratifying
     names, group = np.unique(table["group"], return_inverse=True)
     place = np.argsort(np.random.RandomState(seed).permutation(len(names)))
-    strata = table["source"] + table["label"].astype(str)
     held_out = [test for _, test in StratifiedGroupKFold(N_FOLDS).split(table, strata, groups=place[group])]
     parts = np.full(len(table), "train", dtype="<U10")
     if fold is not None:

@@ -30,6 +30,7 @@ CONTROLS: dict[str, list[str]] = {
     "mean colour": COLOURS,
     "source": ["source"],  # only where there are several
 }
+CATEGORIES = 250  # of a column, the most frequent: the trees take 255 at most
 UNEVEN = 0.05  # a larger difference between the classes' shares of blanks is noted
 BLOCK = 64  # images at a time
 
@@ -37,8 +38,8 @@ BLOCK = 64  # images at a time
 def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """Fit gradient-boosted trees to some columns of a training part; return the scores (N,) of a test part.
 
-    The trees take blanks and categories as they are. A column that is blank throughout training is left out; without
-    any column all scores are 0.
+    The trees take blanks and categories as they are; the rarest of more than 250 categories count as blank. A column
+    that is blank throughout training is left out; without any column all scores are 0.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier  # slow to import
 
@@ -47,7 +48,8 @@ def fit_and_score(train: pd.DataFrame, test: pd.DataFrame, columns: list[str]) -
         return np.zeros(len(test))
     features = pd.concat([train[columns], test[columns]], ignore_index=True)
     for name in features.select_dtypes(exclude="number"):
-        features[name] = pd.Categorical(features[name].where(features[name] != ""))
+        frequent = features[name][features[name] != ""].value_counts().index[:CATEGORIES]
+        features[name] = pd.Categorical(features[name].where(features[name].isin(frequent)))
     trees = HistGradientBoostingClassifier(
         max_iter=100, learning_rate=0.05, class_weight="balanced", random_state=0, categorical_features="from_dtype"
     )

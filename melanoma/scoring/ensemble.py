@@ -400,7 +400,9 @@ def new_to_all(
     """
     runs = runs_of(ensembles)
     tables = [run.lesions.query("part != 'test'") for run in runs if run.lesions is not None]
-    names, patients = ({text for own in tables for text in own[key]} for key in ("image_name", "patient_id"))
+    patients = {patient for own in tables for patient in own["patient_id"]}
+    stored = [pair for own in tables for pair in zip(own["image_name"], own["source"], strict=True)]
+    names = {name.removeprefix(f"{source}:") for name, source in stored} | {name for name, _ in stored}
     pictures = known_pictures(ensembles, feeds, lesions["image_name"].tolist())
     names |= {other for pair in duplicates for other in pair if names & set(pair)}
     seen = pictures | lesions["image_name"].isin(names)

@@ -76,10 +76,13 @@ def nearest_references(embeddings: np.ndarray, references: np.ndarray, count: in
     Euclidean distances, float64 (N, K), the nearest first; their rows of `references`, int64 (N, K)
     """
     # in float64, so that an image that is a reference itself lies at 0 to 7 digits
-    pair = torch.from_numpy(embeddings).double(), torch.from_numpy(references).double()
-    distances = torch.cdist(*pair, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest = distances.topk(min(count, len(references)), largest=False)
-    return nearest.values.numpy(), nearest.indices.numpy()
+    points, others = torch.from_numpy(embeddings).double(), torch.from_numpy(references).double()
+    nearest = []
+    for block in points.split(BLOCK):
+        distances = torch.cdist(block, others, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest.append(distances.topk(min(count, len(references)), largest=False))
+    values, rows = (torch.cat(parts).numpy() for parts in zip(*nearest, strict=True))
+    return values, rows
 
 
 def familiarity(distance: np.ndarray, usual: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from melanoma.common.errors import InputError
-from melanoma.data.decoding import decode_image, find_images, find_photos
+from melanoma.data.decoding import decode_image, find_images, find_photos, image_id
 
 # --- finding files ---
 
@@ -25,7 +25,12 @@ def test_a_missing_image_folder_is_named_with_its_flag(tmp_path, argument):
         find_images(tmp_path / "nowhere", argument)
     flag = argument.replace("_", "-")
     assert str(error.value).startswith(f"{argument} {tmp_path / 'nowhere'} is not a folder")
+    assert ("config.py" in str(error.value)) == argument.startswith("train")
     assert f"--{flag}" in str(error.value)
+
+
+def test_spaces_around_an_images_name_do_not_count():
+    assert image_id(" photo 1 .jpg") == image_id("photo 1") == "photo 1"
 
 
 def test_photos_are_files_as_named_and_the_images_of_folders_each_once(tmp_path):

@@ -136,6 +136,13 @@ def test_public_layouts_are_understood_without_flags(tmp_path, text, labels, lay
     assert sum(count for *_, count in found.values) == rows
 
 
+def test_tables_whose_column_of_names_no_flag_can_name_are_to_be_changed(tmp_path):
+    (tmp_path / "a.csv").write_text("No,Sex\n1,m\n")
+    for reader in (read_metadata, read_test_names):
+        with pytest.raises(InputError, match=r"has no column of image names .*: rename one to image_name$"):
+            reader(tmp_path / "a.csv")
+
+
 def test_metadata_of_isic_2019_are_joined_by_image(tmp_path):
     (tmp_path / "metadata.csv").write_text(
         "image,age_approx,anatom_site_general,lesion_id,sex\nb,50,torso,L2,female\na_downsampled,45,head/neck,L1,male\n"
@@ -169,6 +176,11 @@ def test_malignant_folders_are_melanoma_only_if_the_user_says_so(tmp_path):
     assert labels_of(labels_of_folders(files, Columns(melanoma=["malignant"]))) == {"a": 1, "b": 0}
 
 
+def test_a_file_name_that_is_no_text_is_named():
+    with pytest.raises(InputError, match=r"'caf\\udce9' is no text in UTF-8: rename"):
+        labels_of_folders({"caf\udce9": Path("nevus/caf\udce9.png")})
+
+
 # --- any other table ---
 
 
@@ -182,6 +194,12 @@ def test_four_settings_read_any_table(tmp_path):
     assert found.groups == ("person", "spot")
     assert found.table["person"].tolist() == ["p", "p", "q"]
     assert found.layout == "label table: no, finding; melanoma = mm, LMM; grouped by person and spot"
+
+
+@pytest.mark.parametrize("name", ["label", "age", "source", "part", "group"])
+def test_a_column_of_groups_cannot_have_a_name_that_the_table_uses(tmp_path, name):
+    with pytest.raises(InputError, match=f"group_columns names {name}, which .*: rename the column"):
+        read(tmp_path, f"image,target,{name}\na,1,x\nb,0,y\n", groups=[name])
 
 
 @pytest.mark.parametrize("setting", ["image", "label", "groups"])
@@ -304,6 +322,7 @@ def test_a_missing_table_is_named_with_its_flag(tmp_path, argument):
         read_labels(tmp_path / "nowhere.csv", argument)
     assert str(error.value).startswith(f"{argument} {tmp_path / 'nowhere.csv'} does not exist")
     assert f"--{argument.replace('_', '-')}" in str(error.value)
+    assert ("config.py" in str(error.value)) == argument.startswith("train")
 
 
 # --- names without labels ---

@@ -128,6 +128,13 @@ def test_too_few_groups_are_refused():
         split_groups(table, 0, 0, 1)
 
 
+def test_sources_of_too_few_images_are_refused():
+    table = table_of([str(i) for i in range(24)]).assign(source=np.repeat(list("abc"), 8), label=[0, 1] * 12)
+    table = table.assign(group=table["patient_id"])
+    with pytest.raises(InputError, match=r"no source has 5 images of one class: a split by patient needs 5"):
+        split_groups(table, 0, 0, 1)
+
+
 # --- on a table of patients ---
 
 

@@ -55,6 +55,14 @@ def test_a_category_that_training_never_saw_is_no_error():
     assert np.isfinite(controls.fit_and_score(lesions(200, 0), test, controls.METADATA)).all()
 
 
+def test_sites_in_free_text_may_be_any_number_and_the_frequent_ones_count():
+    train, test = lesions(900, 0), lesions(40, 1)
+    rare = train["site"].where(np.arange(len(train)) % 2 == 0, [f"text {i}" for i in range(len(train))])
+    assert rare.nunique() > 400
+    scores = controls.fit_and_score(train.assign(site=rare), test, ["site"])
+    assert scores.std() > 0
+
+
 @pytest.mark.parametrize("blank", [["age"], ["sex", "site"], ["age", "sex", "site"]])
 def test_a_column_that_is_blank_throughout_training_tells_nothing(blank: list[str]):
     train, test = lesions(200, 0), lesions(40, 1)

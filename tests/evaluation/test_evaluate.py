@@ -245,6 +245,11 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     assert f": {len(known) + 3} by their pixels, the others by their names" in notes[0]
     assert notes[1].startswith("1 images are of patients")
     assert panel.new_to_all(panels, new, feeds)[1] == []
+    # a name that two sources had was stored with its source
+    twice = table.assign(image_name=table["source"] + ":" + table["image_name"])
+    [run] = panels[0].runs
+    prefixed = dataclasses.replace(panels[0], runs=[dataclasses.replace(run, lesions=twice, known=frozenset())])
+    assert panel.new_to_all([prefixed], table, feeds)[0]["image_name"].tolist() == new["image_name"].tolist()
     known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
     with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
         labels = read_labels(tmp_path / "known.csv")

@@ -215,6 +215,10 @@ def test_the_card_has_the_figures_of_the_runs_last_evaluation(headed: Config, tm
     assert f"epoch {metrics['runs'][0]['epoch']} of 3, started 20" in made
     command = made.partition("`")[2].partition("`")[0].split()
     assert command[:2] == ["python", "train.py"]
+    # a setting that no recipe sets may be another one in another config.py
+    for name in set(experiment(headed)) - set(RECIPES["scratch"]):
+        flag = name.replace("_", "-")
+        assert f"--{flag}" in command or f"--no-{flag}" in command
     again = train.make_parser().parse_args([*command[2:], "--run-dir", str(tmp_path / "again")])
     assert experiment(from_flags(Config, RECIPES, again)) == predict.load_run(headed).settings
 

@@ -119,8 +119,9 @@ def test_prototype_score_by_hand():
     np.testing.assert_allclose(scores, [8 - 0, 0, 3 - math.hypot(8, 3)], atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 5, 40])
-def test_the_nearest_references_equal_a_slow_loop(count):
+@pytest.mark.parametrize(("count", "block"), [(1, 1024), (5, 7), (40, 20)])
+def test_the_nearest_references_equal_a_slow_loop(count, block, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", block)
     embeddings, references = random_embeddings(20, 0), random_embeddings(30, 1)
     distances, places = nearest_references(embeddings, references, count)
     assert distances.shape == places.shape == (20, min(count, 30))
@@ -130,6 +131,14 @@ def test_the_nearest_references_equal_a_slow_loop(count):
         )
         assert places[i].tolist() == [place for _, place in found[:count]]
         np.testing.assert_allclose(distances[i], [distance for distance, _ in found[:count]], rtol=1e-6)
+
+
+def test_no_more_distances_are_held_than_those_of_a_block(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 8)
+    real, held = torch.cdist, []
+    monkeypatch.setattr(torch, "cdist", lambda *pair, **how: held.append(len(pair[0])) or real(*pair, **how))
+    nearest_references(random_embeddings(20, 0), random_embeddings(30, 1), 3)
+    assert held == [8, 8, 4]
 
 
 def test_a_reference_is_nearest_to_itself_at_0_far_from_the_origin_too():

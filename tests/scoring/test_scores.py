@@ -136,7 +136,12 @@ def test_the_nearest_references_equal_a_slow_loop(count, block, monkeypatch):
 def test_no_more_distances_are_held_than_those_of_a_block(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 8)
     real, held = torch.cdist, []
-    monkeypatch.setattr(torch, "cdist", lambda *pair, **how: held.append(len(pair[0])) or real(*pair, **how))
+
+    def cdist(block, *others, **how):
+        held.append(len(block))
+        return real(block, *others, **how)
+
+    monkeypatch.setattr(torch, "cdist", cdist)
     nearest_references(random_embeddings(20, 0), random_embeddings(30, 1), 3)
     assert held == [8, 8, 4]
 

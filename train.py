@@ -561,13 +561,11 @@ def write_run(
 
 
 def next_command(config: Config) -> str:
-    """Return the command that evaluates the run, with the folders of its images where config.py has others."""
+    """Return the command that evaluates the run, with the folders of its images: config.py may have others."""
     words = ["python", "predict.py", "--run-dir", str(config.run_dir)]
     if config.fold is None:
         words += ["--split-part", "validation"]
-    if config.train_image != replace(config, train_image=Config.train_image).train_image:
-        words += ["--train-image", *map(str, config.train_image)]
-    return shlex.join(words)
+    return shlex.join([*words, "--train-image", *map(str, config.train_image)])
 
 
 def describe_epoch(entry: dict[str, Any], epochs: int) -> str:

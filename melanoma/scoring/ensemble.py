@@ -402,7 +402,7 @@ def new_to_all(
     tables = [run.lesions.query("part != 'test'") for run in runs if run.lesions is not None]
     patients = {patient for own in tables for patient in own["patient_id"]}
     stored = [pair for own in tables for pair in zip(own["image_name"], own["source"], strict=True)]
-    names = {name.removeprefix(f"{source}:") for name, source in stored} | {name for name, _ in stored}
+    names = {text for name, source in stored for text in (name, name.removeprefix(f"{source}:"))}
     pictures = known_pictures(ensembles, feeds, lesions["image_name"].tolist())
     names |= {other for pair in duplicates for other in pair if names & set(pair)}
     seen = pictures | lesions["image_name"].isin(names)

@@ -1,9 +1,10 @@
-"""The benchmarks of a step and of a GPU, as far as a machine without one can run them."""
+"""The benchmarks that have logic of their own, as far as a machine without a GPU can run them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 import shutil
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import dataset
+from config import Config
+from melanoma.data.cache import build_cache
 from melanoma.training.run_folder import load_checkpoint, save_checkpoint
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -64,3 +68,33 @@ def test_the_ablation_judges_the_last_epoch(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation.train, "main", lambda *_, **__: None)  # the run is there
     figures = ablation.measure(dataclasses.replace(trained, run_dir=run_dir), contextlib.nullcontext)
     assert figures["auc"] == 0.5
+
+
+def test_the_learning_curve_leaves_out_training_groups_alone(lesion_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import learning_curve
+
+    def parts_of(share):
+        with learning_curve.training_share(share):
+            table, _ = dataset.join_equal_pictures(lesions, cache, config)
+        return {part: set(own["group"]) for part, own in table.groupby("part")}, table
+
+    config = Config(train_image=lesion_folder / "train", train_labels=lesion_folder / "train.csv", image_size=32)
+    lesions = dataset.load_lesions(config)
+    cache = build_cache(lesions.paths, 32, tmp_path / "cache")
+    (whole, _), (half, table), (quarter, _) = map(parts_of, (1.0, 0.5, 0.25))
+    assert quarter["train"] < half["train"] < whole["train"]
+    assert len(half["train"]) == math.ceil(len(whole["train"]) / 2)
+    assert all(half[part] == quarter[part] == whole[part] for part in ("validation", "test"))
+    assert list(table.index) == list(range(len(table)))
+
+
+def test_the_learning_curve_prints_a_row_for_each_share(lesion_folder, tmp_path):
+    flags = ["--train-image", lesion_folder / "train", "--train-labels", lesion_folder / "train.csv"]
+    flags += ["--recipe", "demo", "--shares", 0.5, 1, "--folds", 0, 1, 2, "--work", tmp_path, "--cache-dir", tmp_path]
+    *_, head, _, half, whole = output_of("learning_curve.py", *map(str, flags))
+    assert head == "| share | images | melanoma | all |"
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in (half, whole)]
+    assert [row[0] for row in cells] == ["0.5", "1"]
+    assert 0 < 2 * int(cells[0][1]) <= int(cells[1][1]) + 2
+    assert all(re.fullmatch(r"[01]\.\d{3} \(.* to .*\)", row[3]) for row in cells)

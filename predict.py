@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from config import RECIPES, Config
-from melanoma.common.errors import InputError, listed
+from melanoma.common.errors import InputError
 from melanoma.common.files import is_file, is_folder
 from melanoma.common.settings import Parser, add_flags, experiment, from_flags, with_machine
 
@@ -161,7 +161,7 @@ from matplotlib.figure import Figure
 
 from dataset import columns_of, sample_pairs, validating_fold
 from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
-from melanoma.common.files import read_json, read_text, replace_file, write_json, write_text
+from melanoma.common.files import replace_file, write_json, write_text
 from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.decoding import find_photos
@@ -176,9 +176,10 @@ from melanoma.evaluation.evaluate import add_context, compare_runs, measure, mea
 from melanoma.evaluation.subgroups import subgroup_table
 from melanoma.report import new_lesions
 from melanoma.report.curves import describe_parts, learning_curves
+from melanoma.report.export import check_target, write_export
 from melanoma.report.figures import draw_all
 from melanoma.report.graph_folder import DPI, Origin, clear_others, origin_of, save_drawn
-from melanoma.report.model_card import TITLE, hub_card, model_card
+from melanoma.report.model_card import card_of
 from melanoma.report.page import calibration_notes, render
 from melanoma.report.serve import serve
 from melanoma.report.tables import describe_comparison, describe_metrics
@@ -188,8 +189,6 @@ from melanoma.scoring.ensemble import (
     Run,
     by_test_part,
     describe_ensemble,
-    describe_method,
-    describe_run,
     describe_runs,
     ensemble_notes,
     make_ensemble,
@@ -199,7 +198,7 @@ from melanoma.scoring.ensemble import (
     score_part,
 )
 from melanoma.scoring.model import Model
-from melanoma.scoring.model_file import read_model, write_model
+from melanoma.scoring.model_file import read_model
 from melanoma.training import run_folder
 from modules import network_of, stored_network
 
@@ -310,16 +309,6 @@ def count_evaluations(run_dirs: Sequence[Path], choices: Choices) -> list[list[A
     return [run_folder.count_evaluation(path, asdict(choices)) for path in run_dirs if is_folder(path)]
 
 
-def card_of(
-    ensembles: Sequence[Ensemble], choices: Choices, metrics: Mapping[str, Any] | None, of_others: bool = False
-) -> dict[str, str]:
-    """Return the model card of runs with their metrics, if there are any, or those of others; see `model_card`."""
-    first = ensembles[0].runs[0]
-    learnt = [(ensemble.fold_name, ensemble.learnt) for ensemble in ensembles]
-    data = f"{first.data} (split {first.settings['split']!r})"
-    return model_card(metrics, data, learnt, describe_method(ensembles, choices), of_others)
-
-
 def draw_log(ensembles: Sequence[Ensemble], origin: Origin) -> Figure:
     """Return the learning curves of the first run."""
     first = ensembles[0].runs[0]
@@ -386,81 +375,12 @@ def write_submission(machine: Config, run_dirs: Sequence[Path], choices: Choices
 def export(
     machine: Config, run_dirs: Sequence[Path], file: Path, slim: bool = False, card_metrics: Path | None = None
 ) -> None:
-    """Write runs to one model file, and beside it a MODEL_CARD.md with the figures of their last evaluation.
-
-    Parameters
-    ----------
-    slim : see `write_model`
-    card_metrics : metrics.json of other runs with the same settings, whose figures the card has instead
-
-    Raises
-    ------
-    InputError : there is something else of that name, or a MODEL_CARD.md of another kind; the others' settings differ
-    """
-    file, choices = file.resolve(), Choices()
-    card = file.parent / "MODEL_CARD.md"
-    whole = [(path / run_folder.MODEL).resolve() for path in run_dirs or [machine.run_dir]] == [file] and not slim
-    if is_file(file.parent / "best.pt") and not whole:
-        raise InputError(f"--export {file} is in a run folder, which holds its own model.pt alone: name another folder")
-    if is_file(file):
-        read_model(file, stored_network, choose_device("cpu"))  # so that nothing but a model is replaced
-    elif file.exists():
-        raise InputError(f"--export {file} is no file: name another")
-    if card.exists() and TITLE not in read_text(card, str(card), "move it"):
-        raise InputError(f"{card} is no card of a model file: move it, or name another folder")
-    ensembles = load_ensembles(machine, run_dirs, choices)
-    runs = runs_of(ensembles)
-    own = results_folder(machine, run_dirs) / "metrics.json"
-    metrics = metrics_of_others(runs, card_metrics) if card_metrics else own_metrics(runs, own, choices)
-    write_model(file, runs, slim)
-    texts = card_of(ensembles, choices, metrics, card_metrics is not None)
-    made = [f"{describe_run(run)}; `{training_command(run)}`, with the folders and tables of the data" for run in runs]
-    write_text(card, hub_card(file.name, Model(ensembles).threshold, texts, made))
-    if metrics is None:
-        way = "run predict.py on them, then export again" if runs[0].fold is not None else "pass --card-metrics"
-        say(f"these runs have not been evaluated: {way}, and the card has figures")
-    print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and {card}")
-
-
-def training_command(run: Run) -> str:
-    """Return the command that trains a run whatever config.py says, but for the paths of its data."""
-    recipe = run.settings["recipe"]
-    usual, words = RECIPES[recipe], ["python train.py --recipe", recipe]
-    for name, value in run.settings.items():
-        flag = name.replace("_", "-")
-        if name != "recipe" and (name not in usual or value != usual[name]):
-            text = "none" if value is None else value
-            words.append(f"--{'' if value else 'no-'}{flag}" if isinstance(value, bool) else f"--{flag} {text}")
-    return " ".join(words)
-
-
-def own_metrics(runs: Sequence[Run], path: Path, choices: Choices) -> dict[str, Any] | None:
-    """Return the metrics in a file if they are of these runs, judged by these choices."""
-    metrics = read_json(path, str(path), "remove it") if is_file(path) else {"runs": []}
-    same_runs = [run.get("fingerprint") for run in metrics["runs"]] == [run.fingerprint for run in runs]
-    return metrics if same_runs and metrics["choices"] == asdict(choices) else None
-
-
-def metrics_of_others(runs: Sequence[Run], path: Path) -> dict[str, Any]:
-    """Return the metrics in a file, of other runs.
-
-    Raises
-    ------
-    InputError : they are of no test part, or not judged as a model file judges; other data, or settings other than
-        fold, validation_fold and seed; the runs have a test part of their own
-    """
-    metrics: Any = read_json(path, str(path), "name a metrics.json of predict.py")
-    if not isinstance(metrics, dict) or "settings" not in metrics:
-        raise InputError(f"--card-metrics {path} holds no metrics with the settings of their runs: name another")
-    if runs[0].fold is not None:
-        raise InputError(f"--card-metrics is for a model of --fold none: {runs[0].name} has a test part of its own")
-    own = {"set": "test", "choices": asdict(Choices()), "data": runs[0].data, **runs[0].settings}
-    found = {**metrics, **metrics["settings"]}
-    free = ("fold", "validation_fold", "seed")
-    differ = [key for key in own if key not in free and own[key] != found.get(key)]
-    if differ:
-        raise InputError(f"--card-metrics {path} is of other runs than {runs[0].name}: they differ in {listed(differ)}")
-    return metrics
+    """Write runs to one model file with its MODEL_CARD.md; see `melanoma.report.export`."""
+    file = file.resolve()
+    own = [(path / run_folder.MODEL).resolve() for path in run_dirs or [machine.run_dir]] == [file] and not slim
+    check_target(file, stored_network, own)
+    ensembles = load_ensembles(machine, run_dirs)
+    write_export(ensembles, file, results_folder(machine, run_dirs) / "metrics.json", RECIPES, slim, card_metrics)
 
 
 def results_folder(machine: Config, run_dirs: Sequence[Path]) -> Path:

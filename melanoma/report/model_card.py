@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from melanoma.report import tables
 from melanoma.report.curves import describe_images
+from melanoma.scoring.ensemble import Choices, Ensemble, Run, runs_of
 
 INTENDED_USE = (
     "Research and teaching: to compare methods of training and scoring such networks on dermoscopic images. Out of "
@@ -96,6 +98,44 @@ def model_card(
         if of_others:
             card["Metrics"] = f"{EXPECTED} ({metrics['origin']}).\n\n{card['Metrics']}"
     return card
+
+
+def card_of(
+    ensembles: Sequence[Ensemble], choices: Choices, metrics: Mapping[str, Any] | None, of_others: bool = False
+) -> dict[str, str]:
+    """Return the model card of runs with their metrics, if there are any, or those of others; see `model_card`."""
+    first = ensembles[0].runs[0]
+    learnt = [(ensemble.fold_name, ensemble.learnt) for ensemble in ensembles]
+    data = f"{first.data} (split {first.settings['split']!r})"
+    return model_card(metrics, data, learnt, describe_method(ensembles, choices), of_others)
+
+
+def describe_method(ensembles: Sequence[Ensemble], choices: Choices) -> str:
+    """Return how the runs were trained and how they score, for a model card."""
+    runs = runs_of(ensembles)
+    losses = ["contrastive loss"] if any(run.settings["pair_weight"] for run in runs) else []
+    if any(run.network.head is not None for run in runs):
+        losses.append("a classification head")
+    scorers = {scorer for ensemble in ensembles for scorer in ensemble.scorers}
+    ways = ["where it lies among the training lesions"] if scorers - {"head"} else []
+    if "head" in scorers:
+        ways.append("the classification head's logit")
+    several = ", and of several runs' log odds the mean is taken" if len(runs) > len(ensembles) else ""
+    moved = "" if choices.prevalence is None else f", moved to a prevalence of {100 * choices.prevalence:g} %"
+    return (
+        "A Siamese network: one embedding network for both images of a pair, trained with "
+        f"{' and '.join(losses)} so that melanomas and benign lesions lie apart. A lesion is judged by "
+        f"{' or '.join(ways)}{several}; a logistic curve fitted on validation makes the score a probability{moved}."
+    )
+
+
+def describe_run(run: Run) -> str:
+    """Return what a run is as a line, for a model card."""
+    start = run.starts[-1] if run.starts else {"started": "unknown", "commit": None}
+    return (
+        f"{Path(run.name).name}: recipe {run.settings['recipe']}, seed {run.settings['seed']}, epoch {run.epoch} of "
+        f"{len(run.log)}, started {start['started']}, commit {start['commit']}; split {run.tested[:12]}"
+    )
 
 
 def describe_evaluations(metrics: Mapping[str, Any]) -> str:

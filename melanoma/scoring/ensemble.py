@@ -517,34 +517,6 @@ def describe_runs(ensembles: Sequence[Ensemble]) -> list[dict[str, Any]]:
     ]
 
 
-def describe_method(ensembles: Sequence[Ensemble], choices: Choices) -> str:
-    """Return how the runs were trained and how they score, for a model card."""
-    runs = runs_of(ensembles)
-    losses = ["contrastive loss"] if any(run.settings["pair_weight"] for run in runs) else []
-    if any(run.network.head is not None for run in runs):
-        losses.append("a classification head")
-    scorers = {scorer for ensemble in ensembles for scorer in ensemble.scorers}
-    ways = ["where it lies among the training lesions"] if scorers - {"head"} else []
-    if "head" in scorers:
-        ways.append("the classification head's logit")
-    several = ", and of several runs' log odds the mean is taken" if len(runs) > len(ensembles) else ""
-    moved = "" if choices.prevalence is None else f", moved to a prevalence of {100 * choices.prevalence:g} %"
-    return (
-        "A Siamese network: one embedding network for both images of a pair, trained with "
-        f"{' and '.join(losses)} so that melanomas and benign lesions lie apart. A lesion is judged by "
-        f"{' or '.join(ways)}{several}; a logistic curve fitted on validation makes the score a probability{moved}."
-    )
-
-
-def describe_run(run: Run) -> str:
-    """Return what a run is as a line, for a model card."""
-    start = run.starts[-1] if run.starts else {"started": "unknown", "commit": None}
-    return (
-        f"{Path(run.name).name}: recipe {run.settings['recipe']}, seed {run.settings['seed']}, epoch {run.epoch} of "
-        f"{len(run.log)}, started {start['started']}, commit {start['commit']}; split {run.tested[:12]}"
-    )
-
-
 def describe_ensemble(ensemble: Ensemble) -> str:
     """Return what was chosen on validation as a line."""
     runs = ", ".join(f"{run.name} ({scorer})" for run, scorer in zip(ensemble.runs, ensemble.scorers, strict=True))

@@ -194,9 +194,8 @@ from melanoma.scoring.ensemble import (
     make_ensemble,
     make_run,
     runs_of,
-    score_folder,
-    score_part,
 )
+from melanoma.scoring.labelled import score_folder, score_part
 from melanoma.scoring.model import Model
 from melanoma.scoring.model_file import read_model
 from melanoma.training import run_folder

@@ -36,7 +36,7 @@ from config import RECIPES, Config
 from melanoma.common.script import run_script
 from melanoma.data.augment import show
 from melanoma.evaluation import evaluate
-from melanoma.scoring import ensemble
+from melanoma.scoring import ensemble, labelled
 from melanoma.training import learner
 
 SPECIFICITIES = ("80%", "90%", "95%")
@@ -125,7 +125,7 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
     shutil.copyfile(config.run_dir / "last.pt", config.run_dir / "best.pt")  # the best would be chosen by validation
     judges = ensemble.make_ensemble([predict.load_checkpoint(config)])
     files = partial(predict.find_lesions, config), partial(predict.decode, config)
-    table = ensemble.score_part([judges], *files, "validation").table
+    table = labelled.score_part([judges], *files, "validation").table
     figures = evaluate.measure(table, np.random.default_rng(0))
     at = figures["sensitivity_at_specificity"]
     return {"auc": figures["auc"], "average_precision": figures["average_precision"], **at, "minutes": minutes}

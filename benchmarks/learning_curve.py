@@ -28,7 +28,7 @@ from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache
 from melanoma.data.sources import Sources
 from melanoma.evaluation.subgroups import subgroup_table
-from melanoma.scoring.ensemble import score_part
+from melanoma.scoring.labelled import score_part
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from melanoma.evaluation.evaluate import compare_runs, measure
 from melanoma.report.figures import tsne_subset
 from melanoma.report.page import PICTURES
 from melanoma.scoring import ensemble as panel
+from melanoma.scoring import labelled
 from melanoma.scoring.ensemble import Choices
 
 
@@ -239,21 +240,21 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     paths |= {"x": new_pixels, **{f"r{i}": images / f"{name}.jpg" for i, name in enumerate(known["image_name"][:3])}}
     feeds, _ = panel.decode_all(panels, paths, lambda own, size: decode_photos(own, size))
     assert panel.known_pictures(panels, feeds, names.tolist()).sum() == len(known) + 3
-    left, notes = panel.new_to_all(panels, lesions, feeds)
+    left, notes = labelled.new_to_all(panels, lesions, feeds)
     assert left["image_name"].tolist() == [*new["image_name"], "x"]
     assert notes[0].startswith(f"{len(known) + 3} images are left out") and known["image_name"].iloc[0] in notes[0]
     assert f": {len(known) + 3} by their pixels, the others by their names" in notes[0]
     assert notes[1].startswith("1 images are of patients")
-    assert panel.new_to_all(panels, new, feeds)[1] == []
+    assert labelled.new_to_all(panels, new, feeds)[1] == []
     # a name that two sources had was stored with its source
     twice = table.assign(image_name=table["source"] + ":" + table["image_name"])
     [run] = panels[0].runs
     prefixed = dataclasses.replace(panels[0], runs=[dataclasses.replace(run, lesions=twice, known=frozenset())])
-    assert panel.new_to_all([prefixed], table, feeds)[0]["image_name"].tolist() == new["image_name"].tolist()
+    assert labelled.new_to_all([prefixed], table, feeds)[0]["image_name"].tolist() == new["image_name"].tolist()
     known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
     with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
         labels = read_labels(tmp_path / "known.csv")
-        panel.score_folder(panels, lesion_folder / "train", labels, partial(predict.decode, trained))
+        labelled.score_folder(panels, lesion_folder / "train", labels, partial(predict.decode, trained))
 
 
 @pytest.fixture
@@ -325,10 +326,10 @@ def test_a_figure_that_fails_loses_no_number(trained: Config, tmp_path: Path, mo
     assert json.loads((tmp_path / "metrics.json").read_text())["auc"] > 0.5
 
 
-def predict_part(config: Config) -> panel.Scored:
+def predict_part(config: Config) -> labelled.Scored:
     """Return the judgement of a run's test part."""
     files = partial(predict.find_lesions, config), partial(predict.decode, config)
-    return panel.score_part(predict.load_ensembles(config, [config.run_dir]), *files)
+    return labelled.score_part(predict.load_ensembles(config, [config.run_dir]), *files)
 
 
 def test_a_run_and_a_panel_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
@@ -336,7 +337,7 @@ def test_a_run_and_a_panel_are_compared_on_the_same_images(trained: Config, tmp_
     rng = np.random.default_rng(0)
     tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)
     no_images = cache_of(np.empty((0, 1, 1, 3), np.uint8))
-    given = iter([panel.Scored(table, np.empty((0, 2)), no_images) for table in tables])
+    given = iter([labelled.Scored(table, np.empty((0, 2)), no_images) for table in tables])
     monkeypatch.setattr(predict, "score_part", lambda *_: next(given))
     machine = dataclasses.replace(trained, graph_dir=tmp_path)
     found = predict.compare(machine, [], [trained.run_dir, trained.run_dir])

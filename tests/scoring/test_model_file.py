@@ -24,7 +24,7 @@ import train
 from config import RECIPES, Config
 from melanoma.common.errors import InputError
 from melanoma.common.settings import experiment, from_flags
-from melanoma.scoring import ensemble
+from melanoma.scoring import ensemble, labelled
 from melanoma.scoring.ensemble import Choices
 from melanoma.scoring.model_file import FORMAT, read_model, write_model
 from melanoma.training.run_folder import load_checkpoint, read_split
@@ -313,7 +313,7 @@ def test_runs_of_one_image_size_share_one_cache_on_the_device(
 
     monkeypatch.setattr(ensemble, "Feed", feed)
     ensembles = predict.load_ensembles(headed, [headed.run_dir, trained.run_dir])
-    ensemble.score_part(ensembles, partial(predict.find_lesions, headed), partial(predict.decode, headed))
+    labelled.score_part(ensembles, partial(predict.find_lesions, headed), partial(predict.decode, headed))
     assert len(made) == 1
 
 

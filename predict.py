@@ -101,12 +101,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.evaluate_image is None) != (arguments.evaluate_labels is None):
         parser.error("--evaluate-image and --evaluate-labels go together")
-    other = [
-        bool(arguments.photos),
-        arguments.submission,
-        *(vars(arguments)[key] is not None for key in ("compare", "export", "serve")),
-    ]
-    asked = sum([*other, arguments.evaluate_image is not None])
+    other = [bool(vars(arguments)[name]) for name in ("photos", "submission", "compare", "export", "serve")]
+    asked = sum([*other, bool(arguments.evaluate_image)])
     if asked > 1:
         things = "photos, --submission, --evaluate-image, --compare, --export and --serve"
         parser.error(f"{things} are different things: ask for one")
@@ -180,7 +176,7 @@ from melanoma.report.export import check_target, write_export
 from melanoma.report.figures import draw_all
 from melanoma.report.graph_folder import DPI, Origin, clear_others, origin_of, save_drawn
 from melanoma.report.model_card import card_of
-from melanoma.report.page import calibration_notes, render
+from melanoma.report.page import render
 from melanoma.report.serve import serve
 from melanoma.report.tables import describe_comparison, describe_metrics
 from melanoma.scoring.ensemble import (
@@ -249,11 +245,16 @@ def main(
         "origin": origin.line,
         "settings": dict(first.settings),
         "data": first.data,
-        "notes": [*scored.notes, *ensemble_notes(ensembles), *calibration_notes(choices.prevalence)],
+        "notes": [*scored.notes, *ensemble_notes(ensembles)],
         "choices": asdict(choices),
         "runs": describe_runs(ensembles),
         **measure(scored.table, rng),
     }
+    if choices.prevalence is not None:
+        metrics["notes"].append(
+            f"The probabilities are for a prevalence of {100 * choices.prevalence:g} %, as --prevalence asks: "
+            "calibration error, Brier score and calibration curve compare them with data of another prevalence"
+        )
     if part == "validation":
         metrics["notes"].append("Epoch, calibration curve and threshold were chosen on this part")
     if not evaluate_image and part == "test":

@@ -56,9 +56,9 @@ def main() -> None:
     arguments = parser.parse_args()
     size, cores = arguments.size, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [arguments.images] if arguments.images else []
-        for shape in GENERATED if not folders else ():
-            folders.append(write_photos(Path(scratch) / f"photos{shape[0]}", 4, shape))
+        folders = [arguments.images]
+        if not arguments.images:
+            folders = [write_photos(Path(scratch) / f"photos{shape[0]}", 4, shape) for shape in GENERATED]
         paths = {f"{folder.name}-{name}": path for folder in folders for name, path in find_images(folder).items()}
         groups: defaultdict[tuple[int, int], list[Path]] = defaultdict(list)
         for path in paths.values():

@@ -62,11 +62,10 @@ class Trial:
         self.loss, self.mined = loss_of(config), config.hardest
         self.losses: list[float] = []
 
-    def train(self, steps: int = 0) -> float:
-        """Take the first steps of the epoch, all by default; return the seconds until the device has done them."""
+    def train(self, steps: int) -> float:
+        """Take the first steps of the epoch; return the seconds until the device has done them."""
         progress = train.Progress.start(self.feed.device)
-        steps = steps or len(self.batches)
-        batches = self.batches[:steps] if steps == len(self.batches) else self.batches[: steps + 1]
+        batches = self.batches[: steps + 1]
         meter = Meter("", len(batches), 0, 0, quiet=True)
         start = time.perf_counter()
         train.train_epoch(

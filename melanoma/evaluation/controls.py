@@ -82,23 +82,25 @@ def control_scores(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
     Parameters
     ----------
     folds : a table for each split: image_name, group, label, part, and if known source, age, sex, site and the columns
-        of `image_features`; a control whose columns are missing is left out
+        of `image_features`; a control whose columns one of them lacks is left out
 
     Returns
     -------
     a row for each test image: image_name, group, label, age, sex, site, and a column of scores for each control
     whose features are available, by its name
     """
+    known = set.intersection(*map(set, folds))
+    several = "source" in known and pd.concat(folds)["source"].nunique() > 1
     parts = []
     for table in folds:
         train, test = (table[table["part"] == part] for part in ("train", "test"))
         scores = {
             name: fit_and_score(train, test, columns)
             for name, columns in CONTROLS.items()
-            if set(columns) <= set(table) and (name != "source" or table["source"].nunique() > 1)
+            if set(columns) <= known and (name != "source" or several)
         }
-        known = [name for name in METADATA if name in test]
-        parts.append(test[["image_name", "group", "label", *known]].assign(**scores))
+        there = [name for name in METADATA if name in known]
+        parts.append(test[["image_name", "group", "label", *there]].assign(**scores))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -6,7 +6,6 @@ Labels (N,) are 1 melanoma, 0 benign; probabilities (N,) in 0..1; `threshold` is
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -110,11 +109,9 @@ def roc(
     `interval` is that of the AUC; `point` is 1 - specificity and sensitivity; `band` the curve's pointwise 95 %
     interval, see `bootstrap.roc_band`. Both intervals are None where there are too few groups.
     """
-    from sklearn.metrics import roc_curve  # slow to import
-
-    false_rate, true_rate, _ = roc_curve(labels, scores, drop_intermediate=False)
+    (tp,), (fp,) = roc_counts(labels, scores, np.ones((1, len(labels))))
     figure, axes = style.one_panel("ROC curve", what)
-    axes.plot(false_rate, true_rate, color=style.BENIGN, linewidth=2, label=f"AUC {with_interval(auc, interval)}")
+    axes.plot(fp / fp[-1], tp / tp[-1], color=style.BENIGN, linewidth=2, label=f"AUC {with_interval(auc, interval)}")
     if band is not None:
         shade: dict[str, Any] = {"color": style.BENIGN, "alpha": 0.2, "linewidth": 0}
         grid, lowest, highest = band
@@ -172,13 +169,12 @@ def rates_by_threshold(
 
     `point` is sensitivity and specificity; with several thresholds they need not lie on the curves.
     """
-    from sklearn.metrics import roc_curve  # slow to import
-
-    false_rate, true_rate, levels = roc_curve(labels, probabilities, drop_intermediate=False)
+    (tp,), (fp,) = roc_counts(labels, probabilities, np.ones((1, len(labels))))
+    levels = np.unique(probabilities)
     figure, axes = style.one_panel("Sensitivity and specificity by threshold", what)
-    low, high = _log_odds_axis(axes, np.append(levels[1:], threshold))  # the first level is infinite
-    places = np.concatenate([[low], np.clip(levels[:0:-1], style.EDGE, 1 - style.EDGE), [high]])
-    sensitivity, specificity = np.append(true_rate, 1)[::-1], 1 - np.append(false_rate, 1)[::-1]
+    low, high = _log_odds_axis(axes, np.append(levels, threshold))
+    places = np.concatenate([[low], np.clip(levels, style.EDGE, 1 - style.EDGE), [high]])
+    sensitivity, specificity = np.append(tp, tp[-1])[::-1] / tp[-1], 1 - np.append(fp, fp[-1])[::-1] / fp[-1]
     steps: dict[str, Any] = {"drawstyle": "steps-pre", "linewidth": 2}
     axes.plot(places, sensitivity, "-", color=style.MELANOMA, label="sensitivity (curve)", **steps)
     axes.plot(places, specificity, "--", color=style.BENIGN, label="specificity (curve)", **steps)
@@ -265,7 +261,7 @@ def forest(rows: Sequence[Mapping[str, Any]], auc: float | None, what: str) -> F
     axes.axvline(0.5, color=style.GREY, linestyle="--", linewidth=1, label="chance")
     if auc is not None:
         axes.axvline(auc, color=style.BENIGN, linestyle=":", label=f"all images: {auc:.3f}")
-    names = [textwrap.shorten(style.drawable(name), 26, placeholder=" …") for name, _ in lines]
+    names = [style.one_line(name, 26) for name, _ in lines]
     axes.set_yticks(range(len(lines)), names, parse_math=False)
     axes.tick_params(axis="y", length=0, labelsize=10)
     right.set_axis_off()
@@ -277,7 +273,7 @@ def forest(rows: Sequence[Mapping[str, Any]], auc: float | None, what: str) -> F
         interval, small = row["auc_interval"], row["auc_interval"] is None
         colour = style.GREY if small else "black"
         if row["auc"] is None:
-            shown = textwrap.shorten(style.drawable(row["note"]), 30, placeholder=" …")
+            shown = style.one_line(row["note"], 30)
         else:
             face = "white" if small else style.BENIGN
             axes.plot(row["auc"], y, "s", color=style.GREY if small else style.BENIGN, markerfacecolor=face)

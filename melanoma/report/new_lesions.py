@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from scipy.special import expit
 from tqdm import tqdm
 
@@ -69,8 +68,10 @@ def judge_photos(
             for row, embedding, own in zip(readable.itertuples(), embeddings, pixels, strict=True):
                 if drawn:
                     path = Path(part[row.Index])
+                    heat, nearest = model.heat_map(own), model.neighbours(embedding, NEIGHBOURS)
+                    verdict = describe_verdict(row._asdict(), model.alone)
                     photo = decode_image(path, SIDE)
-                    card = draw_card(model, photo, row._asdict(), own, embedding, origin.line)
+                    card = lesion_card(Path(row.path).name, origin.line, photo, heat, verdict, *nearest)
                     save_figure(card, folder / f"{unique_name(path.stem, taken)}.png", origin.mark)
                 bar.update()
     table = pd.concat(tables, ignore_index=True)
@@ -114,23 +115,6 @@ def describe_photos(table: pd.DataFrame) -> str:
         f"{int(scored['known'].eq(True).sum()):,} known from training; {len(table) - len(scored):,} could not be read"
     )
     return "\n".join(lines)
-
-
-def draw_card(
-    model: Model, photo: np.ndarray, row: Mapping[str, Any], pixels: np.ndarray, embedding: np.ndarray, origin: str
-) -> Figure:
-    """Draw the card of a photo, with the heat map and the neighbours that the first run sees.
-
-    Parameters
-    ----------
-    photo : uint8 (S, S, 3)
-    row : of the table of `Model.predict`
-    pixels, embedding : uint8 (S, S, 3), as the run saw it, and float (D,), by the run
-    origin : see `Origin.line`
-    """
-    nearest = model.neighbours(embedding, NEIGHBOURS)
-    verdict = describe_verdict(row, model.alone)
-    return lesion_card(Path(row["path"]).name, origin, photo, model.heat_map(pixels), verdict, *nearest)
 
 
 def describe_verdict(row: Mapping[str, Any], alone: bool) -> list[str]:

@@ -12,10 +12,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from melanoma.report import tables
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 # Title and caption of each figure by its file name, in the order of the page.
 PICTURES = {
@@ -78,16 +86,6 @@ PICTURES = {
 WIDE = ("Errors.png", "t_SNE_panels.png")  # a row of the page each, after the others
 
 
-def calibration_notes(prevalence: float | None) -> list[str]:
-    """Return a note if the probabilities are for a prevalence that was asked for, which is not that of the data."""
-    if prevalence is None:
-        return []
-    return [
-        f"The probabilities are for a prevalence of {100 * prevalence:g} %, as --prevalence asks: calibration error, "
-        "Brier score and calibration curve compare them with data of another prevalence"
-    ]
-
-
 def render(
     metrics: Mapping[str, Any],
     figures: Mapping[str, bytes | None],
@@ -104,7 +102,7 @@ def render(
     card : see `model_card.model_card`
     """
     shown = [show_picture(metrics, name, figures[name]) for name in PICTURES if name in figures]
-    return read_template("report.html").render(
+    return TEMPLATES.get_template("report.html").render(
         what=tables.describe_set(metrics),
         origin=metrics["origin"],
         tiles=tables.headline(metrics),
@@ -114,15 +112,6 @@ def render(
         settings=tables.setting_tables(settings),
         card=card,
     )
-
-
-def read_template(name: str) -> Template:
-    """Return a template of this folder; it escapes all values."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(name)
 
 
 def show_picture(metrics: Mapping[str, Any], name: str, png: bytes | None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from melanoma.common.files import remove_file
 from melanoma.data.decoding import decode_image
 from melanoma.report.lesions import NEIGHBOURS, heat_overlay
 from melanoma.report.new_lesions import SIDE, UNFAMILIAR, describe_verdict
-from melanoma.report.page import data_uri, read_template
+from melanoma.report.page import TEMPLATES, data_uri
 from melanoma.scoring.model import Model
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def make_page(model: Model, origin: str, folder: Path) -> gradio.Blocks:
                     path.parent.rmdir()  # made for this file
 
     with gradio.Blocks(analytics_enabled=False, title="Melanoma Siamese network") as page:
-        gradio.HTML(read_template("serve.html").render(origin=origin, most=PHOTOS, largest=LARGEST))
+        gradio.HTML(TEMPLATES.get_template("serve.html").render(origin=origin, most=PHOTOS, largest=LARGEST))
         files = gradio.File(file_count="multiple", label="photos: drop, paste or choose", elem_id="photos")
         result = gradio.HTML(elem_id="result")
         files.upload(judge, files, [result, files], api_visibility="private")
@@ -123,7 +123,7 @@ def launch(page: gradio.Blocks, address: str) -> str:
 def judge_uploads(model: Model, paths: Sequence[Path]) -> str:
     """Judge image files; return what the page shows of them as HTML."""
     if len(paths) > PHOTOS:
-        return read_template("serve.html").render(error=f"{len(paths)} photos: at most {PHOTOS} at a time")
+        return TEMPLATES.get_template("serve.html").render(error=f"{len(paths)} photos: at most {PHOTOS} at a time")
     _, table, embeddings, pixels = next(model.judge(paths))  # so few are judged at once
     judged = zip(embeddings, pixels, strict=True)
     photos: list[dict[str, Any]] = []
@@ -139,7 +139,7 @@ def judge_uploads(model: Model, paths: Sequence[Path]) -> str:
                 "heat": heat_overlay(picture, model.heat_map(own)),
                 "neighbours": model.neighbours(embedding, NEIGHBOURS),
             }
-    return read_template("serve.html").render(photos=photos, data_uri=pixels_uri)
+    return TEMPLATES.get_template("serve.html").render(photos=photos, data_uri=pixels_uri)
 
 
 def pixels_uri(pixels: np.ndarray) -> str:

@@ -280,6 +280,14 @@ def test_several_sources_are_a_control_and_one_is_none():
     assert verdict["beaten"] and verdict["verdict"].startswith("better than source alone: AUC 1.000 against 0.")
 
 
+def test_a_fold_of_one_source_pooled_with_one_of_two_has_a_control_by_source():
+    alone, two = split_of_lesions()[:2]
+    source = np.where(np.arange(len(two)) % 2, "clinic", "archive")
+    scores = controls.control_scores([alone.assign(source="here"), two.assign(source=source)])
+    assert "source" in [row["name"] for row in controls.control_table(scores, np.random.default_rng(0), 20)]
+    assert (scores["source"].iloc[: (alone["part"] == "test").sum()] == 0).all()
+
+
 def run_command(monkeypatch, capsys, *flags: str) -> dict:
     monkeypatch.setattr(sys, "argv", ["controls.py", *flags])
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -387,6 +387,13 @@ def test_the_texts_of_a_forest_are_within_the_figure_and_do_not_overlap():
         assert shown.get_window_extent().x1 < figure.bbox.x1
 
 
+def test_a_long_name_of_one_word_is_shortened_in_its_middle():
+    row = {**ROWS[0], "attribute": "source", "group": "ISIC_2020_Training_GroundTruth"}
+    labels = [label.get_text() for label in curves.forest([row], None, WHAT).axes[0].get_yticklabels()]
+    assert labels[0] == "source"
+    assert labels[1].startswith("ISIC_2020") and labels[1].endswith("GroundTruth") and len(labels[1]) <= 26
+
+
 @pytest.mark.parametrize("rows", [[], ROWS[:1], ROWS[2:], ROWS * 8])
 def test_forest_of_any_length_is_drawn(tmp_path, rows):
     image = save(curves.forest(rows, None, WHAT), tmp_path / "forest.png")

@@ -284,9 +284,8 @@ def test_every_section_is_there_and_the_links_lead_to_them(page):
 
 def test_a_section_without_its_key_is_left_out():
     gone = ("folds", "controls")
-    page = Page(render({name: value for name, value in METRICS.items() if name not in gone}, settings={}))
-    assert list(page.tables) == ["All metrics", "Subgroups", "Runs"]
-    assert "settings" not in [a["id"] for tag, a in page.tags if tag == "section"]
+    page = Page(render({name: value for name, value in METRICS.items() if name not in gone}))
+    assert not {"Folds", "Controls"} & set(page.tables) and "Subgroups" in page.tables
 
 
 # --- figures ---

@@ -17,12 +17,12 @@ from config import RECIPES, Config
 from melanoma.common.errors import InputError
 from melanoma.common.files import is_file, is_folder
 from melanoma.common.settings import Parser, add_flags, experiment, from_flags, with_machine
+from melanoma.report import DPI, FORMATS
+from melanoma.scoring import SCORERS
 
 CHOICES = ("min_sensitivity", "prevalence", "scorer")
-FIGURE_FORMATS = ("png", "pdf", "svg")
 LOOPBACK = "127.0.0.1"
 FIRST_MODEL = Path(__file__).parent / "models" / "strong.pt"  # trained on both public sets, see its MODEL_CARD.md
-SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
 
 
 def make_parser() -> Parser:
@@ -78,9 +78,9 @@ def make_parser() -> Parser:
     cards = "draw a card of each photo (default: of up to 200 photos)"
     add("--cards", action=argparse.BooleanOptionalAction, help=cards)
     add("--metrics-file", type=_absolute, metavar="FILE", help="write the metrics here")
-    formats = f"formats of the figures beside PNG: {', '.join(FIGURE_FORMATS)}, with commas between them"
+    formats = f"formats of the figures beside PNG: {', '.join(FORMATS)}, with commas between them"
     add("--figure-format", type=_formats, default=(), metavar="LIST", help=formats)
-    add("--figure-dpi", type=int, choices=(150, 300), default=150, help="resolution of the figures (150)")
+    add("--figure-dpi", type=int, choices=(DPI, 2 * DPI), default=DPI, help=f"resolution of the figures ({DPI})")
     return parser
 
 
@@ -90,8 +90,8 @@ def _absolute(text: str) -> Path:
 
 def _formats(text: str) -> tuple[str, ...]:
     values = tuple(text.split(","))
-    if not set(values) <= set(FIGURE_FORMATS):
-        raise argparse.ArgumentTypeError(f"{text}: it must be of {', '.join(FIGURE_FORMATS)}, with commas between them")
+    if not set(values) <= set(FORMATS):
+        raise argparse.ArgumentTypeError(f"{text}: it must be of {', '.join(FORMATS)}, with commas between them")
     return values
 
 
@@ -113,7 +113,7 @@ def parse_arguments() -> argparse.Namespace:
     for flag, value in (
         ("--metrics-file", arguments.metrics_file),
         ("--figure-format", arguments.figure_format),
-        ("--figure-dpi", arguments.figure_dpi != 150),
+        ("--figure-dpi", arguments.figure_dpi != DPI),
     ):
         if value and any(other):
             parser.error(
@@ -174,7 +174,7 @@ from melanoma.report import new_lesions
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.export import check_target, write_export
 from melanoma.report.figures import draw_all
-from melanoma.report.graph_folder import DPI, Origin, clear_others, origin_of, save_drawn
+from melanoma.report.graph_folder import Origin, clear_others, origin_of, save_drawn
 from melanoma.report.model_card import card_of
 from melanoma.report.page import render
 from melanoma.report.serve import serve
@@ -191,7 +191,7 @@ from melanoma.scoring.ensemble import (
     make_run,
     runs_of,
 )
-from melanoma.scoring.labelled import score_folder, score_part
+from melanoma.scoring.labelled import Scored, score_folder, score_part
 from melanoma.scoring.model import Model
 from melanoma.scoring.model_file import read_model
 from melanoma.training import run_folder
@@ -231,7 +231,7 @@ def main(
         scored = score_folder(ensembles, evaluate_image, labels, partial(decode, machine), twins)
     else:
         name, prefix = part, "" if part == "test" else run_folder.VALIDATED
-        scored = score_part(ensembles, partial(find_lesions, machine), partial(decode, machine), part)
+        scored = score_own(machine, ensembles, part)
     out = results_folder(machine, run_dirs)
     predictions_path = out / f"{prefix}predictions.csv"
     replace_file(predictions_path, lambda temporary: scored.table.to_csv(temporary, index=False))
@@ -328,8 +328,7 @@ def compare(
     """
     keep_freed_memory()
     sides = [run_dirs or [machine.run_dir], others]
-    files = partial(find_lesions, machine), partial(decode, machine)
-    scored = [score_part(load_ensembles(machine, side, choices), *files) for side in sides]
+    scored = [score_own(machine, load_ensembles(machine, side, choices)) for side in sides]
     try:
         names = [", ".join(map(str, side)) for side in sides]
         found = compare_runs([one.table for one in scored], names, np.random.default_rng(0))
@@ -479,6 +478,11 @@ def read_metadata(machine: Config) -> pd.DataFrame:
     tables = read_tables(machine.train_labels, machine.train_metadata, columns_of(machine)) if there else []
     named = [found.table.set_index("image_name")[METADATA] for found in tables]
     return pd.concat(named) if named else pd.DataFrame(columns=METADATA)
+
+
+def score_own(machine: Config, ensembles: list[Ensemble], part: str = "test") -> Scored:
+    """Judge a part of the runs' own split; see `score_part`."""
+    return score_part(ensembles, partial(find_lesions, machine), partial(decode, machine), part)
 
 
 def find_lesions(machine: Config, sources: Sequence[str], names: Set[str]) -> Mapping[str, Path]:

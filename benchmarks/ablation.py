@@ -19,7 +19,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,7 +35,7 @@ from config import RECIPES, Config
 from melanoma.common.script import run_script
 from melanoma.data.augment import show
 from melanoma.evaluation import evaluate
-from melanoma.scoring import ensemble, labelled
+from melanoma.scoring import ensemble
 from melanoma.training import learner
 
 SPECIFICITIES = ("80%", "90%", "95%")
@@ -124,8 +123,7 @@ def measure(config: Config, fault: Callable[[], contextlib.AbstractContextManage
     minutes = (time.perf_counter() - start) / 60
     shutil.copyfile(config.run_dir / "last.pt", config.run_dir / "best.pt")  # the best would be chosen by validation
     judges = ensemble.make_ensemble([predict.load_checkpoint(config)])
-    files = partial(predict.find_lesions, config), partial(predict.decode, config)
-    table = labelled.score_part([judges], *files, "validation").table
+    table = predict.score_own(config, [judges], "validation").table
     figures = evaluate.measure(table, np.random.default_rng(0))
     at = figures["sensitivity_at_specificity"]
     return {"auc": figures["auc"], "average_precision": figures["average_precision"], **at, "minutes": minutes}

@@ -12,7 +12,6 @@ import contextlib
 import math
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,7 +27,6 @@ from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache
 from melanoma.data.sources import Sources
 from melanoma.evaluation.subgroups import subgroup_table
-from melanoma.scoring.labelled import score_part
 
 
 @contextlib.contextmanager
@@ -50,8 +48,7 @@ def training_share(share: float) -> Iterator[None]:
 def measure(configs: list[Config]) -> dict[str, str]:
     """Return the mean counts of the training parts of runs, and the AUC on their test parts, pooled: a row."""
     ensembles = predict.load_ensembles(configs[0], [config.run_dir for config in configs])
-    files = partial(predict.find_lesions, configs[0]), partial(predict.decode, configs[0])
-    table = score_part(ensembles, *files).table
+    table = predict.score_own(configs[0], ensembles).table
     labels = np.concatenate([ensemble.runs[0].reference_labels for ensemble in ensembles])  # of the training parts
     row = {
         name: f"{count / len(configs):,.0f}" for name, count in (("images", len(labels)), ("melanoma", labels.sum()))

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 from melanoma.common.errors import brief, counted, listed
 from melanoma.common.files import is_file, remove_file, replace_file
 from melanoma.data.synthetic import is_generated
+from melanoma.report import DPI, FORMATS
 from melanoma.scoring.ensemble import Run
 
-DPI = 150
-FORMATS = ("png", "pdf", "svg")
 MARK = re.compile(rb"melanoma-run-[0-9a-f]{16}")
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from melanoma.common.device import choose_precision
 from melanoma.common.tensors import fitting, load_tensors, save_tensors
+from melanoma.scoring import SCORERS
 from melanoma.scoring.ensemble import LESIONS, Run
-from melanoma.scoring.scores import SCORERS, Platt
+from melanoma.scoring.scores import Platt
 
 FORMAT = "lesion-model-1"
 # Fields of a run that are stored as they are.

@@ -10,7 +10,8 @@ import torch
 from scipy.special import expit, logit
 from torch import Tensor
 
-SCORERS = ("distance", "nearest", "neighbours", "prototype", "head")
+from melanoma.scoring import SCORERS
+
 SPECIFICITY = 0.9  # at which a second threshold is chosen
 BLOCK = 1024  # images scored at a time: bounds memory at BLOCK × references distances
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def read_data(config: Config, need_images: bool = True) -> Sources:
     return read_sources(
         config.train_image, config.train_labels, config.train_metadata, columns, duplicates, need_images
     )
+
+
+def decode(config: Config, paths: Mapping[str, Path], size: int) -> ImageCache:
+    """Return the cache of image files at a side in pixels; unreadable ones stop it unless they are to be left out."""
+    cache = build_cache(paths, size, config.cache_dir, config.workers)
+    refuse_unreadable(cache.errors, config.skip_unreadable)
+    return cache
 
 
 def load_lesions(config: Config, need_images: bool = True) -> Sources:
@@ -146,7 +154,7 @@ def summarise(lesions: Sources, config: Config) -> dict[str, Any]:
         "fold": config.fold,
         "splits": parts,
         "groups_in_two_parts": int((sides > 1).sum()),
-        "oversampling_factor": round(oversampling_factor(train["label"].to_numpy()), 3),
+        "oversampling_factor": round(parts["train"]["benign"] / parts["train"]["melanoma"], 3),
         **_per_epoch(train, config),
     }
 
@@ -200,11 +208,6 @@ def describe(summary: dict[str, Any]) -> str:
 # --- pairs ---
 
 
-def oversampling_factor(labels: np.ndarray) -> float:
-    """Return benign : melanoma, how often each melanoma is shown for each benign image."""
-    return float((labels == 0).sum() / (labels == 1).sum())
-
-
 def sample_pairs(
     labels: np.ndarray, rng: np.random.Generator, source: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -222,7 +225,7 @@ def sample_pairs(
 
     Returns
     -------
-    pairs : int64 array of shape (P, 2), rows of `labels`; P = 2 max(benign, melanoma)
+    pairs : int64 array of shape (P, 2), rows of `labels`; P = 2 max(benign, melanoma), the sum over the sources
     same : bool array of shape (P,), True where both have one label
     """
     firsts, seconds, sames = [], [], []
@@ -255,7 +258,7 @@ def sample_balanced(
 
     Returns
     -------
-    int64 array of shape (2 max(benign, melanoma) share,), rows of `labels`
+    rows of `labels`, int64, 2 ceil(share max(benign, melanoma)) of each source
     """
     turns = []
     for benign, melanoma in _members(labels, source):
@@ -417,13 +420,11 @@ def main() -> None:
         check_files(data.paths, missing, config.test_image, config.test_labels, config.workers)
     elif arguments.find_duplicates:
         data = read_data(config)
-        cache = build_cache(data.paths, config.image_size, config.cache_dir, config.workers)
-        refuse_unreadable(cache.errors, config.skip_unreadable)
+        cache = decode(config, data.paths, config.image_size)
         table = data.table.assign(group=group_images(data.table, data.groups))
         list_duplicates(cache, table, duplicate_lists(config), arguments.find_duplicates)
     elif arguments.cache:
-        cache = build_cache(read_data(config).paths, config.image_size, config.cache_dir, config.workers)
-        refuse_unreadable(cache.errors, config.skip_unreadable)
+        cache = decode(config, read_data(config).paths, config.image_size)
         print(f"{len(cache.pixels):,} images of {config.image_size} px in {config.cache_dir}")
     else:
         summary = summarise(load_lesions(config, need_images=False), config)

@@ -155,11 +155,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dataset import columns_of, sample_pairs, validating_fold
+from dataset import columns_of, decode, sample_pairs, validating_fold
 from melanoma.common.device import choose_device, choose_precision, describe_device, keep_freed_memory
 from melanoma.common.files import replace_file, write_json, write_text
 from melanoma.common.script import run_script
-from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
 from melanoma.data.decoding import find_photos
 from melanoma.data.duplicates import lists_in_use, read_duplicates
 from melanoma.data.feed import Feed
@@ -500,13 +499,6 @@ def find_lesions(machine: Config, sources: Sequence[str], names: Set[str]) -> Ma
             "point it at the folder that the run was trained on"
         )
     return found
-
-
-def decode(machine: Config, paths: Mapping[str, Path], size: int) -> ImageCache:
-    """Return the cache of image files at a side in pixels; unreadable ones stop it unless they are to be left out."""
-    cache = build_cache(paths, size, machine.cache_dir, machine.workers)
-    refuse_unreadable(cache.errors, machine.skip_unreadable)
-    return cache
 
 
 def say(text: str) -> None:

@@ -53,23 +53,23 @@ from melanoma.common.device import (
     keep_freed_memory,
     random_state,
     set_random_state,
-    spare_memory,
     upload,
 )
 from melanoma.common.errors import InputError, shown
 from melanoma.common.script import Held, Stopped, hold_signals, run_script
 from melanoma.common.threads import Aside
 from melanoma.data.augment import VIEWS, Views, draw_views
-from melanoma.data.cache import ImageCache, build_cache, refuse_unreadable
+from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
 from melanoma.data.sources import Sources, describe_folders
+from melanoma.data.split import LESIONS
 from melanoma.data.synthetic import is_generated
 from melanoma.evaluation.controls import METADATA
 from melanoma.evaluation.evaluate import with_features
 from melanoma.report.curves import describe_parts, learning_curves
 from melanoma.report.graph_folder import Origin, clear_others, save_figure
 from melanoma.scoring.embedding import embed_images
-from melanoma.scoring.ensemble import LESIONS, make_run
+from melanoma.scoring.ensemble import make_run
 from melanoma.scoring.model_file import write_model
 from melanoma.scoring.scores import score_all, usual_scorer
 from melanoma.training import run_folder
@@ -80,7 +80,6 @@ from modules import MEASURES, SiameseLoss, SiameseNetwork, loss_of, network_of
 
 LOG_STEPS = 20  # steps between two readings of the loss at most; each waits for the device
 PLOT_EVERY = 5.0  # seconds between two drawings of the learning curves at least
-NEARLY_FULL = 0.8  # of a GPU's free memory: a step that needs more is announced
 BENIGN_REFERENCES = 500  # of the training part, in each epoch's validation; predict.py uses all of them
 KEPT = "the last checkpoint is kept"
 
@@ -165,16 +164,14 @@ def train_run(
             learner.taken = len(log) * steps + (range(steps)[partway["steps"]] if partway else 0)
     ranks.wait()  # until all have looked at the run folder: from here on the first one writes to it
     if ranks.first:
-        run_folder.write_start(config.run_dir, to_dict(config), data.table, where, resume)
-        started = run_folder.read_starts(config.run_dir)[0]["started"]
+        starts = run_folder.write_start(config.run_dir, to_dict(config), data.table, where, resume)
         folders, synthetic = describe_folders(config.train_image), any(map(is_generated, config.train_image))
-        origin = Origin([config.run_dir.name], [config.recipe], [folders], [started], synthetic)
+        origin = Origin([config.run_dir.name], [config.recipe], [folders], [starts[0]["started"]], synthetic)
         ranks.say(origin.line)
         clear_others(config.graph_dir, origin.mark)
         data = replace(data, origin=origin)
         if log:
             write_progress(config, state, data, plot=True)  # the run may have been killed before these were written
-    warn_of_memory(learner, config, device)
     with hold_signals() as held, Aside() as saving:
         train_epochs(config, learner, data, log, partway, held, saving)
     with ranks.together(device):
@@ -234,7 +231,8 @@ def train_epochs(
         later = (config.epochs - epoch) * len(batches)
         with Meter(name, len(batches), progress.steps, later, quiet=not ranks.first) as meter:
             train_epoch(learner, batches, feed, draw, loss, mined, progress, meter, stopping)
-        refuse_broken_weights(learner, name)
+        if not learner.finite():
+            raise InputError(f"the weights are not finite after {name}: lower --learning-rate; {KEPT}")
         if progress.steps < len(batches):
             with ranks.together(device):
                 if ranks.first:
@@ -264,26 +262,6 @@ def train_epochs(
                 saving.join()
             rest = "goes on from there" if epoch < config.epochs else "writes model.pt"
             raise stopped(f"saved after {name}; --resume {rest}")
-
-
-def warn_of_memory(learner: Learner, config: Config, device: torch.device) -> None:
-    """Say what a step needs if that is near what the GPU has."""
-    spare = spare_memory(device)
-    if spare is None:
-        return
-    images = config.batch_size * (1 if config.pairs == "batch" else 2) // learner.ranks.count
-    need = learner.step_memory(images, config.image_size)
-    if need > NEARLY_FULL * spare:
-        learner.ranks.say(
-            f"a step needs about {need / 1e9:.1f} GB, {device} has {spare / 1e9:.1f} GB free: if it is too small, "
-            f"try {learner.smaller}"
-        )
-
-
-def refuse_broken_weights(learner: Learner, name: str) -> None:
-    """Raise InputError if a step of an epoch has left weights that are not finite."""
-    if not learner.finite():
-        raise InputError(f"the weights are not finite after {name}: lower --learning-rate; {KEPT}")
 
 
 def refuse_broken(loss: SiameseLoss, value: float, unlike_distance: float, settled: bool, name: str) -> None:
@@ -361,8 +339,7 @@ class Data:
 
     @staticmethod
     def of(lesions: Sources, config: Config, device: torch.device) -> Data:
-        cache = build_cache(lesions.paths, config.image_size, config.cache_dir, config.workers)
-        refuse_unreadable(cache.errors, config.skip_unreadable)
+        cache = dataset.decode(config, lesions.paths, config.image_size)
         table, joined = dataset.join_equal_pictures(lesions, cache, config)
         train = Images.of_part(table, "train", cache, config.pairs_within_source)
         validation = Validation.of(table, cache, config.seed, config.pairs_within_source)

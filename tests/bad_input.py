@@ -57,6 +57,16 @@ def refusal(kind: str, named: Iterable[object], function: Callable, *arguments: 
     raise AssertionError(f"not refused but read as {value!r:.500}")
 
 
+class Command:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
 def no_files(folder: Path) -> dict[str, Path]:
     """Paths at which there is no file to read, each in its own way."""
     (folder / "a_folder").mkdir()

@@ -5,8 +5,9 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from matplotlib.lines import Line2D
 from PIL import Image
 from tally import COUNTS, summary, tally
 
+import dataset
 import predict
 import train
 from config import Config
+from melanoma.common.errors import InputError
+from melanoma.common.script import run_script
 from melanoma.data import download
 from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
@@ -36,6 +40,7 @@ from melanoma.scoring.ensemble import Run
 from modules import SiameseNetwork, network_of
 
 HEADER = "image_name,patient_id,sex,age_approx,anatom_site_general_challenge,diagnosis,benign_malignant,target"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 torch.set_num_threads(1)
@@ -97,6 +102,12 @@ def cache_of(pixels: np.ndarray) -> ImageCache:
     return ImageCache(pixels, {f"image{row}": row for row in range(len(pixels))}, {})
 
 
+@pytest.fixture
+def cache() -> ImageCache:
+    """12 images of noise of 32 px."""
+    return cache_of(np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8))
+
+
 def feed_of(config: Config, run: Run) -> Feed:
     """Return the images of a run's split parts."""
     assert run.lesions is not None
@@ -116,7 +127,7 @@ def save(figure, path) -> Image.Image:
 
 
 def titles_of(figure) -> list[str]:
-    """Return the name of a figure and its subtitle."""
+    """Return the texts of a figure outside its axes: its name and its subtitle, or all those of a card."""
     return [text.get_text() for text in figure.texts]
 
 
@@ -278,6 +289,27 @@ def tiny_disk(tmp_path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a file system")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+def refusal(function: Callable, *arguments: Any, **settings: Any) -> str:
+    """Return the message of an InputError, which must be one line."""
+    with pytest.raises(InputError) as caught:
+        function(*arguments, **settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], script: str, *arguments: object) -> object:
+    """Run a script's `main` with these arguments and return how it exits."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        run_script(main)
+    return stopped.value.code
+
+
+def run_dataset(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    return exit_code(monkeypatch, dataset.main, "dataset.py", *arguments)
 
 
 def names(folder: Path) -> list[str]:

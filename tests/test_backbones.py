@@ -1,15 +1,15 @@
 """backbones.py: features of timm's networks, their weights, and the grid."""
 
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import build_network
+from bad_input import Command
+from conftest import build_network, refusal
 from safetensors.torch import save_file
-from test_modules import images, refusal
+from test_modules import images
 from torch import Tensor, nn
 
 from config import Config
@@ -139,16 +139,6 @@ def test_a_transformer_takes_weights_of_another_image_size(tmp_path):
     own = model_of(TimmBackbone(VIT, 64, str(tmp_path / "w.pt"))).state_dict()
     assert (state["pos_embed"].shape[1], own["pos_embed"].shape[1]) == (1 + 10**2, 1 + 4**2)
     assert torch.equal(own["blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
-
-
-class Command:
-    """An object whose unpickling makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def truncated(path: Path, state: dict) -> None:

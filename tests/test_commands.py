@@ -10,12 +10,12 @@ from pathlib import Path
 
 import controls
 import pytest
+from conftest import exit_code
 
 import dataset
 import predict
 import train
 from config import Config
-from melanoma.common.script import run_script
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {
@@ -29,14 +29,6 @@ PARSERS = {
     "dataset.py": dataset.make_parser,
     "benchmarks/controls.py": controls.make_parser,
 }
-
-
-def call(script: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        run_script(SCRIPTS[script])
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code
 
 
 def flags(quick: Config) -> list[str]:
@@ -69,7 +61,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert call(script, *flags(quick), *extra, monkeypatch=monkeypatch) == 2
+    assert exit_code(monkeypatch, SCRIPTS[script], script, *flags(quick), *extra) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert message.format(here=Path.cwd()) in error
@@ -118,7 +110,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_flags_that_do_not_exist_or_do_not_parse_stop_the_script(
     script: str, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(script, *arguments, monkeypatch=monkeypatch) == 2
+    assert exit_code(monkeypatch, SCRIPTS[script], script, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("error: ") and error.count("\n") == 1

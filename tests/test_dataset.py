@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import cache_of
+from conftest import cache_of, run_dataset
 from scipy.stats import chisquare
 from test_split import TABLE, isic_like_table
 from torch.utils.data import DataLoader
@@ -33,7 +33,6 @@ from dataset import (
     summarise,
 )
 from melanoma.common.errors import InputError
-from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache, build_cache
 from melanoma.data.duplicates import LIST_NAME
 from melanoma.data.sources import Sources
@@ -204,14 +203,6 @@ def folder(lesion_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(lesion_folder, tmp_path / "lesions")
 
 
-def run_summary(monkeypatch: pytest.MonkeyPatch, *flags: Path | str) -> int:
-    monkeypatch.setattr(sys, "argv", ["dataset.py", *map(str, flags)])
-    with pytest.raises(SystemExit) as stop:
-        run_script(dataset.main)
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
-
-
 def run_process(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "dataset.py"), *flags]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -311,12 +302,12 @@ def test_missing_files_and_duplicates_are_counted(folder, monkeypatch, capsys):
     pairs = "ISIC_0000020,ISIC_0000021\nISIC_0000013,ISIC_0000022\nISIC_0000021,ISIC_0000023\n"
     Path("pairs.csv").write_text("image_name_1,image_name_2\n" + pairs)
     flags = ["--train-labels", "train.csv", "--train-image", "train", "--duplicates", "pairs.csv"]
-    assert run_summary(monkeypatch, "--json", *flags) == 0
+    assert run_dataset(monkeypatch, "--json", *flags) == 0
     summary = json.loads(capsys.readouterr().out)
     expected = {"labels": 60, "labels_without_image": 2, "images_without_label": 1, "duplicates_dropped": 2}
     assert summary["sources"][0].items() >= expected.items()
     assert summary.items() >= {"images": 56, "melanoma": 12, "benign": 44}.items()
-    assert run_summary(monkeypatch, *flags) == 0
+    assert run_dataset(monkeypatch, *flags) == 0
     text = capsys.readouterr().out
     for line in ("56 images of 30 patients, 30 groups: 12 melanoma, 44 benign", "pairs.csv: 2"):
         assert line in text
@@ -335,7 +326,7 @@ def test_images_are_matched_whatever_the_case_of_their_extension(folder):
 
 
 def published_counts(monkeypatch: pytest.MonkeyPatch, capsys, labels: Path) -> dict[str, dict[str, int]]:
-    assert run_summary(monkeypatch, "--json", "--split", "published", "--train-labels", labels) == 0
+    assert run_dataset(monkeypatch, "--json", "--split", "published", "--train-labels", labels) == 0
     splits = json.loads(capsys.readouterr().out)["splits"]
     return {part: {name: splits[part][name] for name in ("images", "melanoma", "benign")} for part in splits}
 
@@ -389,7 +380,7 @@ def test_bad_input_is_one_line_and_code_2(folder, monkeypatch, capsys, flags, me
     texts = {"no_column": "lesion,target\na,0\n", "empty": "", "path": "image_name,target\n../,0\n"}
     for name, text in (texts | {"one_class": ONE_CLASS, "two_patients": TWO_PATIENTS}).items():
         Path(f"{name}.csv").write_text(text)
-    assert run_summary(monkeypatch, "--train-labels", "train.csv", *flags) == 2
+    assert run_dataset(monkeypatch, "--train-labels", "train.csv", *flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -401,7 +392,7 @@ def test_bad_input_is_one_line_and_code_2(folder, monkeypatch, capsys, flags, me
     "flags", [["--train-label", "labels.csv"], ["--epoch", "3"], ["--recipe", "best"], ["--head", "hinge"]]
 )
 def test_misspelt_and_abbreviated_flags_stop_the_program(monkeypatch, capsys, flags):
-    assert run_summary(monkeypatch, *flags) == 2
+    assert run_dataset(monkeypatch, *flags) == 2
     assert flags[1] in capsys.readouterr().err
 
 

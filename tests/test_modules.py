@@ -1,7 +1,6 @@
 """The networks: what an embedding is, which weights it starts from, and what is kept from being trained."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,15 +22,6 @@ def images(n: int = 4, side: int = 32) -> Tensor:
 def head_of(network: SiameseNetwork) -> nn.Linear:
     assert network.head is not None
     return network.head
-
-
-def refusal(function: Callable, *arguments, **settings) -> str:
-    """The message of an InputError, which must be one line."""
-    with pytest.raises(InputError) as caught:
-        function(*arguments, **settings)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # --- network ---

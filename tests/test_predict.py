@@ -173,7 +173,6 @@ def test_a_list_of_duplicates_that_is_not_there_is_told(machine: Config, lesion_
         predict.main(dataclasses.replace(machine, duplicates=tmp_path / "pairs.csv"), (), *other)
 
 
-@pytest.mark.usefixtures("lean_evaluation")
 def test_a_checkpoint_of_class_folders_is_evaluated(quick: Config, lesion_folder: Path, tmp_path: Path) -> None:
     found = read_labels(lesion_folder / "train.csv").table
     for name, label in zip(found["image_name"], found["label"], strict=True):

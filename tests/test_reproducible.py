@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import everything
+from conftest import everything, exit_code
 from test_train import assert_same_run
 
 import train
 from config import Config
-from melanoma.common.script import run_script
 from melanoma.data.cache import build_cache
 from melanoma.data.decoding import find_images
 
@@ -44,10 +43,7 @@ def test_the_stored_settings_repeat_a_run(straight: Config, tmp_path: Path, monk
     again = elsewhere(straight, tmp_path)
     command = ["--config", str(straight.run_dir / "config.json")]
     command += [f"--{name}-dir={tmp_path}/{name}_dir" for name in ("cache", "run", "graph")]
-    arguments = train.make_parser().parse_args(command)
-    with pytest.raises(SystemExit) as stopped:
-        run_script(lambda: train.run(arguments))
-    assert stopped.value.code == 0
+    assert exit_code(monkeypatch, lambda: train.run(train.make_parser().parse_args()), "train.py", *command) == 0
     assert_same_run(straight, again)
     first = torch.load(straight.run_dir / "last.pt", weights_only=True)
     assert first["config"] == torch.load(again.run_dir / "last.pt", weights_only=True)["config"]

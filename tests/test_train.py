@@ -27,7 +27,7 @@ from melanoma.data.feed import Feed
 from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import SCORERS, score_all
 from melanoma.training import learner as learning
-from melanoma.training import run_folder as checkpoint
+from melanoma.training import run_folder
 from melanoma.training.progress import Meter
 from modules import MEASURES, SiameseLoss, loss_of, network_of
 
@@ -41,7 +41,7 @@ def last(config: Config) -> dict:
 
 
 def test_like_pairs_end_closer_than_unlike_pairs(trained: Config) -> None:
-    table = checkpoint.read_split(trained.run_dir)
+    table = run_folder.read_split(trained.run_dir)
     held_out = table[table["part"] == "validation"]
     cache = build_cache(find_images(trained.train_image), trained.image_size, trained.cache_dir)
     network = network_of(trained)
@@ -113,7 +113,7 @@ def test_a_run_killed_and_resumed_equals_one_that_was_not_whatever_it_uses(
 
 
 def train_images(config: Config) -> tuple:
-    table = checkpoint.read_split(config.run_dir)
+    table = run_folder.read_split(config.run_dir)
     cache = build_cache(find_images(config.train_image), config.image_size, config.cache_dir)
     return train.Images.of_part(table, "train", cache), cache
 
@@ -164,7 +164,7 @@ def test_only_training_images_are_trained_on_and_both_classes_through_views(
     monkeypatch.setattr(learning, "show", show)
     train.main(quick)
     cache, rows = seen[-1]  # the pairs of the one epoch
-    table = checkpoint.read_split(quick.run_dir)
+    table = run_folder.read_split(quick.run_dir)
     allowed = set(cache.rows(table.loc[table["part"] == "train", "image_name"]))
     assert set(rows.ravel()) == allowed  # every training image, and no other
     assert sum(shown) == rows.size  # every image of every pair, whatever its class
@@ -357,14 +357,14 @@ def test_a_checkpoint_is_of_its_epoch_however_late_it_is_written(
 def test_a_save_that_fails_aside_stops_the_run_with_its_line(
     quick: Config, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    save = checkpoint.save_checkpoint
+    save = run_folder.save_checkpoint
 
     def fill_the_disk(path, contents):
         if path.name == "last.pt" and len(contents["log"]) == failing:
             raise InputError(f"{path} cannot be written: no space left")
         save(path, contents)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", fill_the_disk)
+    monkeypatch.setattr(run_folder, "save_checkpoint", fill_the_disk)
     with pytest.raises(InputError, match=r"last\.pt cannot be written: no space left"):
         train.main(dataclasses.replace(quick, epochs=3))
     assert (quick.run_dir / "last.pt").exists() == (failing > 1)
@@ -388,17 +388,6 @@ def test_curves_are_drawn_now_and_then_and_the_log_counts_the_time_of_saving(
     whole = time.perf_counter() - start
     assert drawn == [True, False, False, True]  # the first and the last one: all within PLOT_EVERY
     assert 3 * 0.3 < sum(entry["seconds"] for entry in log_of(quick)) < whole - 0.3
-
-
-def test_a_step_that_nearly_fills_the_gpu_is_announced(
-    quick: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = dataclasses.replace(quick, batch_size=64)
-    for spare, said in ((None, False), (10**12, False), (10**7, True)):
-        monkeypatch.setattr(train, "spare_memory", lambda device, spare=spare: spare)
-        train.main(config, overwrite=True)
-        out = capsys.readouterr().out
-        assert ("GB free: if it is too small, try --batch-size 32" in out) == said
 
 
 # --- how it learns ---
@@ -432,7 +421,7 @@ def test_every_way_to_train_tells_dark_from_bright(quick: Config, settings: dict
 
 
 def test_validation_scores_each_way_against_references_of_training(trained: Config) -> None:
-    table = checkpoint.read_split(trained.run_dir)
+    table = run_folder.read_split(trained.run_dir)
     cache = build_cache(find_images(trained.train_image), trained.image_size, trained.cache_dir)
     validation = train.Validation.of(table, cache, seed=0)
     network = build_network("conv3", 32, 8, head=True)
@@ -586,7 +575,7 @@ def test_unreadable_images_stop_the_run_unless_left_out(quick: Config) -> None:
     with pytest.raises(InputError, match=rf"1 images cannot be read, .*--skip-unreadable: {broken.stem}: "):
         train.main(quick)
     train.main(dataclasses.replace(quick, skip_unreadable=True))
-    table = checkpoint.read_split(quick.run_dir)
+    table = run_folder.read_split(quick.run_dir)
     assert broken.stem not in set(table["image_name"])
     assert len(table) == len(list(images.glob("*.jpg"))) - 1
 

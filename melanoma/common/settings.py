@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import json
 import math
 import os
 import re
@@ -112,13 +113,7 @@ def _convert(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return the settings as JSON values (paths as text)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(one) for one in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {item.name: plain(getattr(settings, item.name)) for item in dataclasses.fields(settings)}
+    return dict(json.loads(json.dumps(dataclasses.asdict(settings), default=str)))
 
 
 def from_dict(settings: type, values: Mapping[str, Any], source: str) -> Any:

@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class ImageCache:
-    """Decoded images of one folder at one size.
+    """Decoded images at one size.
 
     pixels : uint8 of shape (rows, S, S, 3), read-only where they are on the disk
     row_of : row of each readable image, by name
@@ -139,8 +139,8 @@ def decode_photos(paths: Mapping[str, Path | Image.Image], size: int, workers: i
 def refuse_unreadable(errors: Mapping[str, str], skip: bool) -> None:
     """Raise InputError if images could not be decoded, unless they are to be skipped."""
     if errors and not skip:
-        listed = "; ".join(f"{brief(name)}: {error}" for name, error in sorted(errors.items()))
-        raise InputError(f"{len(errors)} images cannot be read, replace them or pass --skip-unreadable: {listed}")
+        each = "; ".join(f"{brief(name)}: {error}" for name, error in sorted(errors.items()))
+        raise InputError(f"{len(errors)} images cannot be read, replace them or pass --skip-unreadable: {each}")
 
 
 def _read_index(where: Path, size: int) -> tuple[list[dict[str, Any]], int]:
@@ -215,17 +215,13 @@ def decode_each(
     def decode(name: str) -> tuple[str, np.ndarray, dict[str, Any]]:
         try:
             pixels, (width, height) = decode_with_size(paths[name], size)
-            return name, pixels, {"width": width, "height": height, "hash": pixel_hash(pixels)}
+            found = {"width": width, "height": height, "hash": blake2b(pixels.tobytes(), digest_size=16).hexdigest()}
+            return name, pixels, found
         except UnreadableImage as error:
             return name, black, {"error": error.reason} | ({"passing": True} if error.passing else {})
 
     with hidden_warnings():
         yield from map_ahead(decode, paths, workers, 4 * workers)
-
-
-def pixel_hash(pixels: np.ndarray) -> str:
-    """Return a hash of an image's pixels, uint8 (S, S, 3): 128 bits in hexadecimal."""
-    return blake2b(pixels.tobytes(), digest_size=16).hexdigest()
 
 
 def _commit(file: BinaryIO, data: bytes) -> None:

@@ -87,6 +87,8 @@ def list_duplicates(cache: ImageCache, table: pd.DataFrame, known: Iterable[Path
         read_duplicates(path)  # any other file stays as it is
     in_use = pd.DataFrame([pair for each in known for pair in read_duplicates(each)], columns=PAIR)
     table = table[~table["image_name"].isin(list(cache.errors))].set_index("image_name")
+    if table.empty:
+        raise InputError("there is no image to compare that can be read")
     found = find_duplicates(cache, table.index.tolist())
     write_text(path, pd.concat([found, in_use]).drop_duplicates([*PAIR]).to_csv(index=False))
     group, label = (

@@ -21,8 +21,8 @@ class Feed:
     """Images of a cache by row, on the device.
 
     A cache that fits on the GPU is copied there, and a batch is an index. From a larger one, a background thread
-    gathers batches into pinned memory, which is copied while the GPU computes. On the CPU a batch is gathered when it
-    is needed, as the same cores would do it.
+    gathers batches into pinned memory, which is copied while the GPU computes. Elsewhere a batch is gathered when
+    it is needed: on the CPU the same cores would do it.
     """
 
     def __init__(self, cache: ImageCache, device: torch.device) -> None:

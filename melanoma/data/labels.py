@@ -35,7 +35,16 @@ ONE_HOT_2017 = ("melanoma", "seborrheic_keratosis")  # neither: a nevus
 FOLDER = "folder"
 
 NAMED = ("train_labels", "evaluate_labels")  # tables whose columns the settings name
-RESERVED = ("label", "age", "source", "part", "group")  # columns of a table of lesions that cannot group them
+RESERVED = (
+    "image_name",
+    "label",
+    "sex",
+    "age",
+    "site",
+    "source",
+    "part",
+    "group",
+)  # columns of a table of lesions that cannot group them
 
 TRUE = r"1([.,]0*)?|true"
 BINARY = rf"{TRUE}|0([.,]0*)?|false"
@@ -169,12 +178,14 @@ def _labels(raw: pd.DataFrame, names: pd.Series, where: str, image_column: str, 
     table = table.assign(age=years.astype(float).where(years.between(1, OLDEST)), site=site)
     groups = ["patient_id", "lesion_id"]
     if columns.groups:
-        groups = [str(_column(raw, name, "group_columns", where)) for name in columns.groups]
-        groups = ["patient_id" if name in PATIENT else "lesion_id" if name in LESION else name for name in groups]
-        reserved = [name for name in groups if name in RESERVED]
-        if reserved:
-            raise InputError(f"{where}: group_columns names {reserved[0]}, which has a meaning here: rename the column")
-        table = table.assign(**{name: known_values(raw[name]) for name in groups if name not in table})
+        keys = [str(_column(raw, name, "group_columns", where)) for name in columns.groups]
+        groups = ["patient_id" if key in PATIENT else "lesion_id" if key in LESION else key for key in keys]
+        for name in groups:
+            if name in RESERVED:
+                raise InputError(f"{where}: group_columns names {name}, which has a meaning here: rename the column")
+            if groups.count(name) > 1:
+                raise InputError(f"{where}: group_columns names {name} twice, or by two columns: name one of them")
+        table = table.assign(**{name: known_values(raw[key]) for name, key in zip(groups, keys, strict=True)})
     for name, cells in (("label", read_as), *((name, table[name]) for name in groups)):
         differ = cells.groupby(names).transform("nunique") > 1
         refuse_rows(where, f"rows of one image differ in {name}", names, differ)
@@ -193,8 +204,9 @@ def _labels(raw: pd.DataFrame, names: pd.Series, where: str, image_column: str, 
 def _layout(raw: pd.DataFrame) -> str:
     """Return the name of a table's layout."""
     known = set(raw.columns)
+    if known == {FOLDER}:
+        return "class folders"
     for layout, signature in (
-        ("class folders", {FOLDER}),
         ("HAM10000 metadata", {"image_id", "dx"}),
         ("ISIC 2019 ground truth", {"image", "mel", "scc"}),
         ("ISIC 2018 ground truth", {"image", "mel", "akiec"}),
@@ -214,7 +226,7 @@ def _read_values(raw: pd.DataFrame, names: pd.Series, where: str, columns: Colum
     levels = [name for name in LEVELS if name in raw] or [name for name in DIAGNOSIS if name in raw][:1]
     one_hot = [name for name in (*ONE_HOT, *ONE_HOT_2017) if name in raw]
     if columns.melanoma:
-        column = asked or _first(raw, (FOLDER, *levels[-1:], "target"))
+        column = asked or _first(raw, (*levels[-1:], "target"))
         if column is None:
             raise InputError(f"{where}: melanoma_values need a column: name it with --label-column")
         return _read_listed(raw[column], column, columns.melanoma, where)

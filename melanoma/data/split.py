@@ -10,6 +10,7 @@ import pandas as pd
 from melanoma.common.errors import InputError
 
 PARTS = ("train", "validation", "test")
+LESIONS = ["image_name", "source", "patient_id", "group", "label"]  # columns of a split, before the part
 N_FOLDS = 5
 PUBLISHED_TEST_SHARE = 0.2
 PUBLISHED_VALIDATION_SHARE = 0.125  # of the training part: a tenth of all images
@@ -39,9 +40,9 @@ def group_images(table: pd.DataFrame, keys: Sequence[str], equal: Sequence[str] 
     -------
     str (N,): the group's first patient_id, or another key with its column's name before it, or "image:" and the name
     """
-    name = "z" + ALONE + table["image_name"]  # the letter in front puts ids first
-    for letter, key in reversed(list(zip("abcdefgh", keys, strict=False))):
-        prefix = letter if key == "patient_id" else f"{letter}{key}:"
+    name = "99" + ALONE + table["image_name"]  # the digits in front put ids first
+    for place, key in reversed(list(enumerate(keys))):
+        prefix = f"{place:02}" if key == "patient_id" else f"{place:02}{key}:"
         name = name.where(table[key] == "", prefix + table[key])
     links, nodes = [], len(table)
     for cells in [*(table[key] for key in keys), *([pd.Series(equal, table.index)] if equal is not None else [])]:
@@ -50,7 +51,7 @@ def group_images(table: pd.DataFrame, keys: Sequence[str], equal: Sequence[str] 
         links.append((known, nodes + codes))
         nodes += len(values)
     component = connected(links, nodes)[: len(table)]
-    return name.groupby(component).transform("min").str[1:]
+    return name.groupby(component).transform("min").str[2:]
 
 
 def large_patients(table: pd.DataFrame) -> list[str]:

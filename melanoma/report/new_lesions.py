@@ -186,7 +186,7 @@ def write_submission(
     Parameters
     ----------
     names, paths : see `find_test_images`
-    decode : see `ensemble.decode_all`
+    decode : see `ensemble.Decode`
     out : folder of the file
 
     Returns

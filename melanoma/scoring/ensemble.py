@@ -22,19 +22,19 @@ from scipy.special import expit, logit
 from melanoma.common.errors import InputError
 from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
+from melanoma.data.split import LESIONS
 from melanoma.scoring.embedding import embed_images
 from melanoma.scoring.scores import Judge, Platt, nearest_references, score_all, usual_scorer
 
 Decode = Callable[[Mapping[str, Path], int], ImageCache]  # image files by name, and their side in pixels
 
-LESIONS = ["image_name", "source", "patient_id", "group", "label"]  # what a split knows of a lesion, before its part
 BENIGN_PICTURES = 4000  # references that a run keeps a picture of: all melanomas, and this many of the others
 PICTURE_SIDE = 160  # pixels, at most
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Options of the evaluation; None leaves each to its default."""
+    """How lesions are judged; None leaves each to its default."""
 
     min_sensitivity: float | None = None
     prevalence: float | None = None

@@ -15,9 +15,8 @@ from melanoma.data.cache import ImageCache
 from melanoma.data.decoding import find_images
 from melanoma.data.feed import Feed
 from melanoma.data.labels import Labels
-from melanoma.data.split import group_images
+from melanoma.data.split import LESIONS, group_images
 from melanoma.scoring.ensemble import (
-    LESIONS,
     Decode,
     Ensemble,
     common_threshold,
@@ -47,7 +46,7 @@ def score_part(ensembles: Sequence[Ensemble], find: Find, decode: Decode, part: 
     Parameters
     ----------
     find : gives the files of the images
-    decode : see `decode_all`
+    decode : see `ensemble.Decode`
 
     Raises
     ------

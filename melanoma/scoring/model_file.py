@@ -14,8 +14,9 @@ from torch import Tensor
 
 from melanoma.common.device import choose_precision
 from melanoma.common.tensors import fitting, load_tensors, save_tensors
+from melanoma.data.split import LESIONS
 from melanoma.scoring import SCORERS
-from melanoma.scoring.ensemble import LESIONS, Run
+from melanoma.scoring.ensemble import Run
 from melanoma.scoring.scores import Platt
 
 FORMAT = "lesion-model-1"

@@ -129,10 +129,10 @@ class Platt:
 
         centre, spread = float(scores.mean()), float(scores.std()) or 1.0
         model = LogisticRegression(C=1e4).fit(((scores - centre) / spread)[:, None], labels)
-        slope = max(float(model.coef_[0, 0]) / spread, 1e-6 / spread)
+        coefficient = float(model.coef_[0, 0])
+        slope = max(coefficient, 1e-6) / spread
         prior = float(np.log(labels.mean() / (1 - labels.mean())))
-        turned = model.coef_[0, 0] <= 0
-        return Platt(slope, prior if turned else float(model.intercept_[0] - slope * centre))
+        return Platt(slope, float(model.intercept_[0] - slope * centre) if coefficient > 0 else prior)
 
     def log_odds(self, scores: np.ndarray) -> np.ndarray:
         """Return the log odds of melanoma, float64 (N,), of scores (N,)."""

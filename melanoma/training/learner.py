@@ -119,7 +119,7 @@ class Learner:
             shown = show(images, views, self.network.backbone.normalize, self.dtype, self.show_part)
             with autocast(images.device, self.dtype):
                 own = torch.cat([part.view(len(images), -1) for part in self.shared(shown)], dim=1)
-            outputs = self.ranks.gather(own[: self.ranks.share_size(size)], size)  # embeddings, then the logit
+            outputs = self.ranks.gather(own[: len(self.ranks.share(size))], size)  # embeddings, then the logit
             loss, measures = loss_of(outputs[:, :-1], outputs[:, -1])
             self._update(loss * self.ranks.count)  # DDP averages over the processes: their sum is wanted
         except RuntimeError as error:
@@ -151,24 +151,6 @@ class Learner:
         if self.average:
             self._follow(self.average)
         self.taken += 1
-
-    def step_memory(self, count: int, side: int) -> int:
-        """Return about how many bytes a step on images of a side allocates: measured on two of them, in a copy."""
-        network = copy.deepcopy(self.network).train()
-        kept = {part.untyped_storage().data_ptr(): 0 for part in network.parameters()}
-        images = torch.zeros((2, side, side, 3), dtype=torch.uint8, device=next(network.parameters()).device)
-
-        def note(part: Tensor) -> Tensor:
-            storage = part.untyped_storage()
-            kept.setdefault(storage.data_ptr(), storage.nbytes())
-            return part
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda part: part), autocast(images.device, self.dtype):
-            outputs = network(show(images, None, network.backbone.normalize, self.dtype))
-        del outputs
-        largest = max(kept.values())  # its gradient, and that of what it was computed from, live beside them
-        weights = sum(part.nbytes for part in network.parameters() if part.requires_grad)
-        return (sum(kept.values()) + 2 * largest) * count // 2 + 3 * weights  # gradient and AdamW's two moments
 
     def finite(self) -> bool:
         """Return whether all weights are finite, those that are trained and those that are kept."""

@@ -37,22 +37,18 @@ class Ranks:
         if self.first:
             print(text, flush=True)
 
-    def share(self, size: int) -> slice:
+    def share(self, size: int) -> range:
         """Return this process's part of a batch: sizes differ by one at most."""
-        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
-
-    def share_size(self, size: int) -> int:
-        """Return how many images of a batch are this process's part."""
-        own = self.share(size)
-        return own.stop - own.start
+        return range(size * self.rank // self.count, size * (self.rank + 1) // self.count)
 
     def places(self, size: int) -> np.ndarray:
         """Return the places in a batch of the images that this process embeds: its part, or more to make up two.
 
-        Batch normalisation has no statistics of a single image; the caller uses only the first `share_size`.
+        Batch normalisation has no statistics of a single image; the caller uses only those of its `share`.
         """
         least = 1 if self.count == 1 else 2
-        return (self.share(size).start + np.arange(max(least, self.share_size(size)))) % size
+        own = self.share(size)
+        return (own.start + np.arange(max(least, len(own)))) % size
 
     def gather(self, part: torch.Tensor, size: int) -> torch.Tensor:
         """Return the whole batch, (size, D), of which each process has its share, (n, D).
@@ -68,7 +64,7 @@ class Ranks:
         padded[: len(part)] = part.detach()
         parts = [torch.empty_like(padded) for _ in shares]
         distributed.all_gather(parts, padded)
-        parts = [other[: share.stop - share.start] for other, share in zip(parts, shares, strict=True)]
+        parts = [other[: len(share)] for other, share in zip(parts, shares, strict=True)]
         parts[self.rank] = part
         return torch.cat(parts)
 

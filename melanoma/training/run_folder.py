@@ -35,7 +35,7 @@ from melanoma.common.files import (
 )
 from melanoma.common.tensors import fitting as fitting_file
 from melanoma.common.tensors import load_tensors, save_tensors
-from melanoma.data.split import PARTS
+from melanoma.data.split import LESIONS, PARTS
 from melanoma.data.tables import read_csv
 
 FORMAT = 4
@@ -45,7 +45,7 @@ RESULTS = ("last.pt", "best.pt", "log.jsonl", "predictions.csv", "metrics.json",
 # Before the names of predictions and metrics of another folder than the run's own, and of its validation part.
 EVALUATED, VALIDATED = "evaluate_", "validation_"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pandas", "pillow", "scikit-learn")
-SPLIT_COLUMNS = ["image_name", "source", "patient_id", "group", "label", "part"]
+SPLIT_COLUMNS = [*LESIONS, "part"]
 ADVICE = "run train.py first or pass --run-dir"
 OTHERWISE = "train again or pass another --run-dir"
 
@@ -70,10 +70,16 @@ def fitting(path: Path) -> contextlib.AbstractContextManager[None]:
     return fitting_file("checkpoint", path, OTHERWISE)
 
 
-def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame, device: str, resumed: bool) -> None:
+def write_start(
+    run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame, device: str, resumed: bool
+) -> list[Any]:
     """Write what explains a run: settings, split, commit, versions, device; a new run first clears an earlier one's.
 
     settings : JSON values
+
+    Returns
+    -------
+    what `read_starts` now reads
     """
     remove_halves(run_dir)  # the caller holds the lock
     earlier = read_starts(run_dir) if resumed else []
@@ -93,7 +99,9 @@ def write_start(run_dir: Path, settings: Mapping[str, Any], table: pd.DataFrame,
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
     }
-    write_json(run_dir / "run.json", [*earlier, run])
+    starts = [*earlier, run]
+    write_json(run_dir / "run.json", starts)
+    return starts
 
 
 def lock_run(run_dir: Path) -> contextlib.AbstractContextManager[None]:

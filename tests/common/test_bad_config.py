@@ -4,13 +4,13 @@ import dataclasses
 import json
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import controls
 import pytest
 from bad_input import EVIL, REFUSED, attempt, cases, no_files, refusal
+from conftest import exit_code
 from hypothesis import given
 from hypothesis import strategies as st
 from tally import tally
@@ -21,7 +21,6 @@ import train
 from config import BASELINE, RECIPES, Config
 from melanoma.common.device import choose_device
 from melanoma.common.errors import InputError
-from melanoma.common.script import run_script
 from melanoma.common.settings import Parser, add_flags, from_dict, from_flags, to_dict, with_machine
 
 KIND = "bad settings"
@@ -336,10 +335,8 @@ def test_a_path_that_no_file_can_have_ends_every_script_in_one_line(flag, script
     }[script]
     for path in ("x" * 300, "\udcff" * 100, "/proc/self/mem/x", "/dev/null/x", f"{tmp_path}/\x1b[31m"):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [*script.split(), f"--{flag}={path}"])
-        with pytest.raises(SystemExit) as stop:
-            run_script(work)
+        code = exit_code(monkeypatch, work, *script.split(), f"--{flag}={path}")
         _out, err = capsys.readouterr()
-        assert (stop.value.code, err.count("\n")) == (2, 1)
+        assert (code, err.count("\n")) == (2, 1)
         assert err[:-1].isprintable()
         tally(KIND, "clean error")

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bad_input import EVIL, cases, check_message
-from conftest import quick_config
+from conftest import exit_code, quick_config
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +23,6 @@ from test_page import CARD, FIGURES, METRICS, SETTINGS, Page
 
 import predict
 from melanoma.common.errors import InputError, brief, listed, printable, shown
-from melanoma.common.script import run_script
 from melanoma.report import curves
 from melanoma.report import page as report
 from melanoma.report.lesions import error_gallery, lesion_card
@@ -159,13 +158,11 @@ def test_a_figure_draws_any_name_without_a_warning(name):
 # --- scripts ---
 
 
-def test_an_error_of_a_script_is_one_line_that_a_terminal_only_shows(capsys):
+def test_an_error_of_a_script_is_one_line_that_a_terminal_only_shows(monkeypatch, capsys):
     def main() -> None:
         raise InputError(f"a\n  b {EVIL} \udcff")
 
-    with pytest.raises(SystemExit) as stop:
-        run_script(main)
-    assert stop.value.code == 2
+    assert exit_code(monkeypatch, main, "script.py") == 2
     out, err = capsys.readouterr()
     assert (out, err[:11], err.count("\n"), err[-1]) == ("", "error: a b ", 1, "\n")
     assert err[:-1].isprintable()
@@ -199,18 +196,9 @@ def test_an_evaluation_of_evil_names_is_whole_and_obeys_none(trained, tmp_path, 
     machine = quick_config(trained.train_image[0].parent, graph_dir=tmp_path / "graph")
     flags = [f"--{name.replace('_', '-')}={getattr(machine, name)}" for name in ("cache_dir", "graph_dir", "device")]
     flags += [f"--train-image={machine.train_image[0]}"]
-    flags += [
-        "--run-dir",
-        str(run_dir),
-        "--evaluate-image",
-        str(folder),
-        "--evaluate-labels",
-        str(tmp_path / "labels.csv"),
-    ]
-    monkeypatch.setattr(sys, "argv", ["predict.py", *flags])
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as stop:
-        run_script(predict.run)
-    assert stop.value.code == 0
+    new = ["--run-dir", run_dir, "--evaluate-image", folder, "--evaluate-labels", tmp_path / "labels.csv"]
+    with warnings.catch_warnings():
+        assert exit_code(monkeypatch, predict.run, "predict.py", *flags, *new) == 0
     assert f"{printable(evil)}: 24 images" in capsys.readouterr().out
     page = Page((tmp_path / "graph" / "report.html").read_text(encoding="utf-8"))
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "b", "i", "u"})

@@ -8,13 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import names
 
 from melanoma.common.errors import InputError
 from melanoma.common.files import locked, make_folder, read_text, remove_file, replace_file, write_json
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_replace_file_puts_the_new_in_place_of_the_old(tmp_path):

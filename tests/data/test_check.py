@@ -6,19 +6,17 @@ import io
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import data_site
+from conftest import data_site, run_dataset
 from PIL import Image
 
-import dataset
-from melanoma.common.script import Stopped, run_script
+from melanoma.common.script import Stopped
 from melanoma.data import cache, check
-from melanoma.data.check import Findings, check_images
+from melanoma.data.check import unreadable_images
 from melanoma.data.decoding import UnreadableImage, find_images
 from melanoma.data.download import unpack
 
@@ -53,14 +51,10 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def check_train(folder: Path) -> Findings:
-    return check_images([f"ISIC_{i:07d}" for i in range(12)], find_images(folder / "train"))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_complete_images_are_readable(tmp_path, kind):
     (tmp_path / "a").write_bytes(KINDS[kind])
-    assert not check_images(["a"], {"a": tmp_path / "a"}).unreadable
+    assert unreadable_images({"a": tmp_path / "a"}) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,30 +65,27 @@ def test_images_cut_anywhere_are_found(tmp_path, kind):
         ends += [len(data) - 2, len(data) - 1]
     for end in ends:
         (tmp_path / "a").write_bytes(data[:end])
-        assert check_images(["a"], {"a": tmp_path / "a"}).unreadable == ["a"], end
+        assert unreadable_images({"a": tmp_path / "a"}) == ["a"], end
 
 
-def test_a_complete_folder_has_no_fault(folder):
-    assert check_train(folder) == Findings([], [], [])
-
-
-def test_each_fault_is_found_and_named(folder):
+def test_each_fault_is_found_and_named(folder, monkeypatch, capsys):
     train = folder / "train"
     (train / "ISIC_0000002.jpg").unlink()
     whole = (train / "ISIC_0000003.jpg").read_bytes()
     (train / "ISIC_0000003.jpg").write_bytes(whole[:-10])
     (train / "ISIC_0000005.jpg").write_bytes(bytes(len((train / "ISIC_0000005.jpg").read_bytes())))
     (train / "ISIC_0000007.jpg").write_bytes(b"")
-    (train / "extra.jpg").write_bytes(KINDS["jpeg"])
-    assert check_train(folder) == Findings(
-        ["ISIC_0000002"], ["ISIC_0000003", "ISIC_0000005", "ISIC_0000007"], ["extra"]
-    )
+    (folder / "test" / "extra.jpg").write_bytes(KINDS["jpeg"])
+    assert run_check(monkeypatch, folder) == 2
+    out = capsys.readouterr().out
+    assert "  1 missing: ISIC_0000002\n  3 unreadable: ISIC_0000003, ISIC_0000005, ISIC_0000007\n" in out
+    assert f"  1 not in {folder}/ISIC_2020_Test_Metadata.csv and not used: extra\n" in out
 
 
 def test_images_that_the_csv_does_not_name_are_printed_and_no_fault(folder, monkeypatch, capsys):
     for i in range(7):
         (folder / "train" / f"extra{i}.jpg").symlink_to(folder / "train" / "ISIC_0000001.jpg")
-    assert run_check(folder, monkeypatch=monkeypatch) == 0
+    assert run_check(monkeypatch, folder) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "labels without an image: 0; images without a label: 7" in lines[2]
     assert lines[4] == "train_image: 10 images, 0 of them links"
@@ -116,11 +107,11 @@ def test_ctrl_c_does_not_wait_for_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "decode_with_size", note)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     with pytest.raises(Stopped):
-        check_images([], {str(i): tmp_path / str(i) for i in range(2_000)})
+        unreadable_images({str(i): tmp_path / str(i) for i in range(2_000)})
     assert len(read) < 1_000
 
 
-def run_check(folder: Path, *extra: str, monkeypatch: pytest.MonkeyPatch) -> object:
+def run_check(monkeypatch: pytest.MonkeyPatch, folder: Path) -> object:
     tables = {
         "train-labels": "ISIC_2020_Training_GroundTruth.csv",
         "duplicates": "ISIC_2020_Training_Duplicates.csv",
@@ -128,14 +119,11 @@ def run_check(folder: Path, *extra: str, monkeypatch: pytest.MonkeyPatch) -> obj
     }
     flags = [f"--{flag}={folder / file}" for flag, file in tables.items()]
     flags += [f"--train-image={folder / 'train'}", f"--test-image={folder / 'test'}"]
-    monkeypatch.setattr(sys, "argv", ["dataset.py", "--check", *flags, *extra])
-    with pytest.raises(SystemExit) as stop:
-        run_script(dataset.main)
-    return stop.value.code
+    return run_dataset(monkeypatch, "--check", *flags)
 
 
 def test_the_script_says_that_all_is_complete(folder, monkeypatch, capsys):
-    assert run_check(folder, monkeypatch=monkeypatch) == 0
+    assert run_check(monkeypatch, folder) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[2:] == [
         "  12 labels; labels without an image: 0; images without a label: 0",
@@ -150,7 +138,7 @@ def test_the_script_says_that_all_is_complete(folder, monkeypatch, capsys):
 def test_the_script_counts_faults_of_both_folders(folder, monkeypatch, capsys):
     (folder / "train" / "ISIC_0000002.jpg").unlink()
     (folder / "test" / "ISIC_9000001.jpg").write_bytes(b"x")
-    assert run_check(folder, monkeypatch=monkeypatch) == 2
+    assert run_check(monkeypatch, folder) == 2
     out, err = capsys.readouterr()
     assert "  1 missing: ISIC_0000002\n" in out and "  1 unreadable: ISIC_9000001\n" in out
     assert err.count("\n") == 1
@@ -159,11 +147,11 @@ def test_the_script_counts_faults_of_both_folders(folder, monkeypatch, capsys):
 
 def test_without_test_images_the_training_ones_are_checked(folder, monkeypatch, capsys):
     (folder / "test").rename(folder / "elsewhere")
-    assert run_check(folder, monkeypatch=monkeypatch) == 0
+    assert run_check(monkeypatch, folder) == 0
     assert "test" not in capsys.readouterr().out.replace(str(folder), "")
 
 
 @pytest.mark.skipif("LESION_DATA" not in os.environ, reason="LESION_DATA names no folder of photographs")
 def test_real_photographs_are_whole():
     paths = find_images(Path(os.environ["LESION_DATA"], "originals"))
-    assert check_images(list(paths), paths) == Findings([], [], [])
+    assert unreadable_images(paths) == []

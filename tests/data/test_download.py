@@ -15,14 +15,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import DataSite, data_site, names
+from conftest import DataSite, data_site, names, run_dataset
 from faulty_server import Served
 from filelock import FileLock
 
 import config
-import dataset
 from melanoma.common.errors import InputError
-from melanoma.common.script import run_script
 from melanoma.data import download
 from melanoma.data.download import DOWNLOADS, RemoteFile, download_isic
 
@@ -52,24 +50,17 @@ def whole(folder: Path, site: DataSite, with_test: bool = False) -> None:
     assert set(names(folder)) - hidden == {*tables, *expected}
 
 
-def run_dataset(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    monkeypatch.setattr(sys, "argv", ["dataset.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        run_script(dataset.main)
-    return stop.value.code
-
-
 @pytest.mark.parametrize("with_test", [False, True])
 def test_the_whole_set_lies_where_config_looks(site, tmp_path, monkeypatch, capsys, with_test):
     monkeypatch.chdir(tmp_path)
     extra = ["--with-test"] if with_test else []
-    assert run_dataset("--download", "data", *extra, monkeypatch=monkeypatch) == 0
+    assert run_dataset(monkeypatch, "--download", "data", *extra) == 0
     whole(Path("data"), site, with_test)
     assert names(tmp_path) == ["data"]
     out = capsys.readouterr().out
     assert "--duplicates data/ISIC_2020_Training_Duplicates.csv" in out
     duplicates = "data/ISIC_2020_Training_Duplicates.csv"
-    assert run_dataset("--check", "--duplicates", duplicates, monkeypatch=monkeypatch) == 0
+    assert run_dataset(monkeypatch, "--check", "--duplicates", duplicates) == 0
     assert "all images are complete" in capsys.readouterr().out
 
 
@@ -180,11 +171,11 @@ def test_a_server_that_tells_no_size(site, server, tmp_path):
 
 def test_the_script_says_one_line(site, server, tmp_path, monkeypatch, capsys):
     server.files[site.files["train_image"][0]].statuses.extend([404])
-    assert run_dataset("--download", str(tmp_path / "data"), monkeypatch=monkeypatch) == 2
+    assert run_dataset(monkeypatch, "--download", tmp_path / "data") == 2
     err = capsys.readouterr().err
     assert err.startswith("error: http") and err.count("\n") == 1
     (tmp_path / "file").write_text("")
-    assert run_dataset("--download", str(tmp_path / "file"), monkeypatch=monkeypatch) == 2
+    assert run_dataset(monkeypatch, "--download", tmp_path / "file") == 2
     assert "cannot be made" in capsys.readouterr().err
 
 
@@ -193,7 +184,7 @@ def test_the_script_says_one_line(site, server, tmp_path, monkeypatch, capsys):
     [(["--with-test"], "goes with --download"), (["--download", "x", "--check"], "not allowed with")],
 )
 def test_flags_that_do_not_go_together(arguments, message, monkeypatch, capsys):
-    assert run_dataset(*arguments, monkeypatch=monkeypatch) == 2
+    assert run_dataset(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
 
 
@@ -315,7 +306,7 @@ def test_killed_while_unpacking(site, server, tmp_path):
 
 
 def test_a_disk_too_small_for_archive_and_images(site, server, tiny_disk, monkeypatch, capsys):
-    assert run_dataset("--download", str(tiny_disk), monkeypatch=monkeypatch) == 2
+    assert run_dataset(monkeypatch, "--download", tiny_disk) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "GB are needed" in err and err.count("\n") == 1
     assert not (tiny_disk / "train").exists()

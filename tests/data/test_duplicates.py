@@ -2,17 +2,15 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_dataset
 from PIL import Image
 
-import dataset
 from melanoma.common.errors import InputError
-from melanoma.common.script import run_script
 from melanoma.data import duplicates
 from melanoma.data.cache import ImageCache
 from melanoma.data.duplicates import PAIR, drop_duplicates, find_duplicates, list_duplicates, read_duplicates
@@ -152,6 +150,8 @@ def test_the_list_has_what_is_found_and_the_counts_are_printed(tmp_path, capsys)
 def test_unreadable_images_are_not_compared(tmp_path, capsys):
     assert listed(tmp_path, errors={"b": "cut"})["image_name_1"].tolist() == ["c"]
     assert "among 3 images: 1;" in capsys.readouterr().out
+    with pytest.raises(InputError, match="there is no image to compare that can be read"):
+        listed(tmp_path, errors=dict.fromkeys("abcd", "cut"))
 
 
 def test_the_pairs_of_the_list_in_use_are_copied(tmp_path, capsys):
@@ -166,13 +166,6 @@ def test_a_file_that_is_no_list_of_duplicates_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="has no column image_name_1 and no image_name_2"):
         listed(tmp_path)
     assert (tmp_path / "found.csv").read_text() == "image_name,target\na,1\n"
-
-
-def run_dataset(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
-    monkeypatch.setattr(sys, "argv", ["dataset.py", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        run_script(dataset.main)
-    return stop.value.code
 
 
 def test_near_duplicates_of_two_sources_are_listed_and_then_dropped(tmp_path, monkeypatch, capsys):

@@ -3,20 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import cache_of
 
 from melanoma.data import feed
-from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
 
 CPU = torch.device("cpu")
 ROWS = [np.array([7, 0, 7]), np.array([11]), np.arange(12), np.array([5, 4])]
-
-
-@pytest.fixture
-def cache() -> ImageCache:
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    return cache_of(pixels)
 
 
 def test_batches_are_the_rows_asked_for_in_order(cache):

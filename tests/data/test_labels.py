@@ -196,10 +196,25 @@ def test_four_settings_read_any_table(tmp_path):
     assert found.layout == "label table: no, finding; melanoma = mm, LMM; grouped by person and spot"
 
 
-@pytest.mark.parametrize("name", ["label", "age", "source", "part", "group"])
+@pytest.mark.parametrize("name", ["label", "age", "sex", "site", "source", "part", "group"])
 def test_a_column_of_groups_cannot_have_a_name_that_the_table_uses(tmp_path, name):
     with pytest.raises(InputError, match=f"group_columns names {name}, which .*: rename the column"):
         read(tmp_path, f"image,target,{name}\na,1,x\nb,0,y\n", groups=[name])
+
+
+@pytest.mark.parametrize("column, key", [("patient", "patient_id"), ("lesion", "lesion_id")])
+def test_a_column_of_groups_takes_the_place_of_the_usual_one(tmp_path, column, key):
+    labels = read(tmp_path, f"image,target,{key},{column}\na,1,,x\nb,0,,y\n", groups=[column])
+    assert labels.groups == (key,)
+    assert labels.table[key].tolist() == ["x", "y"]
+    with pytest.raises(InputError, match=f"group_columns names {key} twice, or by two columns"):
+        read(tmp_path, f"image,target,{key},{column}\na,1,,x\nb,0,,y\n", groups=[key, column])
+
+
+def test_a_column_called_folder_is_no_class_folder(tmp_path):
+    text = "image_name,folder,dx\na,batch1,mel\nb,batch2,nv\n"
+    assert read(tmp_path, text).layout.startswith("label table: image_name, dx; melanoma = mel")
+    assert read(tmp_path, text, melanoma=["mel"]).table["label"].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("setting", ["image", "label", "groups"])

@@ -49,6 +49,12 @@ def test_one_text_as_patient_and_as_lesion_is_two_groups():
     assert sets_of(group_images(table_of(["1", ""], ["", "1"]), KEYS)) == [[0], [1]]
 
 
+def test_any_number_of_columns_can_group():
+    keys = [f"key_{i}" for i in range(12)]
+    table = pd.DataFrame({"image_name": ["a", "b"], **{key: ["", ""] for key in keys[:-1]}, keys[-1]: ["x", "x"]})
+    assert group_images(table, keys).tolist() == ["key_11:x"] * 2
+
+
 def test_groups_agree_with_a_slow_union():
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -315,25 +315,6 @@ def test_each_fold_is_measured_by_itself():
 # --- the AUC ---
 
 
-def test_interval_equals_resampling_patients_by_hand():
-    labels, scores = random_lesions(60)
-    patients = np.array([f"IP_{i % 17}" for i in range(60)])
-    names, rng = np.unique(patients), np.random.default_rng(3)
-    aucs = []
-    for _ in range(200):
-        drawn = names[rng.integers(0, 17, 17)]
-        rows = np.concatenate([np.flatnonzero(patients == name) for name in drawn])
-        aucs.append(sk.roc_auc_score(labels[rows], scores[rows]))
-    interval = auc_interval(labels, scores, patients, np.random.default_rng(3), draws=200)
-    assert interval == pytest.approx(np.quantile(aucs, [0.025, 0.975]).tolist())
-
-
-def test_interval_covers_the_auc():
-    labels, scores = random_lesions(200)
-    low, high = interval_of(labels, scores, np.arange(200), np.random.default_rng(0), 500)
-    assert low < sk.roc_auc_score(labels, scores) < high
-
-
 def test_more_images_of_the_same_patients_are_no_more_evidence():
     labels, scores = random_lesions(40)
     once = interval_of(labels, scores, np.arange(40), np.random.default_rng(0), 500)

@@ -26,8 +26,7 @@ from melanoma.evaluation.bootstrap import auc_interval, compare
 from melanoma.evaluation.evaluate import compare_runs, measure
 from melanoma.report.figures import tsne_subset
 from melanoma.report.page import PICTURES
-from melanoma.scoring import ensemble as panel
-from melanoma.scoring import labelled
+from melanoma.scoring import ensemble, labelled
 from melanoma.scoring.ensemble import Choices
 
 
@@ -225,8 +224,8 @@ def test_figures_that_cannot_be_drawn_are_removed_and_the_reason_is_told(
 def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     trained: Config, lesion_folder: Path, tmp_path: Path
 ) -> None:
-    panels = predict.load_ensembles(trained, [trained.run_dir])
-    table = panels[0].lesions
+    ensembles = predict.load_ensembles(trained, [trained.run_dir])
+    table = ensembles[0].lesions
     assert table is not None
     known = table[table["part"] != "test"]
     new = table[table["part"] == "test"]
@@ -238,23 +237,23 @@ def test_images_that_a_run_knows_are_left_out_and_those_of_its_patients_counted(
     Image.new("RGB", (64, 64), (9, 99, 199)).save(new_pixels)
     paths = {name: images / f"{name}.jpg" for name in table["image_name"]}
     paths |= {"x": new_pixels, **{f"r{i}": images / f"{name}.jpg" for i, name in enumerate(known["image_name"][:3])}}
-    feeds, _ = panel.decode_all(panels, paths, lambda own, size: decode_photos(own, size))
-    assert panel.known_pictures(panels, feeds, names.tolist()).sum() == len(known) + 3
-    left, notes = labelled.new_to_all(panels, lesions, feeds)
+    feeds, _ = ensemble.decode_all(ensembles, paths, lambda own, size: decode_photos(own, size))
+    assert ensemble.known_pictures(ensembles, feeds, names.tolist()).sum() == len(known) + 3
+    left, notes = labelled.new_to_all(ensembles, lesions, feeds)
     assert left["image_name"].tolist() == [*new["image_name"], "x"]
     assert notes[0].startswith(f"{len(known) + 3} images are left out") and known["image_name"].iloc[0] in notes[0]
     assert f": {len(known) + 3} by their pixels, the others by their names" in notes[0]
     assert notes[1].startswith("1 images are of patients")
-    assert labelled.new_to_all(panels, new, feeds)[1] == []
+    assert labelled.new_to_all(ensembles, new, feeds)[1] == []
     # a name that two sources had was stored with its source
     twice = table.assign(image_name=table["source"] + ":" + table["image_name"])
-    [run] = panels[0].runs
-    prefixed = dataclasses.replace(panels[0], runs=[dataclasses.replace(run, lesions=twice, known=frozenset())])
+    [run] = ensembles[0].runs
+    prefixed = dataclasses.replace(ensembles[0], runs=[dataclasses.replace(run, lesions=twice, known=frozenset())])
     assert labelled.new_to_all([prefixed], table, feeds)[0]["image_name"].tolist() == new["image_name"].tolist()
     known.rename(columns={"label": "target"}).to_csv(tmp_path / "known.csv", index=False)
     with pytest.raises(InputError, match=r"has nothing to judge: 48 images are left out"):
         labels = read_labels(tmp_path / "known.csv")
-        labelled.score_folder(panels, lesion_folder / "train", labels, partial(predict.decode, trained))
+        labelled.score_folder(ensembles, lesion_folder / "train", labels, partial(predict.decode, trained))
 
 
 @pytest.fixture
@@ -332,7 +331,7 @@ def predict_part(config: Config) -> labelled.Scored:
     return labelled.score_part(predict.load_ensembles(config, [config.run_dir]), *files)
 
 
-def test_a_run_and_a_panel_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
+def test_a_run_and_an_ensemble_are_compared_on_the_same_images(trained: Config, tmp_path: Path, monkeypatch) -> None:
     tables = [predict_part(trained).table for _ in range(2)]
     rng = np.random.default_rng(0)
     tables[1] = tables[1].assign(probability=rng.random(len(tables[1]))).sample(frac=1, random_state=0)

@@ -12,8 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from melanoma.evaluation.metrics import evaluate
-from melanoma.report import curves, embeddings
-from melanoma.report import style as figures
+from melanoma.report import curves, embeddings, style
 
 LABELS = np.array([0, 0, 1, 0, 1, 1, 0, 0])
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.02])
@@ -171,7 +170,7 @@ def test_thresholds_of_folds_are_all_marked_and_the_point_stands_at_their_mean()
 def test_score_histogram_counts_every_image_of_its_class():
     melanoma, benign = curves.score_histogram(LABELS, SCORES, 0.5, WHAT).axes
     assert (melanoma.get_ylabel(), benign.get_ylabel()) == ("melanoma images", "benign images")
-    for axes, label, colour in ((melanoma, 1, figures.MELANOMA), (benign, 0, figures.BENIGN)):
+    for axes, label, colour in ((melanoma, 1, style.MELANOMA), (benign, 0, style.BENIGN)):
         own = SCORES[label == LABELS]
         filled = [bar for bar in bars_of(axes) if bar.get_height()]
         assert sum(bar.get_height() for bar in filled) == len(own)
@@ -370,8 +369,8 @@ def test_groups_too_small_are_named_in_grey_with_the_reason_and_empty_ones_left_
     assert texts_of(axes) == []  # the lines cross no text
     labels = axes.get_yticklabels()
     assert [label.get_text() for label in labels][-1] == "oral"
-    assert [label.get_color() for label in labels] == ["black"] * 4 + [figures.GREY] * 2
-    grey = [text.get_text() for text in table.texts if text.get_color() == figures.GREY]
+    assert [label.get_color() for label in labels] == ["black"] * 4 + [style.GREY] * 2
+    grey = [text.get_text() for text in table.texts if text.get_color() == style.GREY]
     assert grey == ["40 / 2", "2 melanomas: too few", "3 / 0", "no melanoma"]
 
 
@@ -407,7 +406,7 @@ def test_a_group_without_an_interval_has_its_auc_in_grey_and_no_bar():
     assert [points_of(few).tolist(), points_of(male).tolist()] == [[[0.3, 1]], [[0.79, 2]]]
     assert points_of(interval).tolist() == [[0.74, 2], [0.84, 2]]
     assert texts_of(table)[2:4] == ["1,200 / 80", "0.30 (too few patients)"]
-    assert (few.get_color(), male.get_color()) == (figures.GREY, figures.BENIGN)
+    assert (few.get_color(), male.get_color()) == (style.GREY, style.BENIGN)
     assert axes.get_xlim()[0] < 0.3
 
 

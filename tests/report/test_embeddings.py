@@ -7,21 +7,15 @@ import pytest
 from conftest import points_of, save, titles_of
 from matplotlib.colors import same_color
 from scipy.special import logit
+from test_curves import LABELS, SCORES, WHAT, legend_texts
 
 from melanoma.report import embeddings, style
 
-LABELS = np.array([0, 0, 1, 0, 1, 1, 0, 0])
-SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.02])
 POINTS = np.arange(16.0).reshape(8, 2)
-WHAT = "test: 8 images, 3 melanoma"
 
 
 def a_map():
     return embeddings.tsne_map(POINTS, LABELS, WHAT)
-
-
-def legend_texts(figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_pair_distances_are_shares_of_their_kind_with_the_margin():

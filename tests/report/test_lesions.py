@@ -6,9 +6,7 @@ from conftest import save, titles_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import same_color, to_rgba
 from matplotlib.figure import Figure
-from PIL import Image
 
-from melanoma.report.graph_folder import save_figure
 from melanoma.report.lesions import Neighbour, confident_errors, error_gallery, heat_overlay, lesion_card
 from melanoma.report.new_lesions import describe_verdict
 from melanoma.report.style import BENIGN, GREY, MELANOMA, one_line
@@ -31,10 +29,6 @@ def card(heat: np.ndarray = HEAT, benign: int = 5) -> Figure:
     return lesion_card("photo.jpg", ORIGIN, grey(200), heat, VERDICT, neighbours("M", 5), neighbours("B", benign))
 
 
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.texts]
-
-
 def titles(figure: Figure) -> list[str]:
     return [axes.get_title() for axes in figure.axes if axes.get_title()]
 
@@ -42,7 +36,7 @@ def titles(figure: Figure) -> list[str]:
 def test_a_card_names_the_lesion_the_verdict_and_all_neighbours_with_their_distances():
     figure = card()
     explained = "by distance in the embedding: small = alike"
-    assert texts(figure) == [
+    assert titles_of(figure) == [
         "photo.jpg",
         ORIGIN,
         "called melanoma",
@@ -97,7 +91,7 @@ def test_a_card_without_neighbours_is_its_upper_part_alone():
     whole = card()
     alone = lesion_card("photo.jpg", ORIGIN, grey(200), np.eye(4), VERDICT, [], [])
     assert len(alone.axes) == 3  # lesion, heat map, colour bar
-    assert [text.get_text() for text in alone.texts] == [text.get_text() for text in whole.texts[:4]]
+    assert titles_of(alone) == titles_of(whole)[:4]
     heights = [figure.get_size_inches()[1] for figure in (whole, alone)]
     for ours, theirs in zip(alone.axes, whole.axes, strict=False):  # as far from the upper edge, and as large
         for edge in ("y0", "y1"):
@@ -122,10 +116,9 @@ def test_a_class_with_few_references_has_a_shorter_row():
 )
 def test_a_card_of_any_name_and_heat_is_drawn(tmp_path, name, heat):
     figure = lesion_card(name, name, grey(0), heat, VERDICT, [(name, grey(1), 0.0)], neighbours("B", 5))
-    save_figure(figure, tmp_path / "card.png", "mark")
-    with Image.open(tmp_path / "card.png") as image:
-        assert image.size == (1500, 1410)
-        assert image.convert("L").getextrema() == (0, 255)
+    image = save(figure, tmp_path / "card.png")
+    assert image.size == (1500, 1410)
+    assert image.convert("L").getextrema() == (0, 255)
 
 
 def test_texts_are_shortened_in_their_middle_and_odd_characters_replaced():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import another_folder, feed_of, quick_config
+from conftest import another_folder, exit_code, feed_of, quick_config
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -21,16 +21,14 @@ import predict
 import train
 from config import Config
 from melanoma.common.errors import InputError
-from melanoma.common.script import run_script
-from melanoma.report import lesions as cards
-from melanoma.report import new_lesions as unlabelled
+from melanoma.report import lesions, new_lesions
 from melanoma.report.new_lesions import describe_verdict, probability_text, unique_name
-from melanoma.scoring import ensemble as panel
+from melanoma.scoring import ensemble
 from melanoma.scoring import model as models
 from melanoma.scoring.ensemble import Choices
 from melanoma.scoring.explain import heat_map
 from melanoma.scoring.model import COLUMNS
-from melanoma.training import run_folder as checkpoint
+from melanoma.training import run_folder
 from predict import judge_photos, write_submission
 
 
@@ -73,7 +71,7 @@ def quick_cards(monkeypatch: pytest.MonkeyPatch) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
-    monkeypatch.setattr(unlabelled, "save_figure", touch)
+    monkeypatch.setattr(new_lesions, "save_figure", touch)
 
 
 def shown_cards(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
@@ -82,9 +80,9 @@ def shown_cards(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     def draw(*arguments):
         seen.append(dict(zip(("name", "origin", "pixels", "heat", "verdict", 1, 0), arguments, strict=True)))
-        return cards.lesion_card(*arguments)
+        return lesions.lesion_card(*arguments)
 
-    monkeypatch.setattr(unlabelled, "lesion_card", draw)
+    monkeypatch.setattr(new_lesions, "lesion_card", draw)
     return seen
 
 
@@ -131,7 +129,7 @@ def test_nearest_distance_and_familiarity_equal_a_slow_loop(machine, folder):
     feed = feed_of(machine, run)
 
     def nearest(names: pd.Series) -> list[tuple[float, int]]:
-        _, embeddings = panel.score_images(run, feed, names)
+        _, embeddings = ensemble.score_images(run, feed, names)
         return [min((math.dist(own, other), row) for row, other in enumerate(run.references)) for own in embeddings]
 
     usual = [distance for distance, _ in nearest(run.part("validation")["image_name"])]
@@ -169,10 +167,7 @@ def test_an_image_that_cannot_be_read_has_its_error_and_the_others_are_judged(ma
     (folder / "c.jpg").write_bytes((folder / "c.jpg").read_bytes()[:300])
     (folder / "d.jpg").write_bytes(b"")
     named = [folder, folder / "notes.txt", folder / "nowhere.png"]
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, named), *flags(machine)])
-    with pytest.raises(SystemExit) as stopped:
-        run_script(predict.run)
-    assert stopped.value.code == 0
+    assert call(monkeypatch, *named, *flags(machine)) == 0
     table = written(machine.run_dir)
     assert [Path(path).name for path in table["path"]] == [
         *(f"{name}.jpg" for name in "abcdef"),
@@ -254,7 +249,7 @@ def test_photos_judged_a_few_at_a_time_give_the_same_table(machine, folder, monk
     monkeypatch.setattr(models, "AT_A_TIME", 4)
     parts = judge_photos(machine, (), [folder], cards=False)
     # a photo that lies as far as a validation image, but for the rounding, may count it or not
-    one = 1 / (checkpoint.read_split(machine.run_dir)["part"] == "validation").sum()
+    one = 1 / (run_folder.read_split(machine.run_dir)["part"] == "validation").sum()
     pd.testing.assert_series_equal(parts.pop("familiarity"), whole.pop("familiarity"), atol=1.01 * one)
     pd.testing.assert_frame_equal(parts, whole, check_exact=False, rtol=1e-5, atol=1e-6)
 
@@ -262,7 +257,7 @@ def test_photos_judged_a_few_at_a_time_give_the_same_table(machine, folder, monk
 @pytest.mark.parametrize(("asked", "limit", "drawn"), [(None, 6, 6), (None, 5, 0), (True, 5, 6), (False, 6, 0)])
 @pytest.mark.usefixtures("quick_cards")
 def test_cards_are_drawn_for_few_photos_or_if_asked_for(machine, folder, monkeypatch, capsys, asked, limit, drawn):
-    monkeypatch.setattr(unlabelled, "CARDS", limit)
+    monkeypatch.setattr(new_lesions, "CARDS", limit)
     judge_photos(machine, (), [folder], cards=asked)
     assert len(list((machine.graph_dir / "lesions").glob("*.png"))) == drawn
     out = capsys.readouterr().out
@@ -280,7 +275,7 @@ def test_a_card_shows_the_nearest_references_of_each_class(machine, folder, monk
     assert [card["name"] for card in seen] == ["a.jpg", "f.jpg"]
     for card, number in zip(seen, (8, 13), strict=True):
         original = sorted(machine.train_image[0].iterdir())[number].stem
-        _, [embedding] = panel.score_images(run, feed, pd.Series([original]))
+        _, [embedding] = ensemble.score_images(run, feed, pd.Series([original]))
         for label in (0, 1):
             expected = sorted(
                 (math.dist(embedding, own), name)
@@ -307,7 +302,8 @@ def test_the_heat_map_explains_the_runs_own_score(machine, folder, monkeypatch):
     run = predict.load_run(machine)
     cache = feed_of(machine, run).cache
     [view] = cache.gather(cache.rows([sorted(machine.train_image[0].iterdir())[8].stem]))
-    by_hand = heat_map(run.network, view, panel.make_ensemble([run]).scorers[0], run.references, run.reference_labels)
+    [scorer] = ensemble.make_ensemble([run]).scorers
+    by_hand = heat_map(run.network, view, scorer, run.references, run.reference_labels)
     np.testing.assert_allclose(dark, by_hand, rtol=1e-4, atol=1e-6)
 
 
@@ -420,11 +416,8 @@ def test_a_test_set_of_which_nothing_can_be_read_is_refused(challenge):
 # --- the command line ---
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        run_script(predict.run)
-    return stopped.value.code
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    return exit_code(monkeypatch, predict.run, "predict.py", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -443,7 +436,7 @@ def test_two_things_at_once_are_refused(monkeypatch, capsys, arguments):
 
 
 def test_a_photo_among_the_runs_is_told_from_one(monkeypatch, capsys, folder):
-    assert call(monkeypatch, "--run-dir", "runs/a", str(folder / "a.jpg")) == 2
+    assert call(monkeypatch, "--run-dir", "runs/a", folder / "a.jpg") == 2
     assert "a.jpg is a file: name photos before the flags" in capsys.readouterr().err
 
 

@@ -5,7 +5,6 @@ import copy
 import html
 import os
 import re
-import shutil
 import struct
 import subprocess
 from html.parser import HTMLParser
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CHROMIUM
 from PIL import Image
 
 from melanoma.report import model_card, tables
@@ -533,7 +533,6 @@ def test_the_model_card_has_its_parts(page):
 
 # --- in a browser ---
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MEASURE = """<!DOCTYPE html><body style="margin:0">
 <iframe id="page" width="{width}" height="900" style="border:0" srcdoc="{page}"></iframe>
 <script>onload = () => {{

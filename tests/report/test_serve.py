@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CHROMIUM
 from PIL import Image
 
 import predict
@@ -24,7 +25,6 @@ from melanoma.scoring import model as models
 from melanoma.scoring.model import Model
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "{{value}} ${alert(1)} <b>&'x'_*y*.png"
 
 

@@ -2,20 +2,16 @@
 
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pytest
-from conftest import titles_of
-from matplotlib import pyplot as plt
+from conftest import save, titles_of
 from matplotlib.figure import Figure
-from PIL import Image
 from test_curves import BAND, LABELS, LOG, WHAT
+from test_embeddings import POINTS
 
 from melanoma.report import curves, embeddings
-from melanoma.report.graph_folder import save_figure
 
 SCORES = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.65, 0.0])
-POINTS = np.arange(16.0).reshape(8, 2)
 
 FIGURES = {
     "learning": lambda: curves.learning_curves(LOG, 2, WHAT),
@@ -60,18 +56,13 @@ def test_a_long_title_is_wrapped_and_a_dollar_is_a_dollar(tmp_path):
     assert len(rest) == 2
     figure.draw_without_rendering()
     assert figure.texts[1].get_window_extent().x1 < figure.bbox.x1
-    save_figure(figure, tmp_path / "dollar.png", "mark")  # as mathematics it would be an error
+    save(figure, tmp_path / "dollar.png")  # as mathematics it would be an error
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_save_figure_makes_the_folder_and_a_picture_of_readable_size(tmp_path, name):
-    path = tmp_path / "new" / "graph" / f"{name}.png"
-    settings = dict(matplotlib.rcParams)
-    save_figure(FIGURES[name](), path, "mark")
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert 600 <= min(image.size) <= max(image.size) <= 1200
-        grey = np.asarray(image.convert("L"))
-        assert (grey.min() < 100, grey.max()) == (True, 255)  # neither blank nor transparent black
-    assert plt.get_fignums() == []  # no figure is left with pyplot
-    assert dict(matplotlib.rcParams) == settings
+    image = save(FIGURES[name](), tmp_path / "new" / "graph" / f"{name}.png")
+    assert image.format == "PNG"
+    assert 600 <= min(image.size) <= max(image.size) <= 1200
+    grey = np.asarray(image.convert("L"))
+    assert (grey.min() < 100, grey.max()) == (True, 255)  # neither blank nor transparent black

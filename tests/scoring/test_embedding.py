@@ -3,21 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import build_network, cache_of
+from conftest import build_network
 
 from melanoma.data.augment import show
-from melanoma.data.cache import ImageCache
 from melanoma.data.feed import Feed
 from melanoma.scoring.embedding import embed_images
 from modules import SiameseNetwork
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def cache() -> ImageCache:
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
-    return cache_of(pixels)
 
 
 @pytest.fixture

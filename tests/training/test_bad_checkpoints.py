@@ -26,7 +26,7 @@ import train
 from config import Config
 from melanoma.backbones import TimmBackbone
 from melanoma.common.settings import experiment, to_dict
-from melanoma.training import run_folder as checkpoint
+from melanoma.training import run_folder
 from melanoma.training.run_folder import (
     check_run_dir,
     load_checkpoint,
@@ -138,7 +138,7 @@ def saved(tmp_path: Path) -> tuple[Path, bytes, dict[str, Any]]:
     path = tmp_path / "last.pt"
     contents = small(optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0.9, 0.99)}]})
     save_checkpoint(path, contents)
-    return path, path.read_bytes(), {"format": checkpoint.FORMAT, **contents}
+    return path, path.read_bytes(), {"format": run_folder.FORMAT, **contents}
 
 
 def test_a_checkpoint_cut_anywhere_is_refused(saved):

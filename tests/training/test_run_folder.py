@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -14,12 +13,14 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from bad_input import Command
+from conftest import names, refusal
 from torch import nn
 
 from config import Config
 from melanoma.common.errors import InputError
 from melanoma.common.settings import experiment, from_dict, to_dict
-from melanoma.training import run_folder as checkpoint
+from melanoma.training import run_folder
 from melanoma.training.learner import Learner
 from melanoma.training.run_folder import load_checkpoint, lock_run, read_split, resume_run, save_checkpoint, write_log
 
@@ -53,24 +54,11 @@ def save_run(config: Config, epoch: int = 1, **contents: object) -> None:
 
 
 def start(config: Config, table: pd.DataFrame, device: str, resumed: bool) -> None:
-    checkpoint.write_start(config.run_dir, to_dict(config), table, device, resumed)
+    run_folder.write_start(config.run_dir, to_dict(config), table, device, resumed)
 
 
 def check(config: Config, resume: bool, overwrite: bool) -> None:
-    checkpoint.check_run_dir(config.run_dir, experiment(config), resume, overwrite)
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def refusal(function, *arguments) -> str:
-    """The message of an InputError, which must be one line."""
-    with pytest.raises(InputError) as caught:
-        function(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    run_folder.check_run_dir(config.run_dir, experiment(config), resume, overwrite)
 
 
 # --- checkpoints ---
@@ -85,21 +73,11 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path):
     save_checkpoint(tmp_path / "a.pt", contents)
     loaded = load_checkpoint(tmp_path / "a.pt")
     model = loaded.pop("model")
-    assert loaded == {"format": checkpoint.FORMAT, "config": contents["config"], "losses": [0.25, 0.125]}
+    assert loaded == {"format": run_folder.FORMAT, "config": contents["config"], "losses": [0.25, 0.125]}
     assert list(model) == ["weight", "steps"]
     for name, value in contents["model"].items():
         assert model[name].dtype == value.dtype
         assert torch.equal(model[name], value)
-
-
-class Command:
-    """An object whose unpickling makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
 
 
 def write_plain_pickle(path: Path, proof: Path) -> None:
@@ -133,8 +111,8 @@ def truncated(path: Path) -> None:
         lambda path: path.write_text("hello, no checkpoint"),
         lambda path: torch.save([1, 2], path),
         lambda path: torch.save({"model": {}}, path),
-        lambda path: torch.save({"format": checkpoint.FORMAT + 1}, path),
-        lambda path: torch.save({"format": checkpoint.FORMAT - 1}, path),
+        lambda path: torch.save({"format": run_folder.FORMAT + 1}, path),
+        lambda path: torch.save({"format": run_folder.FORMAT - 1}, path),
     ],
     ids=["truncated", "empty", "text", "list", "without format", "later format", "earlier format"],
 )
@@ -261,7 +239,7 @@ def test_a_broken_checkpoint_is_not_resumed(config):
 def test_a_start_writes_what_explains_the_run(config, table, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3"])
     start(config, table, "CPU (2 threads), float32", resumed=False)
-    assert files(config.run_dir) == ["config.json", "run.json", "split.csv"]
+    assert names(config.run_dir) == ["config.json", "run.json", "split.csv"]
     assert from_dict(Config, json.loads((config.run_dir / "config.json").read_text()), "config.json") == config
     [run] = json.loads((config.run_dir / "run.json").read_text())
     assert run["command"] == "train.py --epochs 3"
@@ -288,7 +266,7 @@ def test_a_start_clears_what_an_earlier_run_left(config, table, name):
     (config.run_dir / name).write_text("of an earlier run")
     (config.run_dir / "notes.txt").write_text("mine")
     start(config, table, "CPU", resumed=False)
-    assert files(config.run_dir) == ["config.json", "notes.txt", "run.json", "split.csv"]
+    assert names(config.run_dir) == ["config.json", "notes.txt", "run.json", "split.csv"]
 
 
 def test_resume_gives_the_last_checkpoint_and_takes_the_new_number_of_epochs(config, table):
@@ -354,25 +332,25 @@ def test_log_has_one_json_object_a_line(tmp_path):
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_the_commit_is_stored_and_marked_where_the_work_tree_differs(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "melanoma" / "training" / "run_folder.py"))
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "melanoma" / "training" / "run_folder.py"))
 
     def git(*arguments: str) -> str:
         identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
         command = ["git", "-C", str(tmp_path), *identity, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    assert checkpoint._commit() is None
+    assert run_folder._commit() is None
     git("init")
     (tmp_path / "checkpoint.py").write_text("# first\n")
     (tmp_path / "config.py").write_text("# first\n")
     git("add", ".")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD")
-    assert checkpoint._commit() == commit
+    assert run_folder._commit() == commit
     (tmp_path / "config.py").write_text("# second\n")  # the settings are recorded by themselves
-    assert checkpoint._commit() == commit
+    assert run_folder._commit() == commit
     (tmp_path / "checkpoint.py").write_text("# second\n")
-    assert checkpoint._commit() == commit + "+dirty"
+    assert run_folder._commit() == commit + "+dirty"
 
 
 def test_a_lock_that_cannot_be_held_is_one_line(config):
@@ -384,5 +362,5 @@ def test_a_lock_that_cannot_be_held_is_one_line(config):
 def test_a_damaged_list_of_evaluations_is_kept_and_named(tmp_path):
     path = tmp_path / "evaluations.jsonl"
     path.write_text('{"scorer": null}\n{"sco')
-    assert refusal(checkpoint.count_evaluation, tmp_path, {}) == f"{path} is damaged: restore or remove it"
+    assert refusal(run_folder.count_evaluation, tmp_path, {}) == f"{path} is damaged: restore or remove it"
     assert path.read_text() == '{"scorer": null}\n{"sco'

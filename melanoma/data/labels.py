@@ -35,16 +35,8 @@ ONE_HOT_2017 = ("melanoma", "seborrheic_keratosis")  # neither: a nevus
 FOLDER = "folder"
 
 NAMED = ("train_labels", "evaluate_labels")  # tables whose columns the settings name
-RESERVED = (
-    "image_name",
-    "label",
-    "sex",
-    "age",
-    "site",
-    "source",
-    "part",
-    "group",
-)  # columns of a table of lesions that cannot group them
+# Columns of a table of lesions that cannot group them.
+RESERVED = ("image_name", "label", "sex", "age", "site", "source", "part", "group")
 
 TRUE = r"1([.,]0*)?|true"
 BINARY = rf"{TRUE}|0([.,]0*)?|false"

@@ -26,7 +26,7 @@ from config import RECIPES, Config
 from melanoma.common.script import run_script
 from melanoma.data.cache import ImageCache
 from melanoma.data.sources import Sources
-from melanoma.evaluation.subgroups import subgroup_table
+from melanoma.evaluation.bootstrap import brief_metrics
 
 
 @contextlib.contextmanager
@@ -50,12 +50,12 @@ def measure(configs: list[Config]) -> dict[str, str]:
     ensembles = predict.load_ensembles(configs[0], [config.run_dir for config in configs])
     table = predict.score_own(configs[0], ensembles).table
     labels = np.concatenate([ensemble.runs[0].reference_labels for ensemble in ensembles])  # of the training parts
-    row = {
-        name: f"{count / len(configs):,.0f}" for name, count in (("images", len(labels)), ("melanoma", labels.sum()))
-    }
-    columns = ["label", "probability", "threshold", "group", "source"]
-    for part in subgroup_table(table[columns].assign(sex="all"), np.random.default_rng(0)):
-        row[part["group"]] = part["note"] or "{:.3f} ({:.3f} to {:.3f})".format(part["auc"], *part["auc_interval"])
+    images, melanoma = (count / len(configs) for count in (len(labels), labels.sum()))
+    row = {"images": f"{images:,.0f}", "melanoma": f"{melanoma:,.0f}"}
+    rng, sources = np.random.default_rng(0), dict(list(table.groupby("source")))
+    for name, own in ((sources if len(sources) > 1 else {}) | {"all": table}).items():
+        found = brief_metrics(own, rng)
+        row[name] = found["note"] or "{auc:.3f} ({auc_interval[0]:.3f} to {auc_interval[1]:.3f})".format_map(found)
     return row
 
 

@@ -113,7 +113,8 @@ def _convert(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Return the settings as JSON values (paths as text)."""
-    return dict(json.loads(json.dumps(dataclasses.asdict(settings), default=str)))
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    return values
 
 
 def from_dict(settings: type, values: Mapping[str, Any], source: str) -> Any:

@@ -90,17 +90,15 @@ def control_scores(folds: Sequence[pd.DataFrame]) -> pd.DataFrame:
     whose features are available, by its name
     """
     known = set.intersection(*map(set, folds))
-    several = "source" in known and pd.concat(folds)["source"].nunique() > 1
+    controls = {name: columns for name, columns in CONTROLS.items() if set(columns) <= known}
+    if "source" in known and len({source for table in folds for source in table["source"]}) == 1:
+        del controls["source"]
+    kept = ["image_name", "group", "label", *(name for name in METADATA if name in known)]
     parts = []
     for table in folds:
         train, test = (table[table["part"] == part] for part in ("train", "test"))
-        scores = {
-            name: fit_and_score(train, test, columns)
-            for name, columns in CONTROLS.items()
-            if set(columns) <= known and (name != "source" or several)
-        }
-        there = [name for name in METADATA if name in known]
-        parts.append(test[["image_name", "group", "label", *there]].assign(**scores))
+        scores = {name: fit_and_score(train, test, columns) for name, columns in controls.items()}
+        parts.append(test[kept].assign(**scores))
     return pd.concat(parts, ignore_index=True)
 
 

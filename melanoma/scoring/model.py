@@ -108,9 +108,7 @@ class Model:
         for start in range(0, len(photos), AT_A_TIME):
             part = photos[start : start + AT_A_TIME]
             texts = [
-                f"image {number}"
-                if isinstance(photo, Image.Image)
-                else str(photo).encode("utf-8", "backslashreplace").decode()
+                f"image {number}" if isinstance(photo, Image.Image) else shown_path(photo)
                 for number, photo in enumerate(part, start)
             ]
             yield part, *self._judge(part, texts)
@@ -199,3 +197,8 @@ def _listed(images: Photo | Sequence[Photo]) -> list[Path | Image.Image]:
             with contextlib.suppress(Exception):  # a broken one has its error in the table
                 image.load()
     return [image if isinstance(image, Image.Image) else Path(image) for image in several]
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as text; of a name that is no UTF-8 the odd bytes are escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
